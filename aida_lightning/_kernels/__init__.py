@@ -1,0 +1,1 @@
+"""One update rule, one file a backend."""

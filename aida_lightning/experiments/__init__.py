@@ -1,0 +1,1 @@
+"""The command line: comparisons of optimizers and the paper's figures."""
