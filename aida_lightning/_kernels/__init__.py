@@ -1,1 +1,1 @@
-"""One update rule, one file a backend."""
+"""One update rule, one file a backend, all with the signature ``(layers, rule) -> None``."""

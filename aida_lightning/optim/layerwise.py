@@ -1,0 +1,240 @@
+"""The engine of the family: options, state, and the choice of a kernel."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    _default_to_fused_or_foreach,
+    _get_capturable_supported_devices,
+    _get_scalar_dtype,
+    _to_scalar,
+    _use_grad_for_differentiable,
+)
+
+from aida_lightning._kernels.foreach import foreach
+from aida_lightning._kernels.rule import Kernel, LayerMean, Layers, UpdateRule, adaptive_stepsize
+from aida_lightning._kernels.single_tensor import single_tensor
+from aida_lightning.optim._checks import (
+    check_betas,
+    check_lr,
+    check_non_negative,
+    check_order,
+    check_positive,
+)
+from aida_lightning.optim.tracking import Track
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class LayerwiseOptimizer(Optimizer):
+    r"""Base of the family; a member chooses what it tracks and where a layer mean is taken.
+
+    A *layer* is one parameter tensor. At step :math:`t`, with :math:`d` the tracked vector and all
+    products of vectors elementwise,
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) d_t^2 + \epsilon \\
+        s_t &= 1 / \sqrt{v_t / (1 - \beta_2^t)} \\
+        x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t} \, s_t
+
+    :math:`\epsilon` stays in the state, so no adaptive stepsize :math:`s` ever exceeds
+    :math:`\sqrt{(1 - \beta_2) / \epsilon}`, 316.2 at the defaults.
+
+    Attributes:
+        track: which vector, one of the functions of ``aida_lightning.optim.tracking``.
+        layer_mean: ``"statistic"`` replaces :math:`d^2` by its mean over the layer, ``"stepsize"``
+            does so to :math:`s`, None to neither.
+        eps_in_denominator: whether :math:`s = 1 / (\sqrt{v / (1 - \beta_2^t)} + \epsilon)`.
+
+    Args:
+        params: parameters, named parameters, or dicts that define groups of them.
+        defaults: the options, by name, of groups that do not set them.
+    """
+
+    track: ClassVar[Track]
+    layer_mean: ClassVar[LayerMean] = None
+    eps_in_denominator: ClassVar[bool] = False
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        _check_options(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; its own options are checked as the constructor's are.
+
+        Raises:
+            ValueError: an option is outside of its range.
+        """
+        _check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state, with the moving averages of squares and the steps in their own dtype.
+
+        torch casts all state to the parameter's dtype, which rounds step 1,000,001 to 999,424 in
+        bfloat16 and loses ``eps`` from ``exp_avg_sq`` in float16.
+        """
+        super().load_state_dict(state_dict)
+        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+        ours = [
+            (param, group["capturable"]) for group in self.param_groups for param in group["params"]
+        ]
+        for key, (param, capturable) in zip(saved, ours, strict=True):
+            if not (state := state_dict["state"].get(key)):
+                continue
+            self.state[param]["exp_avg_sq"] = state["exp_avg_sq"].to(
+                param.device, _statistic_dtype(param)
+            )
+            self.state[param]["step"] = torch.as_tensor(
+                state["step"],
+                dtype=_get_scalar_dtype(),
+                device=param.device if capturable else "cpu",
+            )
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform a single optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            What ``closure`` returned, else None.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+        """
+        self._accelerator_graph_capture_health_check()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            layers = self._init_group(group)
+            self._kernel(group, layers.params)(layers, self._rule(group))
+        return loss
+
+    def stepsize(self, param: Tensor) -> Tensor:
+        r"""Compute the adaptive stepsizes :math:`s` of a layer from its state.
+
+        Args:
+            param: one of the optimizer's parameters, after at least one step.
+
+        Returns:
+            A new real tensor of the parameter's shape (complex parameters: a last dimension of 2 is
+            added), 0-dim where the statistic is averaged, in ``exp_avg_sq``'s dtype.
+
+        Raises:
+            KeyError: the parameter is not the optimizer's, or has not been updated yet.
+        """
+        group = next((g for g in self.param_groups if any(p is param for p in g["params"])), None)
+        if group is None or not self.state.get(param):
+            raise KeyError("no stepsize: the tensor is not a parameter that a step has updated")
+        return self._stepsize(group, self.state[param])
+
+    @torch.no_grad()
+    def _stepsize(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
+        rule = self._rule(group)
+        _, correction2 = rule.bias_corrections(state["step"])
+        eps = rule.eps if rule.eps_in_denominator else 0.0
+        return adaptive_stepsize(_real(state["exp_avg_sq"]), correction2, eps)
+
+    def _init_group(self, group: dict[str, Any]) -> Layers:
+        """Collect the layers that have a gradient, and start the state of new ones."""
+        layers = Layers([], [], [], [], [])
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            if param.grad.is_sparse:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            state = self.state[param]
+            if len(state) == 0:
+                # On the host, where it can be read without a wait, unless a graph is captured.
+                state["step"] = torch.zeros(
+                    (),
+                    dtype=_get_scalar_dtype(),
+                    device=param.device if group["capturable"] else "cpu",
+                )
+                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = self._zero_statistic(param)
+            if group["capturable"] and not torch.compiler.is_compiling():
+                devices = _get_capturable_supported_devices()
+                if param.device.type != state["step"].device.type or (
+                    param.device.type not in devices
+                ):
+                    raise AssertionError(
+                        "If capturable=True, params and state_steps must be on supported devices: "
+                        f"{devices}."
+                    )
+            tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
+            for entry, tensor in zip(layers[:4], map(_real, tensors), strict=True):
+                entry.append(tensor)
+            layers.steps.append(state["step"])
+        return layers
+
+    def _zero_statistic(self, param: Tensor) -> Tensor:
+        dtype = _statistic_dtype(param)
+        if self.layer_mean == "statistic":
+            return torch.zeros((), dtype=dtype.to_real(), device=param.device)
+        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+
+    def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> Kernel:
+        use_foreach = group["foreach"]
+        if use_foreach is None:
+            _, use_foreach = _default_to_fused_or_foreach(params, group["differentiable"])
+            # As torch does: a tensor lr without capturable would cost foreach a wait a layer.
+            if use_foreach and isinstance(group["lr"], Tensor) and not group["capturable"]:
+                use_foreach = False
+        return foreach if use_foreach else single_tensor
+
+    def _rule(self, group: dict[str, Any]) -> UpdateRule:
+        beta1, beta2 = group["betas"]
+        return UpdateRule(
+            track=type(self).track,
+            layer_mean=self.layer_mean,
+            eps_in_denominator=self.eps_in_denominator,
+            k=group.get("k", 0),
+            xi=group.get("xi", 0.0),
+            lr=_to_scalar(group["lr"]),
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+            maximize=group["maximize"],
+            capturable=group["capturable"],
+            differentiable=group["differentiable"],
+        )
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    check_lr(options["lr"])
+    check_betas(options["betas"])
+    check_positive("epsilon", options["eps"])
+    check_non_negative("weight_decay", options["weight_decay"])
+    if "k" in options:
+        check_order(options["k"])
+    if "xi" in options:
+        check_positive("xi", options["xi"])
+    if isinstance(options["lr"], Tensor) and options["foreach"] and not options["capturable"]:
+        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+
+
+def _statistic_dtype(param: Tensor) -> torch.dtype:
+    # In float16 an eps of 1e-8 is 0; in bfloat16 v * 0.999 rounds back to v and never decays.
+    return torch.float32 if param.dtype in _HALF else param.dtype
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -1,0 +1,132 @@
+"""What the family accepts and refuses."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from aida_lightning import optim
+
+OPTIMIZERS = sorted(reference.MEMBERS)
+NAN = math.nan
+
+
+def build(name="Aida", **options):
+    return getattr(optim, name)([nn.Parameter(torch.ones(2, 2))], **options)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, r"Invalid learning rate: -1.0, it must be >= 0"),
+        ({"lr": NAN}, r"Invalid learning rate: nan, it must be >= 0"),
+        ({"lr": torch.ones(2)}, r"Tensor lr must be 1-element"),
+        ({"betas": (1.0, 0.999)}, r"parameter at index 0: 1.0, it must be in \[0, 1\)"),
+        ({"betas": (0.9, -0.1)}, r"parameter at index 1: -0.1, it must be in \[0, 1\)"),
+        ({"betas": (0.9, NAN)}, r"parameter at index 1: nan, it must be in \[0, 1\)"),
+        ({"eps": 0.0}, r"Invalid epsilon value: 0.0, it must be > 0"),
+        ({"eps": -1e-8}, r"Invalid epsilon value: -1e-08, it must be > 0"),
+        ({"eps": NAN}, r"Invalid epsilon value: nan, it must be > 0"),
+        ({"weight_decay": -0.1}, r"Invalid weight_decay value: -0.1, it must be >= 0"),
+        ({"weight_decay": NAN}, r"Invalid weight_decay value: nan, it must be >= 0"),
+    ],
+)
+def test_a_bad_argument_is_named_with_its_value_and_range(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, **options)
+
+
+@pytest.mark.parametrize("name", ["Aida", "LAida"])
+@pytest.mark.parametrize("k", [-1, 1.0, 2.5, NAN, True, "2"])
+def test_k_must_be_an_int_of_at_least_zero(name, k):
+    with pytest.raises(ValueError, match=rf"projections k: {k!r}, it must be an int >= 0"):
+        build(name, k=k)
+
+
+@pytest.mark.parametrize("name", ["Aida", "LAida", "AidaGrad"])
+@pytest.mark.parametrize("xi", [0.0, -1e-20, NAN])
+def test_xi_must_be_positive(name, xi):
+    with pytest.raises(ValueError, match=rf"Invalid xi value: {xi}, it must be > 0"):
+        build(name, xi=xi)
+
+
+def test_a_groups_options_are_checked_too():
+    optimizer = build()
+    with pytest.raises(ValueError, match="Invalid epsilon value: 0, it must be > 0"):
+        optimizer.add_param_group({"params": [torch.ones(1)], "eps": 0})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_only_projecting_members_have_k_and_xi():
+    having = {
+        option: [n for n in OPTIMIZERS if option in build(n).defaults] for option in ("k", "xi")
+    }
+    assert having == {"k": ["Aida", "LAida"], "xi": ["Aida", "AidaGrad", "LAida"]}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_continues_as_the_original_does(name, copied):
+    optimizer = build(name, lr=0.1)
+    gradients = torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(0))
+    for gradient in gradients[:3]:
+        optimizer.param_groups[0]["params"][0].grad = gradient
+        optimizer.step()
+    twin = copied(optimizer)
+    for gradient in gradients[3:]:
+        for each in (optimizer, twin):
+            each.param_groups[0]["params"][0].grad = gradient
+            each.step()
+    ours, theirs = (each.param_groups[0]["params"][0] for each in (optimizer, twin))
+    assert ours is not theirs
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_saved_state_continues_as_if_unbroken(name, tmp_path):
+    gradients = torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(0))
+    optimizer = build(name, lr=0.1)
+    (param,) = optimizer.param_groups[0]["params"]
+    for gradient in gradients[:3]:
+        param.grad = gradient
+        optimizer.step()
+    torch.save({"optimizer": optimizer.state_dict(), "param": param.data}, tmp_path / "saved.pt")
+    saved = torch.load(tmp_path / "saved.pt", weights_only=True)
+    resumed = build(name, lr=0.5)
+    resumed.param_groups[0]["params"][0].data.copy_(saved["param"])
+    resumed.load_state_dict(saved["optimizer"])
+    for gradient in gradients[3:]:
+        for each in (optimizer, resumed):
+            each.param_groups[0]["params"][0].grad = gradient
+            each.step()
+    assert torch.equal(param, resumed.param_groups[0]["params"][0])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_loading_keeps_the_dtype_of_step_and_statistic(name):
+    optimizer = getattr(optim, name)([nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))])
+    (param,) = optimizer.param_groups[0]["params"]
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    state = optimizer.state[param]
+    state["step"].fill_(1_000_001)
+    state["exp_avg_sq"].fill_(1 + 2**-20)
+    assert state["exp_avg_sq"].dtype == torch.float32
+    optimizer.load_state_dict(optimizer.state_dict())
+    state = optimizer.state[param]
+    assert state["step"].item() == 1_000_001
+    assert (state["exp_avg_sq"] == 1 + 2**-20).all()
+    assert state["exp_avg_sq"].dtype == torch.float32
+
+
+def test_the_stepsize_of_a_foreign_tensor_is_refused():
+    optimizer = build()
+    with pytest.raises(KeyError, match="not a parameter that a step has updated"):
+        optimizer.stepsize(torch.ones(1))
+    with pytest.raises(KeyError, match="not a parameter that a step has updated"):
+        optimizer.stepsize(optimizer.param_groups[0]["params"][0])
