@@ -1,0 +1,91 @@
+"""A LightningModule's ``configure_optimizers``, from what the module declares."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from aida_lightning.registry import OptimizerLike, build_optimizer
+
+
+class OptimizerMixin:
+    """Configure the optimizer and the LR scheduler that a LightningModule declares.
+
+    The attributes may be set on the class or in ``__init__``. Names are resolved when the Trainer
+    asks for the optimizer, so that a module built or sharded in ``configure_model`` is optimized as
+    it is then.
+
+    Attributes:
+        optimizer: a name such as ``"aida"`` (``list_optimizers`` has them all), a class of
+            optimizers, or a callable that is given the parameters and the options.
+        optimizer_options: the options, as ``build_optimizer`` takes them; None for the defaults.
+        lr_scheduler: the name of a class of ``torch.optim.lr_scheduler``, such a class, or a
+            callable that is given the optimizer and the options; None for a constant rate.
+        lr_scheduler_options: the scheduler's options; None for its defaults.
+        lr_scheduler_config: the other keys of Lightning's scheduler configuration, such as
+            ``{"interval": "step", "monitor": "val_loss"}``; None for Lightning's defaults.
+
+    Raises:
+        ValueError: a name is not known.
+        TypeError: the optimizer lacks an option.
+
+    Example:
+        >>> import lightning.pytorch as pl
+        >>> import torch
+        >>> class Classifier(OptimizerMixin, pl.LightningModule):
+        ...     optimizer = "aida"
+        ...     optimizer_options = {"lr": 1e-3, "k": 1}
+        ...     lr_scheduler = "MultiStepLR"
+        ...     lr_scheduler_options = {"milestones": [150]}
+        ...
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(3, 2)
+        >>> type(Classifier().configure_optimizers()["optimizer"]).__name__
+        'Aida'
+    """
+
+    optimizer: OptimizerLike = "aida"
+    optimizer_options: Mapping[str, Any] | None = None
+    lr_scheduler: str | Callable[..., Any] | None = None
+    lr_scheduler_options: Mapping[str, Any] | None = None
+    lr_scheduler_config: Mapping[str, Any] | None = None
+
+    def configure_optimizers(self) -> Any:
+        """Build what is declared, in the form that Lightning takes."""
+        if not isinstance(self, nn.Module):
+            raise TypeError(f"OptimizerMixin needs a LightningModule, {type(self)} is none")
+        # From the class, where a plain function would otherwise become a method of the module.
+        optimizer = build_optimizer(
+            _declared(self, "optimizer"), self, **(self.optimizer_options or {})
+        )
+        scheduler = _declared(self, "lr_scheduler")
+        if scheduler is None:
+            return optimizer
+        options: Mapping[str, Any] = self.lr_scheduler_options or MappingProxyType({})
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": _build_scheduler(scheduler, optimizer, options),
+                **(self.lr_scheduler_config or {}),
+            },
+        }
+
+
+def _declared(module: nn.Module, name: str) -> Any:
+    value = getattr(module, name)
+    return getattr(value, "__func__", value)
+
+
+def _build_scheduler(
+    scheduler: str | Callable[..., Any], optimizer: Optimizer, options: Mapping[str, Any]
+) -> Any:
+    if isinstance(scheduler, str):
+        known = [name for name in lr_scheduler.__all__ if not name.startswith("_")]
+        if scheduler not in known:
+            raise ValueError(f"Unknown LR scheduler {scheduler!r}, it must be one of {known}")
+        scheduler = getattr(lr_scheduler, scheduler)
+    assert callable(scheduler)
+    return scheduler(optimizer, **options)

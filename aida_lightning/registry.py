@@ -1,0 +1,164 @@
+"""Optimizers by name: ``build_optimizer("aida", module, lr=1e-3)``."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
+from torch.optim.optimizer import ParamsT
+
+from aida_lightning import optim
+
+OptimizerLike: TypeAlias = str | type[Optimizer] | Callable[..., Optimizer]
+
+
+class _Entry(NamedTuple):
+    optimizer: type[Optimizer]
+    defaults: Mapping[str, Any] = MappingProxyType({})
+
+
+# Defaults that differ from the class's own are those of the paper's Table I.
+_ENTRIES: dict[str, _Entry] = {
+    "adabelief": _Entry(optim.AdaBelief),
+    "adabeliefl": _Entry(optim.AdaBeliefL),
+    "adam": _Entry(Adam),
+    "adaml": _Entry(optim.AdamL),
+    "adamplus": _Entry(optim.AdamPlus),
+    "adamw": _Entry(AdamW),
+    "aida": _Entry(optim.Aida),
+    "aidagrad": _Entry(optim.AidaGrad),
+    "fromage": _Entry(optim.Fromage),
+    "ladabelief": _Entry(optim.LAdaBelief),
+    "ladam": _Entry(optim.LAdam),
+    "laida": _Entry(optim.LAida),
+    "msvag": _Entry(optim.MSVAG),
+    "radam": _Entry(RAdam, {"decoupled_weight_decay": True}),
+    "sgd": _Entry(SGD, {"lr": 0.1, "momentum": 0.9}),
+    "yogi": _Entry(optim.Yogi),
+}
+
+
+def list_optimizers(pattern: str = "*") -> list[str]:
+    """List the names that ``build_optimizer`` knows, in alphabetical order.
+
+    Args:
+        pattern: a glob that the names have to match, whatever their case.
+
+    Example:
+        >>> list_optimizers("*aida*")
+        ['aida', 'aidagrad', 'laida']
+    """
+    return [name for name in sorted(_ENTRIES) if fnmatchcase(name, pattern.lower())]
+
+
+def get_optimizer_class(name: str) -> type[Optimizer]:
+    """Look an optimizer's class up by its name.
+
+    Args:
+        name: in any case, with or without ``-``, ``_``, ``.`` or blanks; ``+`` stands for "plus".
+
+    Raises:
+        ValueError: no optimizer has the name; the nearest ones are given.
+
+    Example:
+        >>> get_optimizer_class("AdaBelief-L").__name__
+        'AdaBeliefL'
+    """
+    return _entry(name).optimizer
+
+
+def build_optimizer(
+    optimizer: OptimizerLike,
+    params: nn.Module | ParamsT,
+    *,
+    no_decay_1d: bool = False,
+    **options: Any,
+) -> Optimizer:
+    """Build an optimizer by name, over a module's named parameters or over any parameters.
+
+    Args:
+        optimizer: a name (see ``list_optimizers``), a class of optimizers, or a callable that is
+            given the parameters and the options and returns an optimizer.
+        params: a module, of which the parameters that require a gradient are taken, with their
+            names; or what torch's optimizers take: tensors, named tensors, or groups of them.
+        no_decay_1d: exempt tensors of under 2 dimensions (biases, norm gains) from weight decay.
+            It needs a module.
+        options: the optimizer's own options; what is left out has the paper's default.
+
+    Raises:
+        ValueError: no optimizer has the name, an option's value is out of range, or the module has
+            no parameter that requires a gradient.
+        TypeError: the optimizer lacks an option.
+
+    Example:
+        >>> import torch
+        >>> optimizer = build_optimizer("aida", torch.nn.Linear(3, 2), k=1, weight_decay=1e-4)
+        >>> optimizer.param_groups[0]["param_names"]
+        ['weight', 'bias']
+    """
+    if isinstance(optimizer, str):
+        entry = _entry(optimizer)
+        optimizer, options = entry.optimizer, {**entry.defaults, **options}
+    factory: Callable[..., Optimizer] = optimizer
+    is_class = isinstance(optimizer, type)
+    if is_class:
+        check_options(factory, [*options, *(["weight_decay"] if no_decay_1d else [])])
+    if isinstance(params, nn.Module):
+        params = _groups(params, no_decay_1d, named=is_class)
+    elif no_decay_1d:
+        raise ValueError(
+            f"no_decay_1d=True needs a module to group the parameters of, got {type(params)}"
+        )
+    built = factory(params, **options)
+    if not isinstance(built, Optimizer):
+        raise TypeError(f"{optimizer} returned {built!r}, it must be a torch.optim.Optimizer")
+    return built
+
+
+def check_options(optimizer: Callable[..., Optimizer], options: Iterable[str]) -> None:
+    """Raise a TypeError that names the first of ``options`` that ``optimizer`` does not have."""
+    accepted = inspect.signature(optimizer).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
+        return
+    names = [name for name in accepted if name != "params"]
+    for option in options:
+        if option not in names:
+            raise TypeError(
+                f"{optimizer.__name__} has no option {option!r}, it has: {', '.join(names)}"
+            )
+
+
+def _entry(name: str) -> _Entry:
+    key = name.lower().replace("+", "plus")
+    key = "".join(character for character in key if character not in "-_. ")
+    if key not in _ENTRIES:
+        nearest = get_close_matches(key, _ENTRIES, n=3, cutoff=0.5) or sorted(_ENTRIES)
+        raise ValueError(f"Unknown optimizer {name!r}, did you mean: {', '.join(nearest)}?")
+    return _ENTRIES[key]
+
+
+def _groups(module: nn.Module, no_decay_1d: bool, *, named: bool) -> Any:
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError(
+            f"{type(module).__name__} has no parameters that require a gradient, so there is "
+            "nothing to optimize"
+        )
+
+    def listed(pairs: list[tuple[str, nn.Parameter]]) -> list[Any]:
+        # Only torch's own constructor is known to take named pairs.
+        return list(pairs) if named else [p for _, p in pairs]
+
+    if not no_decay_1d:
+        return listed(trainable)
+    decayed = [pair for pair in trainable if pair[1].ndim >= 2]
+    exempt = [pair for pair in trainable if pair[1].ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": listed(decayed)},
+        {"params": listed(exempt), "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
