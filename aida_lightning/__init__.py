@@ -1,5 +1,60 @@
 """The Aida family of layerwise-adaptive optimizers for PyTorch Lightning."""
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
-__version__ = version("aida-lightning")
+from aida_lightning.diagnostics import stepsize
+from aida_lightning.mixin import OptimizerMixin
+from aida_lightning.optim import (
+    MSVAG,
+    AdaBelief,
+    AdaBeliefL,
+    AdamL,
+    AdamPlus,
+    Aida,
+    AidaGrad,
+    Fromage,
+    LAdaBelief,
+    LAdam,
+    LAida,
+    Yogi,
+)
+from aida_lightning.registry import build_optimizer, list_optimizers
+
+if TYPE_CHECKING:
+    from aida_lightning.callbacks import StepsizeMonitor
+
+__version__ = _version("aida-lightning")
+
+__all__ = [
+    "MSVAG",
+    "AdaBelief",
+    "AdaBeliefL",
+    "AdamL",
+    "AdamPlus",
+    "Aida",
+    "AidaGrad",
+    "Fromage",
+    "LAdaBelief",
+    "LAdam",
+    "LAida",
+    "OptimizerMixin",
+    "StepsizeMonitor",
+    "Yogi",
+    "build_optimizer",
+    "list_optimizers",
+    "stepsize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The monitor is a callback of Lightning, whose import takes seconds; the optimizers need none.
+    if name == "StepsizeMonitor":
+        from aida_lightning.callbacks import StepsizeMonitor
+
+        return StepsizeMonitor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

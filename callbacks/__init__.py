@@ -1,1 +1,5 @@
 """Lightning callbacks."""
+
+from aida_lightning.callbacks.stepsize_monitor import StepsizeMonitor
+
+__all__ = ["StepsizeMonitor"]

@@ -1,0 +1,282 @@
+"""The monitor's numbers, read back with TensorBoard's own reader."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from toy import Net, TwoOptimizers, fit, read
+
+from aida_lightning.callbacks import StepsizeMonitor
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`.*"),
+]
+
+
+class BruteForce(Callback):
+    """After every batch: mean and std of every layer's stepsizes, in float64 from the state."""
+
+    def __init__(self):
+        self.at = {}
+
+    def on_train_batch_end(self, trainer, module, *args):
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        names = {param: name for name, param in module.named_parameters()}
+        for index, optimizer in enumerate(trainer.optimizers):
+            for group in optimizer.param_groups:
+                for param in group["params"]:
+                    if not (state := optimizer.state.get(param)):
+                        continue
+                    v = state["exp_avg_sq"].double()
+                    root = (v / (1 - group["betas"][1] ** state["step"].item())).sqrt()
+                    second = type(optimizer).__name__ in ("AdaBelief", "AdamPlus", "Adam", "AdamW")
+                    s = 1 / (root + group["eps"] * second)
+                    mean = s.sum() / s.numel()
+                    std = ((s - mean).square().sum() / s.numel()).sqrt()
+                    self.at[index, names[param], step] = (mean.item(), std.item())
+
+
+def assert_equals_brute_force(scalars, brute_force, layers, steps, prefix="", index=0):
+    for layer in layers:
+        for position, statistic in enumerate(("mean", "std")):
+            points = scalars[f"{prefix}stepsize_{statistic}/{layer}"]
+            assert sorted(points) == steps
+            for step, value in points.items():
+                expected = brute_force.at[index, layer, step][position]
+                assert value == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("aida", {}), ("laida", {}), ("aidagrad", {}), ("adabelief", {"eps": 1e-2}),
+        ("adabeliefl", {}), ("ladabelief", {}), ("adam+", {"eps": 1e-2}), ("adaml", {}),
+        ("ladam", {}), ("adam", {"eps": 1e-2}), ("adamw", {}),
+    ],
+)  # fmt: skip
+def test_the_event_files_numbers_are_those_of_the_state(tmp_path, name, options):
+    brute_force = BruteForce()
+    fit(tmp_path, Net(name, **options), StepsizeMonitor(every_n_steps=1), brute_force)
+    scalars = read(tmp_path)
+    layers = ["features.weight", "head.weight"]
+    assert_equals_brute_force(scalars, brute_force, layers, list(range(12)))
+    assert not any("bias" in tag for tag in scalars)
+    if name.startswith("l"):
+        assert set(scalars["stepsize_std/head.weight"].values()) == {0.0}
+
+
+@pytest.mark.parametrize("name", ["radam", "nadam", "yogi"])
+def test_other_adaptive_optimizers_are_logged(tmp_path, name):
+    module = Net(torch.optim.NAdam if name == "nadam" else name)
+    fit(tmp_path, module, StepsizeMonitor())
+    assert sorted(read(tmp_path)["stepsize_mean/head.weight"]) == [4, 9]
+
+
+def test_by_default_it_logs_where_the_trainer_does(tmp_path):
+    fit(tmp_path, Net(), StepsizeMonitor(), log_every_n_steps=5)
+    scalars = read(tmp_path)
+    assert sorted(scalars["loss"]) == [4, 9]
+    assert sorted(scalars["stepsize_mean/head.weight"]) == [4, 9]
+
+
+def test_layers_are_chosen_by_glob(tmp_path):
+    fit(tmp_path, Net(), StepsizeMonitor(layers=["head.*", "features.b*"]))
+    logged = {tag.split("/")[1] for tag in read(tmp_path) if tag.startswith("stepsize")}
+    assert logged == {"head.weight", "head.bias", "features.bias"}
+
+
+def test_accumulated_gradients_count_as_one_step(tmp_path):
+    brute_force = BruteForce()
+    fit(
+        tmp_path,
+        Net(),
+        StepsizeMonitor(every_n_steps=1),
+        brute_force,
+        accumulate_grad_batches=3,
+        log_every_n_steps=1,
+    )
+    scalars = read(tmp_path)
+    assert sorted(scalars["loss"]) == [0, 1, 2, 3]
+    assert_equals_brute_force(scalars, brute_force, ["head.weight"], [0, 1, 2, 3])
+
+
+class ScalerThatSkips(torch.amp.GradScaler):
+    """Leaves out every third step, as a scaler does that met infinite gradients."""
+
+    def __init__(self):
+        super().__init__("cpu", init_scale=1.0)
+        self.calls = 0
+
+    def unscale_(self, optimizer):
+        self.calls += 1
+        if self.calls % 3 == 0:
+            for group in optimizer.param_groups:
+                for param in group["params"]:
+                    param.grad.fill_(torch.inf)
+        super().unscale_(optimizer)
+
+
+def test_a_step_that_the_gradient_scaler_left_out_is_not_sampled(tmp_path):
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=ScalerThatSkips())
+    module = Net()
+    fit(tmp_path, module, StepsizeMonitor(every_n_steps=1), plugins=[plugin])
+    steps = sorted(read(tmp_path)["stepsize_mean/head.weight"])
+    assert steps == [step for step in range(12) if (step + 1) % 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "prefixes"),
+    [
+        (["aida", "adam"], ["Aida/", "Adam/"]),
+        (["aida", "aida"], ["Aida/", "Aida-1/"]),
+    ],
+)
+def test_with_several_optimizers_their_names_go_first(tmp_path, names, prefixes):
+    brute_force = BruteForce()
+    fit(tmp_path, TwoOptimizers(names), StepsizeMonitor(every_n_steps=2), brute_force)
+    scalars = read(tmp_path)
+    head, features = prefixes
+    assert_equals_brute_force(
+        scalars, brute_force, ["head.weight"], [1, 3, 5, 7, 9, 11], prefix=head, index=0
+    )
+    # The second optimizer's own 2nd and 4th step are in batches 5 and 11.
+    assert_equals_brute_force(
+        scalars, brute_force, ["features.weight"], [5, 11], prefix=features, index=1
+    )
+
+
+def test_each_epochs_end_can_be_logged_instead(tmp_path):
+    brute_force = BruteForce()
+    monitor = StepsizeMonitor(logging_interval="epoch")
+    fit(tmp_path, Net(), monitor, brute_force, max_epochs=3)
+    assert_equals_brute_force(read(tmp_path), brute_force, ["head.weight"], [11, 23, 35])
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path):
+    module = Net()
+    trainer = fit(tmp_path, module, StepsizeMonitor(every_n_steps=5), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The dirpath has changed")
+        fit(
+            tmp_path,
+            Net(),
+            StepsizeMonitor(every_n_steps=5),
+            max_epochs=3,
+            ckpt_path=tmp_path / "last.ckpt",
+            loggers=[TensorBoardLogger(tmp_path, name="", version="run")],
+        )
+    steps = sorted(read(tmp_path)["stepsize_mean/head.weight"])
+    assert steps == [4, 9, 14, 19, 24, 29, 34]
+
+
+def test_every_logger_gets_the_numbers_with_its_own_separator(tmp_path):
+    class Dotted(CSVLogger):
+        @property
+        def group_separator(self):
+            return "."
+
+    loggers = [Dotted(tmp_path, name="", version="dotted"), CSVLogger(tmp_path, "", "plain")]
+    fit(tmp_path, Net(), StepsizeMonitor(), loggers=loggers)
+    headers = [
+        (tmp_path / version / "metrics.csv").read_text().splitlines()[0].split(",")
+        for version in ("dotted", "plain")
+    ]
+    assert "stepsize_mean.head.weight" in headers[0]
+    assert "stepsize_std/head.weight" in headers[1]
+
+
+def test_an_optimizer_without_stepsizes_gives_one_warning_and_the_run_goes_on(tmp_path):
+    with pytest.warns(UserWarning, match="StepsizeMonitor logs nothing of SGD") as caught:
+        trainer = fit(tmp_path, Net("sgd"), StepsizeMonitor(every_n_steps=1))
+    assert len([w for w in caught if "StepsizeMonitor" in str(w.message)]) == 1
+    assert trainer.global_step == 12
+    assert not any("stepsize" in tag for tag in read(tmp_path))
+
+
+def test_no_logger_is_a_misconfiguration(tmp_path):
+    with pytest.raises(MisconfigurationException, match="`Trainer` that has no logger"):
+        fit(tmp_path, Net(), StepsizeMonitor(), loggers=False)
+
+
+def test_a_glob_that_matches_nothing_names_the_layers_there_are(tmp_path):
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"matches 'conv\*', there are: \['features.weight', .*'head.bias'\]",
+    ):
+        fit(tmp_path, Net(), StepsizeMonitor(layers=["head.*", "conv*"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps must be >= 1, got 0"),
+        ({"every_n_steps": 1.5}, "every_n_steps must be an int >= 1 or None, got 1.5"),
+        ({"logging_interval": "day"}, "must be 'step' or 'epoch', got 'day'"),
+        ({"logging_interval": "epoch", "every_n_steps": 2}, "every_n_steps=2 has no meaning"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        StepsizeMonitor(**options)
+
+
+def test_frozen_and_unused_layers_are_left_out(tmp_path):
+    module = Net()
+    module.features.requires_grad_(False)
+    fit(tmp_path, module, StepsizeMonitor())
+    assert {t.split("/")[1] for t in read(tmp_path) if t.startswith("stepsize")} == {"head.weight"}
+
+
+def test_the_run_is_the_same_with_and_without_the_monitor(tmp_path):
+    modules = []
+    for monitor in (None, StepsizeMonitor(every_n_steps=1)):
+        torch.manual_seed(1)
+        modules.append(Net())
+        fit(tmp_path, modules[-1], monitor)
+    for a, b in zip(*(m.parameters() for m in modules), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_steps_that_are_not_logged_read_nothing_on_the_host(tmp_path, monkeypatch):
+    reads = []
+    for name in ("tolist", "item", "cpu", "numpy"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(tensor, *args, _original=original, _name=name, **kwargs):
+            frame = __import__("sys")._getframe(1)
+            if "stepsize_monitor" in frame.f_code.co_filename:
+                reads.append(_name)
+            return _original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    fit(tmp_path, Net(), StepsizeMonitor(layers="*", every_n_steps=6))
+    assert reads == ["tolist", "tolist"]  # 12 steps, 2 logged, one transfer each
+
+
+def test_hooks_are_removed_after_training(tmp_path):
+    module = Net()
+    trainer = fit(tmp_path, module, StepsizeMonitor(every_n_steps=1))
+    assert not trainer.optimizers[0]._optimizer_step_post_hooks
+
+
+def test_two_processes_train_alike_and_only_rank_zero_writes(tmp_path):
+    module = Net()
+    fit(
+        tmp_path,
+        module,
+        StepsizeMonitor(every_n_steps=1),
+        devices=2,
+        strategy="ddp_spawn",
+    )
+    points = read(tmp_path)["stepsize_mean/head.weight"]
+    assert sorted(points) == list(range(6))
+    assert all(math.isfinite(value) for value in points.values())
+    assert len(list((tmp_path / "run").glob("events*"))) == 1
