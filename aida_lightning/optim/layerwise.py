@@ -121,7 +121,9 @@ class LayerwiseOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            layers = self._init_group(group)
+            layers = Layers([], [], [], [], [])
+            if self._init_group(group, *layers):
+                layers = Layers(*([_real(tensor) for tensor in tensors] for tensors in layers))
             self._kernel(group, layers.params)(layers, self._rule(group))
         return loss
 
@@ -150,9 +152,20 @@ class LayerwiseOptimizer(Optimizer):
         eps = rule.eps if rule.eps_in_denominator else 0.0
         return adaptive_stepsize(_real(state["exp_avg_sq"]), correction2, eps)
 
-    def _init_group(self, group: dict[str, Any]) -> Layers:
-        """Collect the layers that have a gradient, and start the state of new ones."""
-        layers = Layers([], [], [], [], [])
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        steps: list[Tensor],
+    ) -> bool:
+        """Collect the layers that have a gradient, start the state of new ones, find complex ones.
+
+        torch.compile runs it as it is, and so expects this form: lists to fill and a plain value.
+        """
+        has_complex = False
         for param in group["params"]:
             if param.grad is None:
                 continue
@@ -177,11 +190,13 @@ class LayerwiseOptimizer(Optimizer):
                         "If capturable=True, params and state_steps must be on supported devices: "
                         f"{devices}."
                     )
-            tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
-            for entry, tensor in zip(layers[:4], map(_real, tensors), strict=True):
-                entry.append(tensor)
-            layers.steps.append(state["step"])
-        return layers
+            has_complex |= param.is_complex()
+            params.append(param)
+            grads.append(param.grad)
+            exp_avgs.append(state["exp_avg"])
+            exp_avg_sqs.append(state["exp_avg_sq"])
+            steps.append(state["step"])
+        return has_complex
 
     def _zero_statistic(self, param: Tensor) -> Tensor:
         dtype = _statistic_dtype(param)
