@@ -1,0 +1,157 @@
+"""The figures are drawn from event files alone, of any run that had the monitor."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from aida_lightning.experiments.events import read_monitored_runs
+from aida_lightning.experiments.figures import (
+    draw_figures,
+    fig1,
+    fig2,
+    fig6,
+    optimizer_colors,
+)
+
+STEPS_AN_EPOCH = 4
+
+
+def write_run(
+    folder: Path, layers: int = 11, level: float = 10.0, spread: float = 0.5, epochs: int | None = 2
+) -> None:
+    """Layer `n` has mean `level * n` and a std of `spread` times that, at every step."""
+    with SummaryWriter(str(folder)) as writer:
+        for step in range(STEPS_AN_EPOCH * (epochs or 1)):
+            for layer in range(1, layers + 1):
+                for name in (f"net.{layer}.weight", f"net.{layer}.bias"):
+                    writer.add_scalar(f"stepsize_mean/{name}", level * layer, step)
+                    writer.add_scalar(f"stepsize_std/{name}", spread * level * layer, step)
+            if epochs is not None and step % STEPS_AN_EPOCH == STEPS_AN_EPOCH - 1:
+                writer.add_scalar("epoch", step // STEPS_AN_EPOCH, step)
+
+
+def panels(figure: Figure) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    return {
+        axis.get_title(): [(line.get_xdata(), line.get_ydata()) for line in axis.get_lines()]
+        for axis in figure.axes
+        if axis.get_visible()
+    }
+
+
+def assert_is_a_picture(path: Path) -> None:
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert min(pixels.shape[:2]) >= 500
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+
+
+def test_figures_1_and_2_show_the_10_layers_closest_to_the_output(tmp_path):
+    write_run(tmp_path / "Aida_K=2/seed_0")
+    runs = read_monitored_runs([tmp_path])
+    for draw, factor in ((fig1, 5.0), (fig2, 10.0)):
+        curves = panels(draw(runs))["Aida K=2"]
+        assert [y[0] for _, y in curves] == [factor * layer for layer in range(2, 12)]
+        np.testing.assert_array_equal(curves[0][0], np.arange(1, 9) / STEPS_AN_EPOCH)
+
+
+def test_figures_1_and_2_have_a_panel_an_optimizer_on_one_scale(tmp_path):
+    for label in ("Aida", "AdaBelief", "Adam+", "A", "B"):
+        write_run(tmp_path / label / "seed_0", layers=3)
+    figure = fig2(read_monitored_runs([tmp_path]))
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == ["A", "AdaBelief", "Adam+", "Aida", "B"]
+    assert len({axis.get_ylim() for axis in shown}) == 1
+
+
+def test_figure_6_shows_layers_2_6_and_11_of_eleven(tmp_path):
+    write_run(tmp_path / "Aida/seed_0")
+    write_run(tmp_path / "Adam+/seed_0", level=1.0)
+    shown = panels(fig6(read_monitored_runs([tmp_path])))
+    assert list(shown) == ["layer 2: net.2", "layer 6: net.6", "layer 11: net.11"]
+    assert [y[0] for _, y in shown["layer 6: net.6"]] == [6.0, 3.0, 60.0, 30.0]
+
+
+@pytest.mark.parametrize(("layers", "shown"), [(1, [1]), (2, [1, 2]), (5, [1, 3, 5])])
+def test_figure_6_takes_first_middle_and_last_of_fewer(tmp_path, layers, shown):
+    write_run(tmp_path / "run", layers=layers)
+    titles = list(panels(fig6(read_monitored_runs([tmp_path]))))
+    assert titles == [f"layer {number}: net.{number}" for number in shown]
+
+
+def test_seeds_are_averaged_where_they_have_points(tmp_path):
+    write_run(tmp_path / "Aida/seed_0", layers=1, level=10.0, epochs=2)
+    write_run(tmp_path / "Aida/seed_1", layers=1, level=20.0, epochs=1)
+    ((_, y),) = panels(fig2(read_monitored_runs([tmp_path])))["Aida"]
+    np.testing.assert_allclose(y, [15.0] * 4 + [10.0] * 4)
+
+
+def test_steps_are_the_axis_where_a_run_has_no_epochs(tmp_path):
+    write_run(tmp_path / "run", layers=1, epochs=None)
+    figure = fig2(read_monitored_runs([tmp_path]))
+    assert figure.axes[0].get_xlabel() == "optimizer step"
+    np.testing.assert_array_equal(panels(figure)["run"][0][0], range(STEPS_AN_EPOCH))
+
+
+def test_the_axis_is_epochs_otherwise(tmp_path):
+    write_run(tmp_path / "run", layers=1)
+    axis = fig2(read_monitored_runs([tmp_path])).axes[0]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "mean of the adaptive stepsizes")
+
+
+def test_layers_are_counted_in_weight_tensors(tmp_path):
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for name in ("conv.weight", "conv.bias", "lstm.weight_ih_l0", "lstm.bias_ih_l0"):
+            writer.add_scalar(f"stepsize_mean/{name}", 1.0, 0)
+    titles = list(panels(fig6(read_monitored_runs([tmp_path]))))
+    assert titles == ["layer 1: conv", "layer 2: lstm.weight_ih_l0"]
+
+
+def test_all_layers_count_where_none_is_called_a_weight(tmp_path):
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for name in ("alpha", "beta"):
+            writer.add_scalar(f"stepsize_mean/{name}", 1.0, 0)
+    titles = list(panels(fig6(read_monitored_runs([tmp_path]))))
+    assert titles == ["layer 1: alpha", "layer 2: beta"]
+
+
+def test_the_papers_optimizers_keep_their_colours_and_others_get_their_own():
+    labels = ["Aida", "Aida K=1", "Aida K=2", "AdaBelief", "Adam+"]
+    labels += [f"optimizer {number}" for number in range(7)]
+    colors = optimizer_colors(labels)
+    assert len(set(colors.values())) == len(labels)
+    assert optimizer_colors(["Adam+", "new"])["Adam+"] == colors["Adam+"]
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [{"layers": 1}],
+        [{"layers": 2, "spread": 0.0}],
+        [
+            {"layers": 1, "spread": 0.0},
+            {"layers": 3},
+            {"layers": 11, "epochs": None},
+            {"level": math.nan},
+        ],
+    ],
+    ids=["one layer", "zero throughout", "all kinds together"],
+)
+def test_any_runs_can_be_drawn(tmp_path, kinds):
+    for number, kind in enumerate(kinds):
+        write_run(tmp_path / f"optimizer {number}", **kind)
+    paths = draw_figures([tmp_path], tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == ["fig1.png", "fig2.png", "fig6.png"]
+    for path in paths:
+        assert_is_a_picture(path)
+
+
+def test_twelve_optimizers_can_be_drawn(tmp_path):
+    for number in range(12):
+        write_run(tmp_path / f"optimizer {number}", layers=2, level=number + 1.0)
+    fig1(read_monitored_runs([tmp_path])).savefig(tmp_path / "fig1.png")
+    assert_is_a_picture(tmp_path / "fig1.png")
