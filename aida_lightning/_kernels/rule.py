@@ -76,4 +76,8 @@ def finite_sums(sums: Tensor) -> Tensor:
 def adaptive_stepsize(v: Tensor, correction2: Scalar, eps: float) -> Tensor:
     """Give ``1 / (sqrt(v / (1 - beta2^t)) + eps)``, elementwise, in a new tensor."""
     v_hat = v / correction2
-    return v_hat.sqrt_().add_(eps).reciprocal_() if eps else v_hat.rsqrt_()
+    if not eps:
+        return v_hat.rsqrt_()
+    root = v_hat.sqrt_()
+    # Autograd keeps the root itself, which therefore may not change.
+    return (root + eps if root.requires_grad else root.add_(eps)).reciprocal_()

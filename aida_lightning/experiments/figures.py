@@ -38,6 +38,8 @@ _OTHER_COLORS += ["#666666", "#AA4499", "#117733", "#000000", "#DDCC77"]
 
 _TOP_LAYERS = 10
 _FIG6_LAYERS = (2, 6, 11)
+# Values within this factor of each other are read best on a linear axis.
+_LINEAR_RANGE = 15.0
 
 
 @dataclass(frozen=True)
@@ -176,18 +178,19 @@ def _one_panel_an_optimizer(
 
 
 def _finish(axes: Sequence[Axes], columns: int, runs: Sequence[MonitoredRun], name: str) -> None:
-    """Labels the panels and gives them one logarithmic y axis if there is anything above zero."""
+    """Labels the panels, and gives them a logarithmic y axis where a linear one would hide much."""
     drawn = [
         np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axis.get_lines()])
         for axis in axes
     ]
-    positive = any(np.any(values > 0) for values in drawn)
+    positive = np.concatenate([values[values > 0] for values in drawn])
+    logarithmic = len(positive) > 0 and positive.max() > _LINEAR_RANGE * positive.min()
     for index, (axis, values) in enumerate(zip(axes, drawn, strict=True)):
-        if positive:
+        if logarithmic:
             axis.set_yscale("log", nonpositive="mask")
         if not np.any(np.isfinite(values)):
             axis.text(0.5, 0.5, "nothing to draw", transform=axis.transAxes, ha="center")
-        elif positive and not np.any(values > 0):
+        elif logarithmic and not np.any(values > 0):
             axis.text(0.5, 0.5, "zero throughout", transform=axis.transAxes, ha="center")
         axis.grid(True, which="major", color="0.9", linewidth=0.8)
         if axis.get_xlim()[1] > 2:

@@ -177,7 +177,7 @@ def train_run(settings: Settings, optimizer: OptimizerChoice, seed: int, output:
             start = time.perf_counter()
             trainer.fit(model, datamodule=_build_data(settings))
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
-            status, message = "interrupted", "interrupted"
+            status = "interrupted"
         except Exception as error:  # any failure of one run is that run's alone
             status = "failed"
             message = _summary(error)

@@ -25,7 +25,7 @@ from aida_lightning.optim._checks import (
     check_order,
     check_positive,
 )
-from aida_lightning.optim.tracking import Track
+from aida_lightning.optim.tracking import Track, needs_inner_products
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -85,21 +85,34 @@ class LayerwiseOptimizer(Optimizer):
         torch casts all state to the parameter's dtype, which rounds step 1,000,001 to 999,424 in
         bfloat16 and loses ``eps`` from ``exp_avg_sq`` in float16.
         """
-        super().load_state_dict(state_dict)
-        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
-        ours = [
-            (param, group["capturable"]) for group in self.param_groups for param in group["params"]
-        ]
-        for key, (param, capturable) in zip(saved, ours, strict=True):
-            if not (state := state_dict["state"].get(key)):
+        loaded: dict[str, Any] = {}
+
+        def remember(_: Optimizer, after_users_hooks: dict[str, Any]) -> None:
+            loaded.update(after_users_hooks)
+
+        def restore(_: Optimizer) -> None:
+            self._restore_dtypes(loaded)
+
+        first = self.register_load_state_dict_pre_hook(remember)
+        second = self.register_load_state_dict_post_hook(restore, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            first.remove()
+            second.remove()
+
+    def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
+        keys = [key for group in loaded["param_groups"] for key in group["params"]]
+        ours = [(param, group) for group in self.param_groups for param in group["params"]]
+        for key, (param, group) in zip(keys, ours, strict=True):
+            if not (saved := loaded["state"].get(key)):
                 continue
-            self.state[param]["exp_avg_sq"] = state["exp_avg_sq"].to(
-                param.device, _statistic_dtype(param)
-            )
-            self.state[param]["step"] = torch.as_tensor(
-                state["step"],
+            state = self.state[param]
+            state["exp_avg_sq"] = saved["exp_avg_sq"].to(param.device, self._statistic_dtype(param))
+            state["step"] = torch.as_tensor(
+                saved["step"],
                 dtype=_get_scalar_dtype(),
-                device=param.device if capturable else "cpu",
+                device=param.device if group["capturable"] else "cpu",
             )
 
     @_use_grad_for_differentiable
@@ -113,7 +126,7 @@ class LayerwiseOptimizer(Optimizer):
             What ``closure`` returned, else None.
 
         Raises:
-            RuntimeError: a gradient is sparse.
+            RuntimeError: a gradient is sparse, or a sum over a layer is needed of a sharded one.
         """
         self._accelerator_graph_capture_health_check()
         loss = None
@@ -171,6 +184,12 @@ class LayerwiseOptimizer(Optimizer):
                 continue
             if param.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            if self._takes_layer_sums and hasattr(param, "placements"):
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support sharded parameters (DTensor): its "
+                    "sums run over whole layers, and each process holds a part; AdaBelief and "
+                    "AdamPlus take no such sums"
+                )
             state = self.state[param]
             if len(state) == 0:
                 # On the host, where it can be read without a wait, unless a graph is captured.
@@ -198,10 +217,19 @@ class LayerwiseOptimizer(Optimizer):
             steps.append(state["step"])
         return has_complex
 
+    @property
+    def _takes_layer_sums(self) -> bool:
+        return self.layer_mean is not None or needs_inner_products(type(self).track)
+
+    def _statistic_dtype(self, param: Tensor) -> torch.dtype:
+        # In float16 an eps of 1e-8 is 0; in bfloat16 v * 0.999 rounds back to v and never decays.
+        dtype = torch.float32 if param.dtype in _HALF else param.dtype
+        return dtype.to_real() if self.layer_mean == "statistic" else dtype
+
     def _zero_statistic(self, param: Tensor) -> Tensor:
-        dtype = _statistic_dtype(param)
+        dtype = self._statistic_dtype(param)
         if self.layer_mean == "statistic":
-            return torch.zeros((), dtype=dtype.to_real(), device=param.device)
+            return torch.zeros((), dtype=dtype, device=param.device)
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
     def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> Kernel:
@@ -244,11 +272,6 @@ def _check_options(options: dict[str, Any]) -> None:
         check_positive("xi", options["xi"])
     if isinstance(options["lr"], Tensor) and options["foreach"] and not options["capturable"]:
         raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-
-
-def _statistic_dtype(param: Tensor) -> torch.dtype:
-    # In float16 an eps of 1e-8 is 0; in bfloat16 v * 0.999 rounds back to v and never decays.
-    return torch.float32 if param.dtype in _HALF else param.dtype
 
 
 def _real(tensor: Tensor) -> Tensor:
