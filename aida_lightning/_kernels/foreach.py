@@ -101,7 +101,8 @@ def track(
             torch._foreach_addcmul_(ds, ms, alphas)
         else:
             torch._foreach_add_(ds, torch._foreach_mul(ms, alphas))
-    torch._foreach_mul_(vs, rule.beta2)
+    # Not by 0, which would make NaN of a statistic that overflowed.
+    torch._foreach_mul_(vs, rule.beta2) if rule.beta2 else torch._foreach_zero_(vs)
     if rule.layer_mean == "statistic":
         weights = [(1 - rule.beta2) / max(d.numel(), 1) for d in ds]
         squares = torch._foreach_mul(torch._foreach_norm(ds), torch._foreach_norm(ds))

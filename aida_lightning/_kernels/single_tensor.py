@@ -44,6 +44,7 @@ def update_layer(
     m.lerp_(g, 1 - rule.beta1)
     track(g, m, v, rule, scratch=owns_gradient and not rule.differentiable)
 
+    del g  # where it was scratch, its memory serves the stepsizes
     correction1, correction2 = rule.bias_corrections(step)
     s = adaptive_stepsize(v, correction2, rule.eps if rule.eps_in_denominator else 0.0)
     if rule.layer_mean == "stepsize":
@@ -61,11 +62,12 @@ def track(g: Tensor, m: Tensor, v: Tensor, rule: UpdateRule, scratch: bool) -> N
     if rule.track is gradient:
         d = g
     elif rule.track is projected_gradient:
-        d = m * alpha
+        d = torch.mul(m, alpha, out=g if scratch else None)
     else:
         d = g.mul_(beta) if scratch else g * beta
         d = d.addcmul_(m, alpha) if isinstance(alpha, Tensor) else d.add_(m, alpha=alpha)
-    v.mul_(rule.beta2)
+    # Not by 0, which would make NaN of a statistic that overflowed.
+    v.mul_(rule.beta2) if rule.beta2 else v.zero_()
     if rule.layer_mean == "statistic":
         v.add_(inner(d, d) * ((1 - rule.beta2) / max(d.numel(), 1)))
     else:

@@ -1,0 +1,168 @@
+"""Half precision, torch.compile, memory, and trajectories of other people's optimizers."""
+
+import pytest
+import pytorch_optimizer
+import reference
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from aida_lightning import optim
+
+OPTIMIZERS = sorted(reference.MEMBERS)
+each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+each_kernel = pytest.mark.parametrize("foreach", [False, True], ids=["single_tensor", "foreach"])
+
+
+def gradients_of(shape, steps, dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(shape, generator=generator)
+    return [
+        (scale * (common + torch.randn(shape, generator=generator))).to(dtype) for _ in range(steps)
+    ]
+
+
+@each_kernel
+@each_optimizer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_half_precision_follows_the_boxes_to_its_own_rounding(name, foreach, dtype, scale):
+    start = torch.zeros(8, 8, dtype=dtype)
+    gradients = gradients_of((8, 8), 10, dtype, scale)
+    param = nn.Parameter(start.clone())
+    optimizer = getattr(optim, name)([param], foreach=foreach)
+    for gradient in gradients:
+        param.grad = gradient.clone()
+        optimizer.step()
+    (layer,) = reference.run(name, [start.double()], [[g.double()] for g in gradients])
+    s, expected = optimizer.stepsize(param), layer.stepsize[-1]
+    assert s.dtype == torch.float32
+    torch.testing.assert_close(s.double(), expected, rtol=0.05, atol=0)
+    assert (param.double() - layer.x[-1]).abs().max() < 0.05 * layer.x[-1].abs().max() + 1e-7
+
+
+def test_in_torchs_convention_eps_would_vanish_and_the_statistic_would_not_decay():
+    # torch keeps an optimizer's state in the parameter's dtype.
+    assert torch.tensor(1e-8, dtype=torch.float16).item() == 0.0
+    v = torch.tensor(1.0, dtype=torch.bfloat16)
+    assert v.mul(0.999).item() == 1.0
+    for dtype in (torch.float16, torch.bfloat16):
+        param = nn.Parameter(torch.zeros(4, dtype=dtype))
+        optimizer = optim.Aida([param])
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        assert optimizer.state[param]["exp_avg_sq"].tolist() == [torch.tensor(1e-8).item()] * 4
+        optimizer.state[param]["exp_avg_sq"].fill_(1.0)
+        optimizer.step()
+        assert optimizer.state[param]["exp_avg_sq"].max().item() < 0.9995
+
+
+@each_kernel
+def test_xi_does_not_underflow_in_float16(foreach):
+    param = nn.Parameter(torch.ones(4, dtype=torch.float16))
+    optimizer = optim.Aida([param], k=3, foreach=foreach)
+    for gradient in (torch.zeros(4), torch.full((4,), 6e-8)):
+        param.grad = gradient.half()
+        optimizer.step()
+        assert torch.isfinite(param).all()
+    assert torch.tensor(1e-20, dtype=torch.float16).item() == 0.0
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("name", ["Aida", "LAida", "AdaBeliefL", "AdamPlus"])
+def test_torch_compile_takes_the_step_in_one_graph(name, foreach):
+    torch.compiler.reset()
+    results = []
+    for compiled in (False, True):
+        params = [nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(5))]
+        optimizer = getattr(optim, name)(params, lr=0.01, weight_decay=0.1, foreach=foreach)
+        counter = CompileCounter()
+        step = torch.compile(optimizer.step, backend=counter) if compiled else optimizer.step
+        for index in range(3):
+            for param in params:
+                param.grad = torch.linspace(-1, index + 1, param.numel()).view_as(param)
+            step()
+        results.append([p.detach().clone() for p in params])
+    # Graphs of which each is a whole step: one for the first, which starts the state, and one more.
+    assert counter.frame_count <= 2
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
+
+
+def peak_of_a_step(optimizer):
+    """Give the most bytes that one step holds beside what was there, from the allocator's log."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        optimizer.step()
+    events = [
+        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    held, peak = 0, 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@each_optimizer
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_loop_holds_at_most_one_layer_beside_the_state(name, weight_decay):
+    params = [nn.Parameter(torch.ones(256, 256)) for _ in range(3)]
+    optimizer = getattr(optim, name)(params, weight_decay=weight_decay, foreach=False)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.randn_like(param)
+        peak = peak_of_a_step(optimizer) if optimizer.state else optimizer.step()
+    layer = params[0].numel() * 4
+    assert peak <= layer + 1024, f"{peak / layer:.2f} layers"
+
+
+@each_optimizer
+def test_the_bytes_of_the_state(name):
+    param = nn.Parameter(torch.ones(100, 100))
+    optimizer = getattr(optim, name)([param])
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    size = sum(value.numel() * value.element_size() for value in optimizer.state[param].values())
+    vectors = 1 if name in ("LAdam", "LAdaBelief", "LAida") else 2
+    numbers = 3 - vectors  # the step and, where it is one, the statistic
+    assert size == vectors * 40_000 + numbers * 4
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_aida_goes_the_way_of_pytorch_optimizers(k):
+    theirs, ours = (nn.Parameter(torch.zeros(6, 5)) for _ in range(2))
+    # Their loop follows the paper; their other path and small eps do not.
+    both = {
+        theirs: pytorch_optimizer.Aida([theirs], lr=0.01, k=k, eps=1e-8, foreach=False),
+        ours: optim.Aida([ours], lr=0.01, k=k, eps=1e-8),
+    }
+    for gradient in gradients_of((6, 5), 30):
+        for param, optimizer in both.items():
+            param.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_adabelief_goes_the_way_of_pytorch_optimizers():
+    theirs, ours = (nn.Parameter(torch.zeros(6, 5)) for _ in range(2))
+    both = {
+        theirs: pytorch_optimizer.AdaBelief([theirs], lr=0.01, eps=1e-8, foreach=False),
+        ours: optim.AdaBelief([ours], lr=0.01, eps=1e-8),
+    }
+    for gradient in gradients_of((6, 5), 30):
+        for param, optimizer in both.items():
+            param.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_adamplus_goes_the_way_of_torchs_adam_as_eps_vanishes():
+    theirs, ours = (nn.Parameter(torch.zeros(6, 5)) for _ in range(2))
+    both = {
+        theirs: torch.optim.Adam([theirs], lr=0.01, eps=1e-30, weight_decay=0.1),
+        ours: optim.AdamPlus([ours], lr=0.01, eps=1e-30, weight_decay=0.1),
+    }
+    for gradient in gradients_of((6, 5), 30):
+        for param, optimizer in both.items():
+            param.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
