@@ -29,6 +29,8 @@ class AdaBelief(LayerwiseOptimizer):
             enters :math:`m`, and :math:`v`.
         decoupled_weight_decay: shrink :math:`x` by ``lr * weight_decay`` instead, as AdamW does.
         foreach: batch the operations of all layers; None does so on a GPU alone.
+        fused: update in one or two sweeps of the memory, on the CPU, by C++ that is compiled (and
+            cached) at the first step; without a compiler it warns and goes on unfused.
         maximize: maximize the objective instead of minimizing it.
         capturable: keep every number on the GPU, so that CUDA graphs can capture the step.
         differentiable: let autograd record the step.
@@ -36,7 +38,7 @@ class AdaBelief(LayerwiseOptimizer):
     Raises:
         ValueError: an option is outside of its range; named with its value and the range.
         TypeError: an option is not a number.
-        RuntimeError: ``step`` met a sparse gradient.
+        RuntimeError: two of the options exclude each other, or ``step`` met a sparse gradient.
 
     Example:
         >>> import torch
@@ -63,6 +65,7 @@ class AdaBelief(LayerwiseOptimizer):
         *,
         decoupled_weight_decay: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
@@ -74,6 +77,7 @@ class AdaBelief(LayerwiseOptimizer):
             "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay,
             "foreach": foreach,
+            "fused": fused,
             "maximize": maximize,
             "capturable": capturable,
             "differentiable": differentiable,

@@ -38,6 +38,8 @@ class Aida(LayerwiseOptimizer):
         xi: :math:`\xi`, added to the squared norms that divide; keeps a zero gradient finite.
         decoupled_weight_decay: shrink :math:`x` by ``lr * weight_decay`` instead, as AdamW does.
         foreach: batch the operations of all layers; None does so on a GPU alone.
+        fused: update in one or two sweeps of the memory, on the CPU, by C++ that is compiled (and
+            cached) at the first step; without a compiler it warns and goes on unfused.
         maximize: maximize the objective instead of minimizing it.
         capturable: keep every number on the GPU, so that CUDA graphs can capture the step.
         differentiable: let autograd record the step.
@@ -45,7 +47,7 @@ class Aida(LayerwiseOptimizer):
     Raises:
         ValueError: an option is outside of its range; named with its value and the range.
         TypeError: an option is not a number.
-        RuntimeError: ``step`` met a sparse gradient.
+        RuntimeError: two of the options exclude each other, or ``step`` met a sparse gradient.
 
     Example:
         >>> import torch
@@ -73,6 +75,7 @@ class Aida(LayerwiseOptimizer):
         xi: float = 1e-20,
         decoupled_weight_decay: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
@@ -86,6 +89,7 @@ class Aida(LayerwiseOptimizer):
             "xi": xi,
             "decoupled_weight_decay": decoupled_weight_decay,
             "foreach": foreach,
+            "fused": fused,
             "maximize": maximize,
             "capturable": capturable,
             "differentiable": differentiable,
@@ -139,6 +143,8 @@ class AidaGrad(LayerwiseOptimizer):
         xi: :math:`\xi`, added to the squared norm that divides; keeps a zero gradient finite.
         decoupled_weight_decay: shrink :math:`x` by ``lr * weight_decay`` instead, as AdamW does.
         foreach: batch the operations of all layers; None does so on a GPU alone.
+        fused: update in one or two sweeps of the memory, on the CPU, by C++ that is compiled (and
+            cached) at the first step; without a compiler it warns and goes on unfused.
         maximize: maximize the objective instead of minimizing it.
         capturable: keep every number on the GPU, so that CUDA graphs can capture the step.
         differentiable: let autograd record the step.
@@ -146,7 +152,7 @@ class AidaGrad(LayerwiseOptimizer):
     Raises:
         ValueError: an option is outside of its range; named with its value and the range.
         TypeError: an option is not a number.
-        RuntimeError: ``step`` met a sparse gradient.
+        RuntimeError: two of the options exclude each other, or ``step`` met a sparse gradient.
 
     Example:
         >>> import torch
@@ -174,6 +180,7 @@ class AidaGrad(LayerwiseOptimizer):
         xi: float = 1e-20,
         decoupled_weight_decay: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
@@ -186,6 +193,7 @@ class AidaGrad(LayerwiseOptimizer):
             "xi": xi,
             "decoupled_weight_decay": decoupled_weight_decay,
             "foreach": foreach,
+            "fused": fused,
             "maximize": maximize,
             "capturable": capturable,
             "differentiable": differentiable,

@@ -16,6 +16,7 @@ from torch.optim.optimizer import (
 )
 
 from aida_lightning._kernels.foreach import foreach
+from aida_lightning._kernels.fused import fused
 from aida_lightning._kernels.rule import Kernel, LayerMean, Layers, UpdateRule, adaptive_stepsize
 from aida_lightning._kernels.single_tensor import single_tensor
 from aida_lightning.optim._checks import (
@@ -233,6 +234,8 @@ class LayerwiseOptimizer(Optimizer):
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
     def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> Kernel:
+        if group["fused"]:
+            return fused
         use_foreach = group["foreach"]
         if use_foreach is None:
             _, use_foreach = _default_to_fused_or_foreach(params, group["differentiable"])
@@ -270,6 +273,10 @@ def _check_options(options: dict[str, Any]) -> None:
         check_order(options["k"])
     if "xi" in options:
         check_positive("xi", options["xi"])
+    if options["fused"] and options["foreach"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    if options["fused"] and (options["differentiable"] or options["capturable"]):
+        raise RuntimeError("`fused` does not support `differentiable` or `capturable`")
     if isinstance(options["lr"], Tensor) and options["foreach"] and not options["capturable"]:
         raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
 

@@ -1,0 +1,174 @@
+// One step of the family over all layers of a dtype, in two sweeps of the memory (see fused.py).
+//
+// Letters, as in the paper: x parameter, g gradient, m and v the moving averages of the gradient
+// and of the squared tracked vector d = alpha m + beta g, s the adaptive stepsize.
+// The layers are cut into blocks, which the threads share. Sums are kept in double a block and added
+// up in the blocks' order, so that they do not depend on the number of threads.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+struct Options {
+    double beta1, beta2, eps, second_eps, coupled, decoupled, sign;
+    int64_t averages_stepsize, threads;
+};
+
+struct Layers {
+    void** x;
+    void** g;
+    void** m;
+    void** v;
+    const int64_t* first_block;  // n + 1 entries
+    const int64_t* numel;
+    const double* alpha;
+    const double* beta;
+    const double* correction2;  // 1 - beta2^t
+    const double* scale;        // -lr / (1 - beta1^t)
+    int64_t n;
+};
+
+namespace {
+
+constexpr int64_t BLOCK = 1 << 14;
+
+struct bfloat16 {
+    uint16_t bits;
+    operator float() const {
+        uint32_t wide = uint32_t(bits) << 16;
+        float value;
+        std::memcpy(&value, &wide, 4);
+        return value;
+    }
+    bfloat16() = default;
+    bfloat16(float value) {
+        uint32_t wide;
+        std::memcpy(&wide, &value, 4);
+        bool nan = (wide & 0x7fffffff) > 0x7f800000;
+        bits = nan ? 0x7fc0 : uint16_t((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);
+    }
+};
+
+// T: of x, g and m. S: of v and of the arithmetic.
+template <class T, class S>
+struct Step {
+    const Layers& layers;
+    const Options& options;
+
+    template <class Body>
+    void each_block(Body body) const {
+        const int64_t blocks = layers.first_block[layers.n];
+#pragma omp parallel for num_threads(options.threads) schedule(static)
+        for (int64_t block = 0; block < blocks; ++block) {
+            int64_t low = 0, high = layers.n;
+            while (high - low > 1) {
+                const int64_t middle = (low + high) / 2;
+                (layers.first_block[middle] <= block ? low : high) = middle;
+            }
+            const int64_t begin = (block - layers.first_block[low]) * BLOCK;
+            const int64_t left = layers.numel[low] - begin;
+            body(block, low, begin, left < BLOCK ? left : BLOCK);
+        }
+    }
+
+    template <class U>
+    static U* at(void** tensors, int64_t layer, int64_t begin) {
+        return static_cast<U*>(tensors[layer]) + begin;
+    }
+
+    // m, and the sums <m, m>, <g, g>, <m, g>, <m - g, m - g> of each block.
+    void momentum(double* sums) const {
+        const S rate = S(1 - options.beta1), decay = S(options.coupled), sign = S(options.sign);
+        each_block([&](int64_t block, int64_t layer, int64_t begin, int64_t count) {
+            const T* x = at<T>(layers.x, layer, begin);
+            const T* g = at<T>(layers.g, layer, begin);
+            T* m = at<T>(layers.m, layer, begin);
+            double mm = 0, gg = 0, mg = 0, rr = 0;
+            auto sweep = [&](auto gradient) {
+#pragma omp simd reduction(+ : mm, gg, mg, rr)
+                for (int64_t i = 0; i < count; ++i) {
+                    const S gi = gradient(i);
+                    S mi = S(m[i]);
+                    mi += rate * (gi - mi);
+                    m[i] = T(mi);
+                    const double a = mi, b = gi, r = double(mi) - double(gi);
+                    mm += a * a;
+                    gg += b * b;
+                    mg += a * b;
+                    rr += r * r;
+                }
+            };
+            if (decay != 0)
+                sweep([=](int64_t i) { return sign * S(g[i]) + decay * S(x[i]); });
+            else
+                sweep([=](int64_t i) { return sign * S(g[i]); });
+            double* of_block = sums + 4 * block;
+            of_block[0] = mm, of_block[1] = gg, of_block[2] = mg, of_block[3] = rr;
+        });
+    }
+
+    // v and, unless its mean is to be taken first, x. With `momentum_too` m as well, in one sweep.
+    void update(double* sums, bool momentum_too) const {
+        const S rate = S(1 - options.beta1), decay = S(options.coupled), sign = S(options.sign);
+        const S beta2 = S(options.beta2), weight = S(1 - options.beta2), eps = S(options.eps);
+        const S second_eps = S(options.second_eps), shrink = S(1 - options.decoupled);
+        const bool keep_x = options.averages_stepsize;
+        each_block([&](int64_t block, int64_t layer, int64_t begin, int64_t count) {
+            T* x = at<T>(layers.x, layer, begin);
+            const T* g = at<T>(layers.g, layer, begin);
+            T* m = at<T>(layers.m, layer, begin);
+            S* v = at<S>(layers.v, layer, begin);
+            const S alpha = S(layers.alpha[layer]), beta = S(layers.beta[layer]);
+            const S unbias = S(1 / std::sqrt(layers.correction2[layer]));
+            const S scale = S(layers.scale[layer]);
+            double sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < count; ++i) {
+                const S xi = S(x[i]);
+                const S gi = sign * S(g[i]) + (decay != 0 ? decay * xi : S(0));
+                S mi = S(m[i]);
+                if (momentum_too) {
+                    mi += rate * (gi - mi);
+                    m[i] = T(mi);
+                }
+                const S d = alpha * mi + beta * gi;
+                const S vi = (beta2 != 0 ? beta2 * v[i] : S(0)) + (weight * d * d + eps);
+                v[i] = vi;
+                const S s = 1 / (std::sqrt(vi) * unbias + second_eps);
+                sum += s;
+                if (!keep_x) x[i] = T(xi * shrink + scale * (mi * s));
+            }
+            sums[block] = sum;
+        });
+    }
+
+    // x, by the one stepsize of each layer, which is in the scale.
+    void move() const {
+        const S shrink = S(1 - options.decoupled);
+        each_block([&](int64_t, int64_t layer, int64_t begin, int64_t count) {
+            T* x = at<T>(layers.x, layer, begin);
+            const T* m = at<T>(layers.m, layer, begin);
+            const S scale = S(layers.scale[layer]);
+#pragma omp simd
+            for (int64_t i = 0; i < count; ++i) x[i] = T(S(x[i]) * shrink + scale * S(m[i]));
+        });
+    }
+
+    void run(int64_t sweep, double* sums) const {
+        if (sweep == 0) momentum(sums);
+        if (sweep == 1) update(sums, false);
+        if (sweep == 2) update(sums, true);
+        if (sweep == 3) move();
+    }
+};
+
+}  // namespace
+
+extern "C" int64_t aida_block_size() { return BLOCK; }
+
+extern "C" void aida_sweep(
+    int64_t dtype, int64_t sweep, const Layers* layers, const Options* options, double* sums) {
+    if (dtype == 0) Step<float, float>{*layers, *options}.run(sweep, sums);
+    if (dtype == 1) Step<double, double>{*layers, *options}.run(sweep, sums);
+    if (dtype == 2) Step<bfloat16, float>{*layers, *options}.run(sweep, sums);
+}

@@ -1,0 +1,120 @@
+"""Time one optimizer step against torch's Adam and pytorch_optimizer's Aida, in one process.
+
+    python benchmarks/step.py [--models vgg11 resnet34 transformer matrix tiny] [--json step.json]
+
+Every contender steps once in each round, in turns, so that what else the machine does hits all of
+them alike; a number is the median over the rounds, a ratio that of torch's fused Adam in the same
+run. It needs the extras `test`.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import pytorch_optimizer
+import torch
+from torch import nn
+
+import aida_lightning
+from aida_lightning import AdaBelief, Aida, LAdaBelief, LAdam, LAida, optim
+from aida_lightning.example_modules import resnet34, vgg11
+
+
+def transformer() -> nn.Module:
+    """Build a Transformer of 6 + 6 layers of width 512, 44 M parameters, and an embedding of 5 M."""
+    return nn.ModuleList([nn.Transformer(512, 8, 6, 6, 2048), nn.Embedding(9500, 512)])
+
+
+MODELS: dict[str, Callable[[], list[nn.Parameter]]] = {
+    "vgg11": lambda: list(vgg11().parameters()),
+    "resnet34": lambda: list(resnet34().parameters()),
+    "transformer": lambda: list(transformer().parameters()),
+    "matrix": lambda: [nn.Parameter(torch.zeros(4096, 4096))],
+    "tiny": lambda: [nn.Parameter(torch.zeros(10)) for _ in range(10_000)],
+}
+REFERENCE = "torch Adam fused"
+CONTENDERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    REFERENCE: lambda p: torch.optim.Adam(p, fused=True),
+    "torch Adam foreach": lambda p: torch.optim.Adam(p, foreach=True),
+    "torch Adam loop": lambda p: torch.optim.Adam(p, foreach=False),
+    "Aida K=1 fused": lambda p: Aida(p, k=1, fused=True),
+    "Aida K=2 fused": lambda p: Aida(p, fused=True),
+    "Aida K=5 fused": lambda p: Aida(p, k=5, fused=True),
+    "LAida fused": lambda p: LAida(p, fused=True),
+    "LAdaBelief fused": lambda p: LAdaBelief(p, fused=True),
+    "LAdam fused": lambda p: LAdam(p, fused=True),
+    "AdaBelief fused": lambda p: AdaBelief(p, fused=True),
+    "AdaBeliefL fused": lambda p: optim.AdaBeliefL(p, fused=True),
+    "Aida K=2 loop": lambda p: Aida(p, foreach=False),
+    "Aida K=2 foreach": lambda p: Aida(p, foreach=True),
+    "LAida loop": lambda p: LAida(p, foreach=False),
+    "pytorch_optimizer Aida loop": lambda p: pytorch_optimizer.Aida(p, foreach=False),
+    "pytorch_optimizer Aida foreach": lambda p: pytorch_optimizer.Aida(p, foreach=True),
+}
+
+
+def measure(model: str, contenders: list[str], rounds: int) -> dict[str, list[float]]:
+    """Give each contender's seconds a step, one a round."""
+    params = MODELS[model]()
+    generator = torch.Generator().manual_seed(0)
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator)
+    optimizers = {name: CONTENDERS[name](params) for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(-2, rounds):  # two to warm up
+        for name, optimizer in optimizers.items():
+            start = time.perf_counter()
+            optimizer.step()
+            if round_ >= 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def main() -> None:
+    """Measure, print one table a model, and write what was measured as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", help="a file to write the times to, in seconds")
+    arguments = parser.parse_args()
+
+    start = time.perf_counter()
+    warm = Aida([nn.Parameter(torch.zeros(1))], fused=True)
+    warm.param_groups[0]["params"][0].grad = torch.zeros(1)
+    warm.step()
+    setting = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "aida-lightning": aida_lightning.__version__,
+        "pytorch_optimizer": version("pytorch_optimizer"),
+        "rounds": arguments.rounds,
+        "first fused step, s": round(time.perf_counter() - start, 2),
+    }
+    print("  ".join(f"{key}: {value}" for key, value in setting.items()))
+    results: dict[str, dict[str, list[float]]] = {}
+    for model in arguments.models:
+        count = sum(p.numel() for p in MODELS[model]())
+        results[model] = measure(model, arguments.contenders, arguments.rounds)
+        reference = results[model].get(REFERENCE)
+        print(f"\n{model}, {count:,} parameters\n{'':32} {'ms':>9} {'ratio':>7}")
+        for name, times in results[model].items():
+            # Of paired rounds, the median of the ratios is steadier than the ratio of medians.
+            ratio = (
+                f"{statistics.median(a / b for a, b in zip(times, reference, strict=True)):7.2f}"
+                if reference
+                else ""
+            )
+            print(f"{name:32} {1e3 * statistics.median(times):9.2f} {ratio}")
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump({"setting": setting, "seconds": results}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
