@@ -25,7 +25,7 @@ from aida_lightning.example_modules import resnet34, vgg11
 
 
 def transformer() -> nn.Module:
-    """Build a Transformer of 6 + 6 layers of width 512, 44 M parameters, and an embedding of 5 M."""
+    """Build a Transformer of 6 + 6 layers of width 512 and an embedding, 49 M parameters."""
     return nn.ModuleList([nn.Transformer(512, 8, 6, 6, 2048), nn.Embedding(9500, 512)])
 
 

@@ -108,16 +108,16 @@ struct Step {
     }
 
     // v and, unless its mean is to be taken first, x. With `momentum_too` m as well, in one sweep.
-    void update(double* sums, bool momentum_too) const {
-        const S rate = S(1 - options.beta1), decay = S(options.coupled), sign = S(options.sign);
-        const S beta2 = S(options.beta2), weight = S(1 - options.beta2), eps = S(options.eps);
-        const S second_eps = S(options.second_eps), shrink = S(1 - options.decoupled);
-        const bool keep_x = options.averages_stepsize;
-        each_block([&](int64_t block, int64_t layer, int64_t begin, int64_t count) {
+    template <bool momentum_too, bool keep_x>
+    void update(double* sums) const {
+        each_block([this, sums](int64_t block, int64_t layer, int64_t begin, int64_t count) {
             T* x = at<T>(layers.x, layer, begin);
             const T* g = at<T>(layers.g, layer, begin);
             T* m = at<T>(layers.m, layer, begin);
             S* v = at<S>(layers.v, layer, begin);
+            const S rate = S(1 - options.beta1), decay = S(options.coupled), sign = S(options.sign);
+            const S beta2 = S(options.beta2), weight = S(1 - options.beta2), eps = S(options.eps);
+            const S second_eps = S(options.second_eps), shrink = S(1 - options.decoupled);
             const S alpha = S(layers.alpha[layer]), beta = S(layers.beta[layer]);
             const S unbias = S(1 / std::sqrt(layers.correction2[layer]));
             const S scale = S(layers.scale[layer]);
@@ -125,18 +125,18 @@ struct Step {
 #pragma omp simd reduction(+ : sum)
             for (int64_t i = 0; i < count; ++i) {
                 const S xi = S(x[i]);
-                const S gi = sign * S(g[i]) + (decay != 0 ? decay * xi : S(0));
+                const S gi = sign * S(g[i]) + decay * xi;
                 S mi = S(m[i]);
-                if (momentum_too) {
+                if constexpr (momentum_too) {
                     mi += rate * (gi - mi);
                     m[i] = T(mi);
                 }
                 const S d = alpha * mi + beta * gi;
-                const S vi = (beta2 != 0 ? beta2 * v[i] : S(0)) + (weight * d * d + eps);
+                const S vi = beta2 * v[i] + (weight * d * d + eps);
                 v[i] = vi;
                 const S s = 1 / (std::sqrt(vi) * unbias + second_eps);
-                sum += s;
-                if (!keep_x) x[i] = T(xi * shrink + scale * (mi * s));
+                if constexpr (keep_x) sum += s;
+                if constexpr (!keep_x) x[i] = T(xi * shrink + scale * (mi * s));
             }
             sums[block] = sum;
         });
@@ -156,8 +156,9 @@ struct Step {
 
     void run(int64_t sweep, double* sums) const {
         if (sweep == 0) momentum(sums);
-        if (sweep == 1) update(sums, false);
-        if (sweep == 2) update(sums, true);
+        const bool keep_x = options.averages_stepsize;
+        if (sweep == 1) keep_x ? update<false, true>(sums) : update<false, false>(sums);
+        if (sweep == 2) keep_x ? update<true, true>(sums) : update<true, false>(sums);
         if (sweep == 3) move();
     }
 };

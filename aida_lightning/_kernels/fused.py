@@ -23,6 +23,8 @@ from aida_lightning._kernels.single_tensor import single_tensor
 from aida_lightning.optim.tracking import gradient, needs_inner_products, residual
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+# So that loops with a square root are made of vector instructions.
+_FLAGS = ("-fno-math-errno", "-ftree-loop-vectorize")
 _MOMENTUM, _UPDATE, _ALL, _MOVE = range(4)
 
 
@@ -48,6 +50,9 @@ def _update_group(library: Any, dtype: int, layers: Layers, rule: UpdateRule) ->
     corrections = torch.tensor(
         [rule.bias_corrections(step) for step in layers.steps], dtype=torch.float64
     )
+    if not rule.beta2:
+        # A statistic that overflowed would become NaN, times 0.
+        torch._foreach_zero_(layers.exp_avg_sqs)
     sweeps = _Sweeps(library, dtype, layers, rule)
     scale = -float(rule.lr) / corrections[:, 0]
     correction2 = corrections[:, 1]
@@ -65,10 +70,10 @@ def _update_group(library: Any, dtype: int, layers: Layers, rule: UpdateRule) ->
             both = alpha + beta
             d_sq = alpha**2 * r_sq + 2 * alpha * both * (m_dot_g - g_sq) + both**2 * g_sq
         statistics = torch.stack(layers.exp_avg_sqs).double()
-        decayed = rule.beta2 * statistics if rule.beta2 else torch.zeros_like(statistics)
-        statistics = decayed + (1 - rule.beta2) * d_sq.clamp(min=0) / numel + rule.eps
-        for v, value in zip(layers.exp_avg_sqs, statistics.tolist(), strict=True):
-            v.fill_(value)
+        means = d_sq.clamp(min=0) / numel
+        statistics = rule.beta2 * statistics + (1 - rule.beta2) * means + rule.eps
+        new = statistics.to(layers.exp_avg_sqs[0].dtype)
+        torch._foreach_copy_(layers.exp_avg_sqs, list(new.unbind()))
         sweeps.scale = scale / (statistics / correction2).sqrt()
         sweeps.run(_MOVE, 0)
         return
@@ -176,7 +181,7 @@ def _library() -> Any:
         from torch._inductor.codecache import CppCodeCache
 
         source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
-        library = CppCodeCache.load(source)
+        library = CppCodeCache.load(source, extra_flags=_FLAGS)
         library.aida_block_size.restype = ctypes.c_int64
         library.aida_sweep.restype = None
         return library

@@ -18,7 +18,12 @@ AVERAGED_STATISTIC = ["LAdaBelief", "LAdam", "LAida"]
 SHAPES = [(), (1,), (0,), (5, 7), (3, 2, 4), (2, 3, 3, 3)]
 
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-each_kernel = pytest.mark.parametrize("foreach", [False, True], ids=["single_tensor", "foreach"])
+KERNELS = {
+    "single_tensor": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 
 def make_problem(dtype, steps=6, seed=0, shapes=SHAPES):
@@ -50,8 +55,8 @@ def train(name, start, gradients, **options):
     return optimizer, params
 
 
-def assert_follows_the_paper(name, start, gradients, *, rtol, options, foreach):
-    optimizer, params = train(name, start, gradients, foreach=foreach, **options)
+def assert_follows_the_paper(name, start, gradients, *, rtol, options, kernel):
+    optimizer, params = train(name, start, gradients, **kernel, **options)
     history = reference.run(name, start, gradients, **options)
     for param, layer in zip(params, history, strict=True):
         if not param.numel():
@@ -82,42 +87,40 @@ def assert_follows_the_paper(name, start, gradients, *, rtol, options, foreach):
 @pytest.mark.parametrize(
     ("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["f64", "f32"]
 )
-def test_each_member_follows_its_box(name, foreach, decay, dtype, rtol):
+def test_each_member_follows_its_box(name, kernel, decay, dtype, rtol):
     start, gradients = make_problem(dtype)
     options = {"lr": 0.05, "betas": (0.8, 0.99), **decay}
-    assert_follows_the_paper(name, start, gradients, rtol=rtol, options=options, foreach=foreach)
+    assert_follows_the_paper(name, start, gradients, rtol=rtol, options=options, kernel=kernel)
 
 
 @each_kernel
 @pytest.mark.parametrize("name", PROJECTING)
 @pytest.mark.parametrize("k", [0, 1, 2, 3, 4, 9])
-def test_every_number_of_projections_follows_the_boxes(name, foreach, k):
+def test_every_number_of_projections_follows_the_boxes(name, kernel, k):
     start, gradients = make_problem(torch.float64, seed=k)
     assert_follows_the_paper(
-        name, start, gradients, rtol=1e-12, options={"k": k, "lr": 0.01}, foreach=foreach
+        name, start, gradients, rtol=1e-12, options={"k": k, "lr": 0.01}, kernel=kernel
     )
 
 
 @each_kernel
 @each_optimizer
 @pytest.mark.parametrize("eps", [1e-18, 1e-12, 1e-3])
-def test_small_gradients_and_every_eps_follow_the_boxes(name, foreach, eps):
+def test_small_gradients_and_every_eps_follow_the_boxes(name, kernel, eps):
     start, gradients = make_problem(torch.float32)
     gradients = [[1e-6 * g for g in step] for step in gradients]
-    assert_follows_the_paper(
-        name, start, gradients, rtol=2e-5, options={"eps": eps}, foreach=foreach
-    )
+    assert_follows_the_paper(name, start, gradients, rtol=2e-5, options={"eps": eps}, kernel=kernel)
 
 
 @each_kernel
-def test_groups_keep_their_own_options(foreach):
+def test_groups_keep_their_own_options(kernel):
     start, gradients = make_problem(torch.float64)
     params = [nn.Parameter(x.clone()) for x in start]
     groups = [
         {"params": params[:3], "k": 1, "lr": 0.1},
         {"params": params[3:], "betas": (0.5, 0.9), "weight_decay": 0.1},
     ]
-    optimizer = optim.Aida(groups, k=3, foreach=foreach)
+    optimizer = optim.Aida(groups, k=3, **kernel)
     for step in gradients:
         for param, gradient in zip(params, step, strict=True):
             param.grad = gradient
@@ -132,9 +135,9 @@ def test_groups_keep_their_own_options(foreach):
 
 @each_kernel
 @pytest.mark.parametrize("name", PROJECTING)
-def test_no_projection_is_adabelief_without_its_second_eps(name, foreach):
+def test_no_projection_is_adabelief_without_its_second_eps(name, kernel):
     start, gradients = make_problem(torch.float64)
-    options = {"foreach": foreach, "eps": 1e-2}
+    options = {**kernel, "eps": 1e-2}
     _, ours = train(name, start, gradients, k=0, **options)
     base = optim.AdaBelief if name == "Aida" else optim.LAdaBelief
 
@@ -167,10 +170,10 @@ def test_projections_change_nothing_on_one_element_layers_and_in_the_first_step(
 @each_kernel
 @each_optimizer
 @pytest.mark.parametrize("eps", [1e-8, 1e-4])
-def test_no_stepsize_exceeds_the_ceiling(name, foreach, eps):
+def test_no_stepsize_exceeds_the_ceiling(name, kernel, eps):
     start, gradients = make_problem(torch.float32, steps=30)
     gradients = [[1e-9 * g for g in step] for step in gradients]
-    optimizer, params = train(name, start, gradients, eps=eps, foreach=foreach)
+    optimizer, params = train(name, start, gradients, eps=eps, **kernel)
     ceiling = math.sqrt((1 - 0.999) / eps)
     largest = max(optimizer.stepsize(p).max().item() for p in params if p.numel())
     assert largest <= ceiling * (1 + 1e-6)
@@ -181,9 +184,9 @@ def test_no_stepsize_exceeds_the_ceiling(name, foreach, eps):
 
 @each_kernel
 @each_optimizer
-def test_a_parameter_without_gradient_is_skipped(name, foreach):
+def test_a_parameter_without_gradient_is_skipped(name, kernel):
     used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    optimizer = getattr(optim, name)([used, unused], foreach=foreach)
+    optimizer = getattr(optim, name)([used, unused], **kernel)
     used.grad = torch.ones(3)
     optimizer.step()
     assert unused not in optimizer.state
@@ -193,7 +196,7 @@ def test_a_parameter_without_gradient_is_skipped(name, foreach):
 
 @each_kernel
 @each_optimizer
-def test_a_zero_gradient_moves_nothing_and_stays_finite(name, foreach):
+def test_a_zero_gradient_moves_nothing_and_stays_finite(name, kernel):
     start = [torch.ones(4), torch.ones(2, 3), torch.ones(())]
     optimizer, params = train(name, start, [[torch.zeros_like(x) for x in start]] * 3)
     for param, x in zip(params, start, strict=True):
@@ -203,12 +206,12 @@ def test_a_zero_gradient_moves_nothing_and_stays_finite(name, foreach):
 
 @each_kernel
 @each_optimizer
-def test_a_layer_with_nan_poisons_no_other(name, foreach):
+def test_a_layer_with_nan_poisons_no_other(name, kernel):
     start, gradients = make_problem(torch.float32, shapes=[(3,), (4,), (2, 2)])
     for step in gradients:
         step[1][0] = torch.nan
     params = [nn.Parameter(x.clone()) for x in start]
-    optimizer = getattr(optim, name)(params, foreach=foreach)
+    optimizer = getattr(optim, name)(params, **kernel)
     for step in gradients:
         for param, gradient in zip(params, step, strict=True):
             param.grad = gradient
@@ -220,10 +223,10 @@ def test_a_layer_with_nan_poisons_no_other(name, foreach):
 
 @each_kernel
 @each_optimizer
-def test_sums_beyond_the_range_of_float32_stay_finite(name, foreach):
+def test_sums_beyond_the_range_of_float32_stay_finite(name, kernel):
     start = [torch.ones(4), torch.ones(2, 3)]
     signs = [[torch.full_like(x, 1e30 * (-1) ** t) for x in start] for t in range(4)]
-    optimizer, params = train(name, start, signs, foreach=foreach)
+    optimizer, params = train(name, start, signs, **kernel)
     for param in params:
         assert torch.isfinite(param).all()
         assert torch.isfinite(optimizer.stepsize(param)).all()
@@ -272,11 +275,11 @@ class CountReductions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@each_kernel
+@pytest.mark.parametrize("kernel", [KERNELS["single_tensor"], KERNELS["foreach"]])
 @pytest.mark.parametrize("k", [0, 1, 2, 7])
-def test_three_reductions_a_layer_whatever_k_is(k, foreach):
+def test_three_reductions_a_layer_whatever_k_is(k, kernel):
     start, gradients = make_problem(torch.float32, shapes=[(8, 8), (8,), (4, 8)])
-    optimizer, params = train("Aida", start, gradients, k=k, foreach=foreach)
+    optimizer, params = train("Aida", start, gradients, k=k, **kernel)
     for param, gradient in zip(params, gradients[0], strict=True):
         param.grad = gradient
     with CountReductions() as reductions:

@@ -11,7 +11,12 @@ from aida_lightning import optim
 
 OPTIMIZERS = sorted(reference.MEMBERS)
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-each_kernel = pytest.mark.parametrize("foreach", [False, True], ids=["single_tensor", "foreach"])
+KERNELS = {
+    "single_tensor": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 
 def gradients_of(shape, steps, dtype=torch.float32, scale=1.0):
@@ -26,11 +31,11 @@ def gradients_of(shape, steps, dtype=torch.float32, scale=1.0):
 @each_optimizer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
-def test_half_precision_follows_the_boxes_to_its_own_rounding(name, foreach, dtype, scale):
+def test_half_precision_follows_the_boxes_to_its_own_rounding(name, kernel, dtype, scale):
     start = torch.zeros(8, 8, dtype=dtype)
     gradients = gradients_of((8, 8), 10, dtype, scale)
     param = nn.Parameter(start.clone())
-    optimizer = getattr(optim, name)([param], foreach=foreach)
+    optimizer = getattr(optim, name)([param], **kernel)
     for gradient in gradients:
         param.grad = gradient.clone()
         optimizer.step()
@@ -58,9 +63,9 @@ def test_in_torchs_convention_eps_would_vanish_and_the_statistic_would_not_decay
 
 
 @each_kernel
-def test_xi_does_not_underflow_in_float16(foreach):
+def test_xi_does_not_underflow_in_float16(kernel):
     param = nn.Parameter(torch.ones(4, dtype=torch.float16))
-    optimizer = optim.Aida([param], k=3, foreach=foreach)
+    optimizer = optim.Aida([param], k=3, **kernel)
     for gradient in (torch.zeros(4), torch.full((4,), 6e-8)):
         param.grad = gradient.half()
         optimizer.step()
@@ -68,14 +73,14 @@ def test_xi_does_not_underflow_in_float16(foreach):
     assert torch.tensor(1e-20, dtype=torch.float16).item() == 0.0
 
 
-@pytest.mark.parametrize("foreach", [False, True])
+@each_kernel
 @pytest.mark.parametrize("name", ["Aida", "LAida", "AdaBeliefL", "AdamPlus"])
-def test_torch_compile_takes_the_step_in_one_graph(name, foreach):
+def test_torch_compile_takes_the_step_in_one_graph(name, kernel):
     torch.compiler.reset()
     results = []
     for compiled in (False, True):
         params = [nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(5))]
-        optimizer = getattr(optim, name)(params, lr=0.01, weight_decay=0.1, foreach=foreach)
+        optimizer = getattr(optim, name)(params, lr=0.01, weight_decay=0.1, **kernel)
         counter = CompileCounter()
         step = torch.compile(optimizer.step, backend=counter) if compiled else optimizer.step
         for index in range(3):

@@ -74,6 +74,17 @@ def error_inputs(device, dtype):
                 error_regex=message,
             )
         )
+    for kwargs, message in [
+        ({"fused": True, "foreach": True}, "`fused` and `foreach` cannot be `True` together."),
+        ({"fused": True, "differentiable": True}, "`fused` does not support `differentiable`"),
+    ]:
+        errors.append(
+            ErrorOptimizerInput(
+                OptimizerInput(params=None, kwargs=kwargs, desc=str(kwargs)),
+                error_type=RuntimeError,
+                error_regex=message,
+            )
+        )
     return errors
 
 
@@ -82,7 +93,8 @@ def info(name):
         getattr(optim, name),
         optim_inputs_func=inputs(name),
         optim_error_inputs_func=error_inputs,
-        supported_impls=("foreach", "differentiable"),
+        supported_impls=("foreach", "fused", "differentiable"),
+        supports_fused_on=("cpu",),
         has_capturable_arg=True,
     )
 
@@ -127,7 +139,7 @@ class TestOptimRenewed(TestCase):
                 params = [Parameter(torch.randn(2, device=device, dtype=dtype))]
             self.assertEqual(error_input.error_on, OptimizerErrorEnum.CONSTRUCTION_ERROR)
             if issubclass(error_input.error_type, Warning):
-                with self.assertWarnsRegex(error_input.error_type, error_input.error_regex):
+                with pytest.warns(error_input.error_type, match=error_input.error_regex):
                     optim_info.optim_cls(params, **given.kwargs)
             else:
                 with self.assertRaisesRegex(error_input.error_type, error_input.error_regex):
@@ -216,11 +228,24 @@ class TestOptimRenewed(TestCase):
 
     @optims(optim_db, dtypes=[torch.float32, torch.float64])
     def test_foreach_matches_forloop(self, device, dtype, optim_info):
+        self._matches_forloop(device, dtype, optim_info, {"foreach": True})
+
+    @optims(optim_db, dtypes=[torch.float32, torch.float64, torch.bfloat16])
+    def test_fused_matches_forloop(self, device, dtype, optim_info):
+        self._matches_forloop(device, dtype, optim_info, {"fused": True})
+
+    def _matches_forloop(self, device, dtype, optim_info, kernel):
         for optim_input in optim_info.optim_inputs_func(device=device):
             if isinstance(optim_input.kwargs.get("lr"), torch.Tensor):
                 continue
-            tracker = TensorTracker({"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {})
-            for foreach in (False, True):
+            tolerance = {
+                torch.float64: {},
+                torch.float32: {"rtol": 1e-4, "atol": 1e-6},
+                # The momentum is rounded before or after it is used.
+                torch.bfloat16: {"rtol": 0.05, "atol": 1e-3},
+            }
+            tracker = TensorTracker(tolerance[dtype])
+            for options in ({"foreach": False}, kernel):
                 model = small_model(device, dtype)
                 # Empty and 0-dim layers, which a batch over all layers has to get right as well.
                 more = [
@@ -228,7 +253,7 @@ class TestOptimRenewed(TestCase):
                     Parameter(torch.empty((0,), device=device, dtype=dtype)),
                 ]
                 params = [*model.parameters(), *more]
-                optimizer = optim_info.optim_cls(params, foreach=foreach, **optim_input.kwargs)
+                optimizer = optim_info.optim_cls(params, **options, **optim_input.kwargs)
                 for _ in range(7):
                     closure_of(model, optimizer, device, dtype)()
                     for param in more:
@@ -236,7 +261,7 @@ class TestOptimRenewed(TestCase):
                     optimizer.step()
                     for param in params:
                         for value in (param, *optimizer.state[param].values()):
-                            if foreach:
+                            if options is kernel:
                                 tracker.pop_check_set(value, self)
                             else:
                                 tracker.add(value)
@@ -251,11 +276,11 @@ class TestOptimRenewed(TestCase):
             ):
                 continue
             results = []
-            for foreach in (False, True):
+            for kernel in ({"foreach": False}, {"foreach": True}, {"fused": True}):
                 params = [
                     Parameter(torch.full((2, 3), 0.5, device=device, dtype=each)) for each in dtypes
                 ]
-                optimizer = optim_info.optim_cls(params, foreach=foreach, **optim_input.kwargs)
+                optimizer = optim_info.optim_cls(params, **kernel, **optim_input.kwargs)
                 for step in range(7):
                     for index, param in enumerate(params):
                         param.grad = torch.full_like(param, 0.1 * (index + 1) * (-1) ** step)
@@ -266,7 +291,8 @@ class TestOptimRenewed(TestCase):
                     statistic = optimizer.state[param]["exp_avg_sq"]
                     expected = torch.float64 if param.dtype == torch.float64 else torch.float32
                     self.assertEqual(statistic.dtype, expected)
-            self.assertEqual(results[0], results[1], rtol=1e-5, atol=1e-5)
+            for other in results[1:]:
+                self.assertEqual(results[0], other, rtol=1e-5, atol=1e-5)
             for low in results[0][1:]:
                 self.assertTrue(torch.isfinite(low).all())
 
@@ -324,7 +350,14 @@ class TestOptimRenewed(TestCase):
 
     @optims(optim_db, dtypes=[torch.float32])
     def test_can_load_older_state_dict(self, device, dtype, optim_info):
-        flags = ("foreach", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
+        flags = (
+            "foreach",
+            "fused",
+            "maximize",
+            "capturable",
+            "differentiable",
+            "decoupled_weight_decay",
+        )
         for optim_input in every_input(device, dtype, optim_info):
             model = small_model(device, dtype)
             optimizer = optim_info.optim_cls(model.parameters(), **optim_input.kwargs)
@@ -468,9 +501,9 @@ class TestOptimRenewed(TestCase):
     @optims(optim_db, dtypes=[torch.float32])
     def test_unequal_steps_in_one_group(self, device, dtype, optim_info):
         results = []
-        for foreach in (False, True):
+        for kernel in ({"foreach": False}, {"foreach": True}, {"fused": True}):
             first, second = (Parameter(torch.ones(3, device=device, dtype=dtype)) for _ in range(2))
-            optimizer = optim_info.optim_cls([first, second], lr=0.1, foreach=foreach)
+            optimizer = optim_info.optim_cls([first, second], lr=0.1, **kernel)
             for step in range(5):
                 first.grad = torch.tensor([1.0, -2.0, 0.5], device=device, dtype=dtype)
                 second.grad = first.grad.clone() if step >= 3 else None
@@ -479,6 +512,7 @@ class TestOptimRenewed(TestCase):
             self.assertEqual(optimizer.state[second]["step"].item(), 2.0)
             results.append((first.detach().clone(), second.detach().clone()))
         self.assertEqual(results[0], results[1])
+        self.assertEqual(results[0], results[2])
 
     @optims(optim_db, dtypes=[torch.float64])
     def test_the_step_is_differentiable(self, device, dtype, optim_info):

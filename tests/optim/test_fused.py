@@ -1,0 +1,136 @@
+"""The compiled kernel: what it takes, what it leaves to the loop, and how it fails."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from aida_lightning import AdamPlus, Aida, LAida
+from aida_lightning._kernels import fused
+
+
+def pair(shape, dtype=torch.float32, memory_format=torch.contiguous_format):
+    torch.manual_seed(0)
+    start = torch.randn(shape).to(dtype=dtype, memory_format=memory_format)
+    return [nn.Parameter(start.clone(memory_format=torch.preserve_format)) for _ in range(2)]
+
+
+def assert_alike(ours, loop, gradients, cls=Aida, **options):
+    fused_one, loop_one = cls([ours], fused=True, **options), cls([loop], **options)
+    for gradient in gradients:
+        ours.grad, loop.grad = gradient, gradient
+        fused_one.step()
+        loop_one.step()
+    torch.testing.assert_close(ours, loop, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [Aida, LAida, AdamPlus])
+@pytest.mark.parametrize("size", [1, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 100_003])
+def test_every_size_about_a_block_is_right(cls, size):
+    ours, loop = pair((size,))
+    assert_alike(ours, loop, [torch.randn(size) for _ in range(3)], cls, weight_decay=0.1)
+
+
+def test_channels_last_is_swept_as_it_lies_in_memory():
+    ours, loop = pair((2, 3, 4, 5), memory_format=torch.channels_last)
+    gradient = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert fused._fused_dtype(ours, gradient, gradient, gradient) == torch.float32
+    assert_alike(ours, loop, [gradient])
+
+
+def test_layouts_that_differ_go_to_the_loop():
+    ours, loop = pair((4, 5))
+    gradient = torch.randn(5, 4).t()
+    assert fused._fused_dtype(ours, gradient, ours, ours) is None
+    assert_alike(ours, loop, [gradient])
+    ours, loop = pair((4, 5))
+    expanded = torch.randn(1, 5).expand(4, 5)
+    assert fused._fused_dtype(ours, expanded, ours, ours) is None
+    assert_alike(ours, loop, [expanded])
+
+
+def test_float16_goes_to_the_loop():
+    ours, loop = pair((4, 5), torch.float16)
+    assert fused._fused_dtype(ours, ours, ours, ours) is None
+    assert_alike(ours, loop, [torch.randn(4, 5).half()])
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads():
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            ours, _ = pair((300, 300))
+            optimizer = Aida([ours], fused=True)
+            for seed in range(3):
+                ours.grad = torch.randn(300, 300, generator=torch.Generator().manual_seed(seed))
+                optimizer.step()
+            results.append(ours.detach().clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+
+
+def test_the_sums_are_exact_where_momentum_and_gradient_nearly_agree():
+    """The mean of (m - g)^2 at |m - g| / |g| = 1e-4, which sums in float32 would lose."""
+    torch.manual_seed(0)
+    gradient = torch.randn(40_000)
+    param = nn.Parameter(torch.zeros(40_000))
+    optimizer = LAida([param], fused=True, k=2, eps=1e-30)
+    m = gradient + 1e-4 * torch.randn(40_000)
+    param.grad = gradient.clone()
+    optimizer.state[param] = {
+        "step": torch.tensor(5.0), "exp_avg": m.clone(), "exp_avg_sq": torch.tensor(0.0),
+    }  # fmt: skip
+    optimizer.step()
+    m, g = (0.9 * m.double() + 0.1 * gradient.double()), gradient.double()
+    expected = 0.001 * (m - g).square().mean()  # cos(m, g) is 1 to 1e-8
+    assert optimizer.state[param]["exp_avg_sq"].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_a_missing_compiler_gives_one_warning_and_the_loop(tmp_path):
+    code = """
+import warnings, torch
+from aida_lightning import Aida
+param = torch.nn.Parameter(torch.ones(3)); param.grad = torch.ones(3)
+twin = torch.nn.Parameter(torch.ones(3)); twin.grad = torch.ones(3)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    optimizer = Aida([param], fused=True)
+    optimizer.step(); optimizer.step()
+loop = Aida([twin]); loop.step(); loop.step()
+print(torch.equal(param, twin), [str(w.message) for w in caught if "fused" in str(w.message)])
+"""
+    environment = {"PATH": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "CXX": "no-such-compiler"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    same, _, messages = run.stdout.strip().partition(" ")
+    assert same == "True"
+    assert messages.count("falls back to the loop") == 1
+
+
+def test_the_library_is_compiled_once_for_all_processes(tmp_path):
+    code = """
+from aida_lightning._kernels.fused import _library
+assert _library() is not None
+"""
+    environment = {**__import__("os").environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    libraries = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        libraries.append({p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.so")})
+    assert len(libraries[0]) >= 1
+    assert libraries[0] == libraries[1]
+
+
+def test_nothing_is_warned_about_where_there_is_a_compiler():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours, loop = pair((4, 5))
+        assert_alike(ours, loop, [torch.randn(4, 5)])
