@@ -62,14 +62,16 @@ def mean_and_std(values: Tensor) -> Tensor:
         values: a real tensor of any shape with at least one element.
 
     Returns:
-        A tensor of shape (2,), in ``values``' dtype and on its device. Both come from one pass that
-        merges (n, mean, M2), so a spread far below the mean is not lost.
+        A tensor of shape (2,), on ``values``' device, in its dtype or, for half precision,
+        in float32. Both come from one pass that merges (n, mean, M2), so a spread far below the
+        mean is not lost.
 
     Example:
         >>> import torch
         >>> mean_and_std(torch.tensor([1.0, 3.0]))
         tensor([2., 1.])
     """
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
     variance, mean = torch.var_mean(values, correction=0)
     return torch.stack((mean, variance.sqrt()))
 

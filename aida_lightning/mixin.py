@@ -53,11 +53,19 @@ class OptimizerMixin:
     lr_scheduler_options: Mapping[str, Any] | None = None
     lr_scheduler_config: Mapping[str, Any] | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        owner = next(base for base in cls.__mro__ if "configure_optimizers" in vars(base))
+        if owner.__name__ == "LightningModule":
+            raise TypeError(
+                f"{cls.__name__} must name OptimizerMixin before LightningModule among its bases, "
+                "else LightningModule's configure_optimizers hides the mixin's"
+            )
+
     def configure_optimizers(self) -> Any:
         """Build what is declared, in the form that Lightning takes."""
         if not isinstance(self, nn.Module):
             raise TypeError(f"OptimizerMixin needs a LightningModule, {type(self)} is none")
-        # From the class, where a plain function would otherwise become a method of the module.
         optimizer = build_optimizer(
             _declared(self, "optimizer"), self, **(self.optimizer_options or {})
         )
@@ -76,14 +84,16 @@ class OptimizerMixin:
 
 def _declared(module: nn.Module, name: str) -> Any:
     value = getattr(module, name)
-    return getattr(value, "__func__", value)
+    # A plain function on the class has become a method of the module.
+    is_bound = getattr(value, "__self__", None) is module and name not in vars(module)
+    return value.__func__ if is_bound else value
 
 
 def _build_scheduler(
     scheduler: str | Callable[..., Any], optimizer: Optimizer, options: Mapping[str, Any]
 ) -> Any:
     if isinstance(scheduler, str):
-        known = [name for name in lr_scheduler.__all__ if not name.startswith("_")]
+        known = [name for name in lr_scheduler.__all__ if name != "LRScheduler"]
         if scheduler not in known:
             raise ValueError(f"Unknown LR scheduler {scheduler!r}, it must be one of {known}")
         scheduler = getattr(lr_scheduler, scheduler)

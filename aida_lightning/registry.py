@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.optimizer import ParamsT
 
@@ -83,8 +84,9 @@ def build_optimizer(
     Args:
         optimizer: a name (see ``list_optimizers``), a class of optimizers, or a callable that is
             given the parameters and the options and returns an optimizer.
-        params: a module, of which the parameters that require a gradient are taken, with their
-            names; or what torch's optimizers take: tensors, named tensors, or groups of them.
+        params: a module, of which the parameters that require a gradient are taken (the family's
+            groups keep their names); or what torch's optimizers take: tensors, named tensors, or
+            groups of them.
         no_decay_1d: exempt tensors of under 2 dimensions (biases, norm gains) from weight decay.
             It needs a module.
         options: the optimizer's own options; what is left out has the paper's default.
@@ -92,7 +94,7 @@ def build_optimizer(
     Raises:
         ValueError: no optimizer has the name, an option's value is out of range, or the module has
             no parameter that requires a gradient.
-        TypeError: the optimizer lacks an option.
+        TypeError: the optimizer lacks an option, or is nothing that builds one.
 
     Example:
         >>> import torch
@@ -103,12 +105,20 @@ def build_optimizer(
     if isinstance(optimizer, str):
         entry = _entry(optimizer)
         optimizer, options = entry.optimizer, {**entry.defaults, **options}
+    if isinstance(optimizer, Optimizer) or not callable(optimizer):
+        raise TypeError(
+            f"Invalid optimizer of type {type(optimizer).__name__}, it must be a name, a class of "
+            "optimizers, or a callable that builds one"
+        )
     factory: Callable[..., Optimizer] = optimizer
     is_class = isinstance(optimizer, type)
     if is_class:
         check_options(factory, [*options, *(["weight_decay"] if no_decay_1d else [])])
     if isinstance(params, nn.Module):
-        params = _groups(params, no_decay_1d, named=is_class)
+        # Other people's classes may look into the parameters, and torch's refuse unnamed groups
+        # later on, which Lightning's finetuning callbacks add.
+        named = isinstance(factory, type) and issubclass(factory, optim.LayerwiseOptimizer)
+        params = _groups(params, no_decay_1d, named)
     elif no_decay_1d:
         raise ValueError(
             f"no_decay_1d=True needs a module to group the parameters of, got {type(params)}"
@@ -141,7 +151,7 @@ def _entry(name: str) -> _Entry:
     return _ENTRIES[key]
 
 
-def _groups(module: nn.Module, no_decay_1d: bool, *, named: bool) -> Any:
+def _groups(module: nn.Module, no_decay_1d: bool, named: bool) -> Any:
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(
@@ -150,11 +160,15 @@ def _groups(module: nn.Module, no_decay_1d: bool, *, named: bool) -> Any:
         )
 
     def listed(pairs: list[tuple[str, nn.Parameter]]) -> list[Any]:
-        # Only torch's own constructor is known to take named pairs.
         return list(pairs) if named else [p for _, p in pairs]
 
     if not no_decay_1d:
         return listed(trainable)
+    if lazy := [name for name, p in trainable if is_lazy(p)]:
+        raise ValueError(
+            f"no_decay_1d=True needs to know how many dimensions each layer has, {lazy} are not "
+            "initialized yet: run a batch through the module first"
+        )
     decayed = [pair for pair in trainable if pair[1].ndim >= 2]
     exempt = [pair for pair in trainable if pair[1].ndim < 2]
     groups: list[dict[str, Any]] = [

@@ -75,14 +75,32 @@ class StepsizeMonitor(Callback):
                     f"every_n_steps={every_n_steps} has no meaning with logging_interval='epoch'"
                 )
         self.layers = [layers] if isinstance(layers, str) else layers
+        if self.layers is not None and not self.layers:
+            raise MisconfigurationException(
+                "layers must name at least one glob, or be None, got []"
+            )
         self.every_n_steps = every_n_steps
         self.logging_interval = logging_interval
         self._watched: list[_Watched] = []
         self._steps: dict[str, int] = {}
 
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(
+            layers=self.layers,
+            every_n_steps=self.every_n_steps,
+            logging_interval=self.logging_interval,
+        )
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._steps = {}  # what a checkpoint holds is restored after this
+
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._steps | {watched.name: watched.steps for watched in self._watched}}
+        counted = {w.name: w.steps for w in self._watched if w.steps is not None}
+        return {"steps": self._steps | counted}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -95,9 +113,8 @@ class StepsizeMonitor(Callback):
                 "Cannot use `StepsizeMonitor` callback with `Trainer` that has no logger."
             )
         self._detach()
-        layers = self._choose_layers(trainer.optimizers, pl_module)
+        layers = self._choose_layers(pl_module)
         every_n_steps: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        done = trainer.fit_loop.epoch_loop._batches_that_stepped
         for name, optimizer in _named(trainer.optimizers):
             if not has_stepsize(optimizer):
                 rank_zero_warn(
@@ -107,11 +124,16 @@ class StepsizeMonitor(Callback):
                 )
                 continue
             prefix = (name,) if len(trainer.optimizers) > 1 else ()
-            watched = _Watched(name, optimizer, prefix, layers, self._steps.get(name, done))
+            watched = _Watched(name, optimizer, prefix, layers, self._steps.get(name))
             # Rank zero alone samples and writes, so that no process ever waits for another.
             if self.logging_interval == "step" and every_n_steps and trainer.is_global_zero:
-                watched.sample_after_steps(every_n_steps)
+                watched.sample_after_steps(every_n_steps, trainer)
             self._watched.append(watched)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        for watched in self._watched:
+            watched.depth = 0  # were it not, a step had raised
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -135,21 +157,16 @@ class StepsizeMonitor(Callback):
     ) -> None:
         self._detach()
 
-    def _choose_layers(
-        self, optimizers: list[Optimizer], pl_module: LightningModule
-    ) -> dict[Tensor, str]:
-        """Map the parameters to log to their names, in the module's order."""
-        optimized = {
-            param
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for param in group["params"]
-        }
+    def _choose_layers(self, pl_module: LightningModule) -> dict[Tensor, str]:
+        """Map the parameters to log to their names, in the module's order.
+
+        Those that no optimizer has yet are among them, for a callback may unfreeze them later.
+        """
         # torch.compile wraps a module and adds to its parameters' names.
         names: dict[Tensor, str] = {
             param: name.replace("_orig_mod.", "") for name, param in pl_module.named_parameters()
         }
-        there = [names[param] for param in names if param in optimized]
+        there = [*names.values()]
         if self.layers is None:
             chosen = {param: name for param, name in names.items() if param.ndim >= 2}
             if not chosen:
@@ -185,7 +202,7 @@ class StepsizeMonitor(Callback):
             logger.log_metrics(metrics, step=step)
 
     def _detach(self) -> None:
-        self._steps |= {watched.name: watched.steps for watched in self._watched}
+        self._steps = self.state_dict()["steps"]
         for watched in self._watched:
             watched.detach()
         self._watched = []
@@ -206,17 +223,33 @@ class _Watched:
     optimizer: Optimizer
     prefix: tuple[str, ...]
     layers: dict[Tensor, str]
-    steps: int
+    steps: int | None  # taken so far; None until the first of a run that restored no count
+    depth: int = 0
     samples: list[_Sample] = field(default_factory=list)
-    handle: RemovableHandle | None = None
+    handles: list[RemovableHandle] = field(default_factory=list)
 
-    def sample_after_steps(self, every_n_steps: int) -> None:
+    def sample_after_steps(self, every_n_steps: int, trainer: Trainer) -> None:
+        """Count the steps that had a gradient to take, and sample every n-th."""
+
+        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            self.depth += 1
+
         def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            # torch calls the hooks again where a subclass's step calls that of its base.
+            self.depth -= 1
+            params = (param for group in optimizer.param_groups for param in group["params"])
+            if self.depth or all(param.grad is None for param in params):
+                return
+            if self.steps is None:
+                self.steps = trainer.fit_loop.epoch_loop._batches_that_stepped
             self.steps += 1
             if self.steps % every_n_steps == 0:
                 self.sample()
 
-        self.handle = self.optimizer.register_step_post_hook(after_step)
+        self.handles = [
+            self.optimizer.register_step_pre_hook(before_step),
+            self.optimizer.register_step_post_hook(after_step),
+        ]
 
     def sample(self) -> None:
         """Compute the statistics, on the device; of several steps in one batch the last counts."""
@@ -234,8 +267,8 @@ class _Watched:
         return samples
 
     def detach(self) -> None:
-        if self.handle is not None:
-            self.handle.remove()
+        for handle in self.handles:
+            handle.remove()
 
 
 def _named(optimizers: list[Optimizer]) -> list[tuple[str, Optimizer]]:

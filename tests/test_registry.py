@@ -175,3 +175,52 @@ def test_a_function_declared_on_the_class_does_not_become_a_method():
 def test_the_mixin_says_that_it_needs_a_module():
     with pytest.raises(TypeError, match="OptimizerMixin needs a LightningModule"):
         OptimizerMixin().configure_optimizers()
+
+
+def test_names_are_given_to_the_family_only_and_unnamed_groups_may_join():
+    assert "param_names" not in build_optimizer("adam", net()).param_groups[0]
+    optimizer = build_optimizer("aida", net())
+    extra = nn.Linear(2, 2)
+    optimizer.add_param_group({"params": extra.parameters(), "lr": 0.5})
+    assert optimizer.param_groups[1]["param_names"] == ["group_1.0", "group_1.1"]
+    optimizer.add_param_group({"params": nn.Linear(2, 2).named_parameters()})
+    assert optimizer.param_groups[2]["param_names"] == ["weight", "bias"]
+
+
+def test_layers_without_a_shape_are_refused_where_it_decides():
+    with pytest.raises(ValueError, match=r"\['0.weight', '0.bias'\] are not initialized yet"):
+        build_optimizer("aida", nn.Sequential(nn.LazyLinear(3)), no_decay_1d=True)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, torch.optim.SGD([torch.ones(1)])])
+def test_what_builds_no_optimizer_is_refused(wrong):
+    with pytest.raises(
+        TypeError, match=r"Invalid optimizer of type .*, it must be a name, a class"
+    ):
+        build_optimizer(wrong, net())
+
+
+class Factory:
+    @classmethod
+    def create(cls, params, **options):
+        assert cls is Factory
+        return torch.optim.SGD(params, lr=0.25)
+
+
+def test_other_objects_methods_stay_bound():
+    class OfAClass(Module):
+        optimizer = Factory.create
+
+    assert OfAClass().configure_optimizers().defaults["lr"] == 0.25
+    assert Module(optimizer=Factory().create).configure_optimizers().defaults["lr"] == 0.25
+
+
+def test_the_order_of_the_bases_is_checked():
+    class LightningModule(nn.Module):
+        def configure_optimizers(self):
+            return None
+
+    with pytest.raises(TypeError, match="Wrong must name OptimizerMixin before LightningModule"):
+
+        class Wrong(LightningModule, OptimizerMixin):
+            pass

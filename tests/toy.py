@@ -67,8 +67,13 @@ def fit(folder, module, monitor, *callbacks, loggers=None, ckpt_path=None, **opt
         logger=[TensorBoardLogger(folder, name="", version="run")] if loggers is None else loggers,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
-        **{"devices": 1, "max_epochs": 1, "log_every_n_steps": 5, **options},
+        **{
+            "devices": 1,
+            "enable_checkpointing": False,
+            "max_epochs": 1,
+            "log_every_n_steps": 5,
+            **options,
+        },
     )
     trainer.fit(module, ckpt_path=ckpt_path)
     return trainer

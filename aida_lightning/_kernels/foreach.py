@@ -38,7 +38,7 @@ def update_group(layers: Layers, rule: UpdateRule) -> None:
     dtype = vs[0].dtype
     xs, gs, ms = ([t.to(dtype) for t in tensors] for tensors in (params, grads, exp_avgs))
     # Scratch that may be overwritten; a list of the user's own gradients may not.
-    owns_gradients = gs[0] is not grads[0]
+    owns_gradients = all(g is not grad for g, grad in zip(gs, grads, strict=True))
 
     # A tensor of 1 on the host, for foreach would wrap the number once for every step there.
     if steps[0].is_cpu and not torch.compiler.is_compiling():

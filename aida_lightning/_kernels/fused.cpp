@@ -49,6 +49,15 @@ struct bfloat16 {
     }
 };
 
+// As torch.lerp: from the nearer end, so that beta1 = 0 gives g itself.
+template <class S>
+struct Lerp {
+    const bool from_m;
+    const S rate;
+    explicit Lerp(double beta1) : from_m(beta1 > 0.5), rate(from_m ? S(1 - beta1) : S(-beta1)) {}
+    S operator()(S m, S g) const { return (from_m ? m : g) + rate * (g - m); }
+};
+
 // T: of x, g and m. S: of v and of the arithmetic.
 template <class T, class S>
 struct Step {
@@ -77,31 +86,27 @@ struct Step {
     }
 
     // m, and the sums <m, m>, <g, g>, <m, g>, <m - g, m - g> of each block.
+    template <bool coupled>
     void momentum(double* sums) const {
-        const S rate = S(1 - options.beta1), decay = S(options.coupled), sign = S(options.sign);
-        each_block([&](int64_t block, int64_t layer, int64_t begin, int64_t count) {
+        each_block([this, sums](int64_t block, int64_t layer, int64_t begin, int64_t count) {
             const T* x = at<T>(layers.x, layer, begin);
             const T* g = at<T>(layers.g, layer, begin);
             T* m = at<T>(layers.m, layer, begin);
+            const S decay = S(options.coupled), sign = S(options.sign);
+            const Lerp<S> lerp(options.beta1);
             double mm = 0, gg = 0, mg = 0, rr = 0;
-            auto sweep = [&](auto gradient) {
 #pragma omp simd reduction(+ : mm, gg, mg, rr)
-                for (int64_t i = 0; i < count; ++i) {
-                    const S gi = gradient(i);
-                    S mi = S(m[i]);
-                    mi += rate * (gi - mi);
-                    m[i] = T(mi);
-                    const double a = mi, b = gi, r = double(mi) - double(gi);
-                    mm += a * a;
-                    gg += b * b;
-                    mg += a * b;
-                    rr += r * r;
-                }
-            };
-            if (decay != 0)
-                sweep([=](int64_t i) { return sign * S(g[i]) + decay * S(x[i]); });
-            else
-                sweep([=](int64_t i) { return sign * S(g[i]); });
+            for (int64_t i = 0; i < count; ++i) {
+                S gi = sign * S(g[i]);
+                if constexpr (coupled) gi += decay * S(x[i]);
+                m[i] = T(lerp(S(m[i]), gi));
+                const S mi = S(m[i]);  // as rounded, for the other sweep reads it so
+                const double a = mi, b = gi, r = a - b;
+                mm += a * a;
+                gg += b * b;
+                mg += a * b;
+                rr += r * r;
+            }
             double* of_block = sums + 4 * block;
             of_block[0] = mm, of_block[1] = gg, of_block[2] = mg, of_block[3] = rr;
         });
@@ -115,7 +120,8 @@ struct Step {
             const T* g = at<T>(layers.g, layer, begin);
             T* m = at<T>(layers.m, layer, begin);
             S* v = at<S>(layers.v, layer, begin);
-            const S rate = S(1 - options.beta1), decay = S(options.coupled), sign = S(options.sign);
+            const S decay = S(options.coupled), sign = S(options.sign);
+            const Lerp<S> lerp(options.beta1);
             const S beta2 = S(options.beta2), weight = S(1 - options.beta2), eps = S(options.eps);
             const S second_eps = S(options.second_eps), shrink = S(1 - options.decoupled);
             const S alpha = S(layers.alpha[layer]), beta = S(layers.beta[layer]);
@@ -128,7 +134,7 @@ struct Step {
                 const S gi = sign * S(g[i]) + decay * xi;
                 S mi = S(m[i]);
                 if constexpr (momentum_too) {
-                    mi += rate * (gi - mi);
+                    mi = lerp(mi, gi);
                     m[i] = T(mi);
                 }
                 const S d = alpha * mi + beta * gi;
@@ -155,7 +161,7 @@ struct Step {
     }
 
     void run(int64_t sweep, double* sums) const {
-        if (sweep == 0) momentum(sums);
+        if (sweep == 0) options.coupled ? momentum<true>(sums) : momentum<false>(sums);
         const bool keep_x = options.averages_stepsize;
         if (sweep == 1) keep_x ? update<false, true>(sums) : update<false, false>(sums);
         if (sweep == 2) keep_x ? update<true, true>(sums) : update<true, false>(sums);

@@ -47,6 +47,8 @@ def fused(layers: Layers, rule: UpdateRule) -> None:
 
 def _update_group(library: Any, dtype: int, layers: Layers, rule: UpdateRule) -> None:
     torch._foreach_add_(layers.steps, torch.ones(()), alpha=1)
+    # What autograd kept of the parameters is no longer what it kept.
+    torch.autograd.graph.increment_version(layers.params)
     corrections = torch.tensor(
         [rule.bias_corrections(step) for step in layers.steps], dtype=torch.float64
     )
@@ -165,6 +167,8 @@ def _fused_dtype(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> tor
     """Give the dtype that the layer is updated in by the compiled code, None if it cannot be."""
     same = param.dtype == grad.dtype == exp_avg.dtype and param.dtype in _DTYPES
     if not same or not param.is_cpu or type(grad) is not Tensor:
+        return None
+    if param.is_neg() or grad.is_neg():  # memory that holds the negative of the values
         return None
     # All must lie in memory in one order, without gaps.
     vectors = [param, grad, exp_avg] + ([v] if v.ndim or not param.ndim else [])

@@ -42,6 +42,8 @@ def update_layer(
             g, owns_gradient = g.add(x, alpha=rule.weight_decay), True
 
     m.lerp_(g, 1 - rule.beta1)
+    if rule.differentiable:
+        m = m.clone()  # the next step changes it in place, and autograd keeps this one
     track(g, m, v, rule, scratch=owns_gradient and not rule.differentiable)
 
     del g  # where it was scratch, its memory serves the stepsizes

@@ -1,6 +1,7 @@
 """One run of a comparison: the same model, initialisation and data order, one optimizer."""
 
 import contextlib
+import inspect
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from aida_lightning.datamodules import CIFAR10DataModule, DigitsDataModule
 from aida_lightning.example_modules import ImageClassifier
 from aida_lightning.experiments.choices import Choice, OptimizerChoice, UsageError
 from aida_lightning.experiments.report import STATE_BYTES_TAG, RunResult, Status, measure
+from aida_lightning.registry import get_optimizer_class
 
 DATA_MODULES: dict[str, Callable[..., pl.LightningDataModule]] = {
     "digits": DigitsDataModule,
@@ -217,10 +219,22 @@ def _build_model(settings: Settings, optimizer: OptimizerChoice) -> pl.Lightning
     return ImageClassifier(
         model=settings.model,
         optimizer=optimizer.name,
-        optimizer_options=optimizer.options,
+        optimizer_options=_with_fastest_kernel(settings, optimizer),
         lr_scheduler=scheduler.name if scheduler else None,
         lr_scheduler_options=scheduler.options if scheduler else None,
     )
+
+
+def _with_fastest_kernel(settings: Settings, optimizer: OptimizerChoice) -> dict[str, Any]:
+    """Asks for the fused kernel on a CPU, where no optimizer chooses it by itself."""
+    on_cpu = settings.accelerator == "cpu" or (
+        settings.accelerator == "auto" and not torch.accelerator.is_available()
+    )
+    accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
+    chosen = {"foreach", "fused", "capturable", "differentiable"} & optimizer.options.keys()
+    if on_cpu and "fused" in accepted and not chosen:
+        return {**optimizer.options, "fused": True}
+    return optimizer.options
 
 
 def _build_trainer(

@@ -72,7 +72,19 @@ class LayerwiseOptimizer(Optimizer):
             ValueError: an option is outside of its range.
         """
         _check_options({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+        super().add_param_group(self._with_names(param_group))
+
+    def _with_names(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Name a group without names that joins groups with names, which torch would refuse."""
+        params = group["params"]
+        if not any("param_names" in ours for ours in self.param_groups):
+            return group
+        params = [params] if isinstance(params, Tensor) else list(params)
+        if any(isinstance(param, tuple) for param in params):
+            return {**group, "params": params}
+        count = len(self.param_groups)
+        named = [(f"group_{count}.{index}", param) for index, param in enumerate(params)]
+        return {**group, "params": named}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -89,6 +101,7 @@ class LayerwiseOptimizer(Optimizer):
         loaded: dict[str, Any] = {}
 
         def remember(_: Optimizer, after_users_hooks: dict[str, Any]) -> None:
+            self._check_state(after_users_hooks)
             loaded.update(after_users_hooks)
 
         def restore(_: Optimizer) -> None:
@@ -102,12 +115,28 @@ class LayerwiseOptimizer(Optimizer):
             first.remove()
             second.remove()
 
-    def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
+    def _saved_layers(self, loaded: dict[str, Any]) -> list[tuple[Any, Any, Any]]:
+        """Pair what was saved of each layer with its parameter and its group."""
         keys = [key for group in loaded["param_groups"] for key in group["params"]]
         ours = [(param, group) for group in self.param_groups for param in group["params"]]
-        for key, (param, group) in zip(keys, ours, strict=True):
-            if not (saved := loaded["state"].get(key)):
+        # Groups that do not fit are refused by torch.
+        pairs = zip(keys, ours, strict=False)
+        return [(s, *layer) for key, layer in pairs if (s := loaded["state"].get(key))]
+
+    def _check_state(self, loaded: dict[str, Any]) -> None:
+        for saved, param, _ in self._saved_layers(loaded):
+            missing = [name for name in ("step", "exp_avg", "exp_avg_sq") if name not in saved]
+            expected = torch.Size() if self.layer_mean == "statistic" else param.shape
+            if missing:
+                fault = f"it lacks {missing}"
+            elif (shape := saved["exp_avg_sq"].shape) != expected:
+                fault = f"exp_avg_sq has the shape {[*shape]}, not {[*expected]}"
+            else:
                 continue
+            raise ValueError(f"loaded state dict is not one of {type(self).__name__}: {fault}")
+
+    def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
+        for saved, param, group in self._saved_layers(loaded):
             state = self.state[param]
             state["exp_avg_sq"] = saved["exp_avg_sq"].to(param.device, self._statistic_dtype(param))
             state["step"] = torch.as_tensor(
@@ -185,11 +214,14 @@ class LayerwiseOptimizer(Optimizer):
                 continue
             if param.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-            if self._takes_layer_sums and hasattr(param, "placements"):
+            # FSDP2 and tensor parallel (DTensor), and FSDP1, whose parameters view flat shards.
+            if self._takes_layer_sums and (
+                hasattr(param, "placements") or getattr(param, "_fsdp_flattened", False)
+            ):
                 raise RuntimeError(
-                    f"{type(self).__name__} does not support sharded parameters (DTensor): its "
-                    "sums run over whole layers, and each process holds a part; AdaBelief and "
-                    "AdamPlus take no such sums"
+                    f"{type(self).__name__} does not support sharded parameters: its sums run over "
+                    "whole layers, and each process holds a part; AdaBelief and AdamPlus take no "
+                    "such sums"
                 )
             state = self.state[param]
             if len(state) == 0:

@@ -7,10 +7,13 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
 from toy import Net, TwoOptimizers, fit, read
 
+import aida_lightning
 from aida_lightning.callbacks import StepsizeMonitor
 
 pytestmark = [
@@ -280,3 +283,88 @@ def test_two_processes_train_alike_and_only_rank_zero_writes(tmp_path):
     assert sorted(points) == list(range(6))
     assert all(math.isfinite(value) for value in points.values())
     assert len(list((tmp_path / "run").glob("events*"))) == 1
+
+
+class Finetuned(Net):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.features = self.features, nn.Identity()
+
+    def loss(self, batch):
+        return self.head(self.backbone(batch[0]).tanh()).square().mean()
+
+
+@pytest.mark.filterwarnings("ignore:The provided params to be froze.*:UserWarning")
+@pytest.mark.parametrize("name", ["aida", "adam"])
+def test_layers_that_are_unfrozen_later_join_in(tmp_path, name):
+    module = Finetuned()
+    module.name = name
+    finetuning = BackboneFinetuning(unfreeze_backbone_at_epoch=1)
+    monitor = StepsizeMonitor(layers=["backbone.weight", "head.weight"])
+    fit(tmp_path, module, monitor, finetuning, max_epochs=2)
+    scalars = read(tmp_path)
+    assert sorted(scalars["stepsize_mean/head.weight"]) == [4, 9, 14, 19]
+    assert sorted(scalars["stepsize_mean/backbone.weight"]) == [14, 19]
+
+
+def test_two_monitors_work_beside_each_other(tmp_path):
+    monitors = [
+        StepsizeMonitor(layers="head.weight", every_n_steps=3),
+        StepsizeMonitor(layers="head.bias", logging_interval="epoch"),
+    ]
+    fit(tmp_path, Net(), *monitors)
+    scalars = read(tmp_path)
+    assert sorted(scalars["stepsize_mean/head.weight"]) == [2, 5, 8, 11]
+    assert sorted(scalars["stepsize_mean/head.bias"]) == [11]
+
+
+def test_a_second_run_starts_to_count_anew(tmp_path):
+    monitor = StepsizeMonitor(every_n_steps=5)
+    for run in ("first", "second"):
+        fit(tmp_path / run, Net(), monitor)
+        assert sorted(read(tmp_path / run)["stepsize_mean/head.weight"]) == [4, 9]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("first", [None, StepsizeMonitor(logging_interval="epoch")])
+def test_a_checkpoint_without_a_count_is_resumed_in_step_with_the_trainer(tmp_path, first):
+    checkpoint = ModelCheckpoint(tmp_path / "saved", "{step}", every_n_train_steps=4, save_top_k=-1)
+    fit(tmp_path / "a", Net(), first, checkpoint, enable_checkpointing=True)
+    fit(
+        tmp_path / "b",
+        Net(),
+        StepsizeMonitor(),
+        ckpt_path=tmp_path / "saved" / "step=4.ckpt",
+        log_every_n_steps=3,
+        max_epochs=2,
+    )
+    scalars = read(tmp_path / "b")
+    assert sorted(scalars["stepsize_mean/head.weight"]) == sorted(scalars["loss"])
+
+
+class SkipsEverySecondBatch(Net):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) if batch_idx % 2 else None
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step` returned `None`.*")
+def test_a_batch_that_was_left_out_is_not_a_step(tmp_path):
+    fit(tmp_path, SkipsEverySecondBatch(), StepsizeMonitor(every_n_steps=1))
+    assert sorted(read(tmp_path)["stepsize_mean/head.weight"]) == [1, 3, 5, 7, 9, 11]
+
+
+class Derived(aida_lightning.Aida):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_a_subclass_that_calls_its_bases_step_is_counted_once(tmp_path):
+    fit(tmp_path, Net("aida"), StepsizeMonitor())  # torch hooks the base's step from here on
+    fit(tmp_path / "derived", Net(Derived), StepsizeMonitor())
+    assert sorted(read(tmp_path / "derived")["stepsize_mean/head.weight"]) == [4, 9]
+
+
+def test_an_empty_choice_of_layers_is_refused():
+    with pytest.raises(MisconfigurationException, match="layers must name at least one glob"):
+        StepsizeMonitor(layers=[])

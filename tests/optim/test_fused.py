@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from aida_lightning import AdamPlus, Aida, LAida
+from aida_lightning import AdaBelief, AdamPlus, Aida, LAida
 from aida_lightning._kernels import fused
 
 
@@ -134,3 +134,31 @@ def test_nothing_is_warned_about_where_there_is_a_compiler():
         warnings.simplefilter("error")
         ours, loop = pair((4, 5))
         assert_alike(ours, loop, [torch.randn(4, 5)])
+
+
+def test_gradients_that_are_stored_negated_are_read_right():
+    ours, loop = pair((3,))
+    gradient = torch._neg_view(torch.ones(3))
+    assert gradient.is_neg()
+    assert_alike(ours, loop, [gradient])
+    assert torch.equal(ours, loop)
+
+
+def test_autograd_notices_that_the_parameters_changed():
+    param = nn.Parameter(torch.ones(3))
+    loss = (param * param).sum()
+    param.grad = torch.ones(3)
+    Aida([param], fused=True).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_without_momentum_the_residual_is_zero_with_every_kernel():
+    for kernel in ({"foreach": False}, {"foreach": True}, {"fused": True}):
+        param = nn.Parameter(torch.zeros(1000))
+        optimizer = AdaBelief([param], betas=(0.0, 0.999), **kernel)
+        for seed in range(3):
+            param.grad = torch.randn(1000, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+        assert torch.equal(optimizer.state[param]["exp_avg"], param.grad)
+        assert optimizer.state[param]["exp_avg_sq"].max().item() < 1e-7

@@ -145,3 +145,52 @@ def test_sharded_layers_are_refused_where_a_sum_over_them_is_needed():
         else:
             with pytest.raises(RuntimeError, match=f"{name} does not support sharded parameters"):
                 optimizer.step()
+
+
+def test_flat_shards_of_fsdp1_are_refused_too():
+    param = nn.Parameter(torch.ones(4))
+    param._fsdp_flattened = True
+    param.grad = torch.ones(4)
+    with pytest.raises(RuntimeError, match="LAdam does not support sharded parameters"):
+        optim.LAdam([param]).step()
+
+
+def test_another_optimizers_state_is_refused_before_anything_is_loaded():
+    def stepped(cls, **options):
+        param = nn.Parameter(torch.ones(2))
+        optimizer = cls([param], lr=0.5, **options)
+        param.grad = torch.ones(2)
+        optimizer.step()
+        return optimizer
+
+    target = stepped(optim.LAida)
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(ValueError, match=r"not one of LAida: exp_avg_sq has the shape \[2\], not"):
+        target.load_state_dict(stepped(optim.Aida).state_dict())
+    with pytest.raises(ValueError, match=r"not one of Aida: it lacks \['step', 'exp_avg', "):
+        build(lr=0.1).load_state_dict(stepped(torch.optim.SGD, momentum=0.9).state_dict())
+    after = target.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert after["state"][0]["exp_avg_sq"].shape == ()
+
+
+def test_foreach_leaves_gradients_of_mixed_dtypes_as_they_are():
+    first, second = (nn.Parameter(torch.ones(3).bfloat16()) for _ in range(2))
+    second.grad_dtype = None
+    first.grad, second.grad = torch.ones(3).bfloat16(), torch.full((3,), 0.5)
+    optim.Aida([first, second], foreach=True).step()
+    assert second.grad.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_autograd_goes_through_several_steps(name):
+    def train(gradient):
+        param = torch.ones(3, dtype=torch.float64, requires_grad=True).clone()
+        optimizer = getattr(optim, name)([param], lr=0.1, differentiable=True)
+        for scale in (1, 2, 3):
+            param.grad = gradient * scale
+            optimizer.step()
+        return param
+
+    gradient = torch.tensor([0.3, 0.5, -0.2], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(train, (gradient,))

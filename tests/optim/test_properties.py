@@ -62,6 +62,8 @@ def test_finite_input_gives_finite_results_below_the_ceiling_with_any_kernel(
 @unhurried
 @given(st.sampled_from(OPTIMIZERS), st.integers(0, 2**20), shapes, magnitudes, betas, orders)
 def test_the_kernels_agree(name, seed, shapes, magnitude, betas, k):
+    # Not with beta1 = 0, where m is g but for rounding, and what is tracked but rounding.
+    betas = (betas[0] or 0.7, betas[1])
     # In float64, for where momentum and gradient are nearly at a right angle their inner product,
     # and with it all that is tracked, is as inexact as the order of its sum makes it.
     start, gradients = draw_problem(seed, shapes, magnitude, dtype=torch.float64)
