@@ -10,8 +10,6 @@ from torch.optim.optimizer import (
     ParamsT,
     _default_to_fused_or_foreach,
     _get_capturable_supported_devices,
-    _get_scalar_dtype,
-    _to_scalar,
     _use_grad_for_differentiable,
 )
 
@@ -26,9 +24,8 @@ from aida_lightning.optim._checks import (
     check_order,
     check_positive,
 )
+from aida_lightning.optim._state import check_loaded, new_state, restore_dtypes
 from aida_lightning.optim.tracking import Track, needs_inner_products
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class LayerwiseOptimizer(Optimizer):
@@ -97,15 +94,19 @@ class LayerwiseOptimizer(Optimizer):
 
         torch casts all state to the parameter's dtype, which rounds step 1,000,001 to 999,424 in
         bfloat16 and loses ``eps`` from ``exp_avg_sq`` in float16.
+
+        Raises:
+            ValueError: the state is that of another optimizer, or its groups do not fit; nothing
+                is loaded then.
         """
         loaded: dict[str, Any] = {}
 
         def remember(_: Optimizer, after_users_hooks: dict[str, Any]) -> None:
-            self._check_state(after_users_hooks)
+            check_loaded(self, self.layer_mean, after_users_hooks)
             loaded.update(after_users_hooks)
 
         def restore(_: Optimizer) -> None:
-            self._restore_dtypes(loaded)
+            restore_dtypes(self, self.layer_mean, loaded)
 
         first = self.register_load_state_dict_pre_hook(remember)
         second = self.register_load_state_dict_post_hook(restore, prepend=True)
@@ -114,36 +115,6 @@ class LayerwiseOptimizer(Optimizer):
         finally:
             first.remove()
             second.remove()
-
-    def _saved_layers(self, loaded: dict[str, Any]) -> list[tuple[Any, Any, Any]]:
-        """Pair what was saved of each layer with its parameter and its group."""
-        keys = [key for group in loaded["param_groups"] for key in group["params"]]
-        ours = [(param, group) for group in self.param_groups for param in group["params"]]
-        # Groups that do not fit are refused by torch.
-        pairs = zip(keys, ours, strict=False)
-        return [(s, *layer) for key, layer in pairs if (s := loaded["state"].get(key))]
-
-    def _check_state(self, loaded: dict[str, Any]) -> None:
-        for saved, param, _ in self._saved_layers(loaded):
-            missing = [name for name in ("step", "exp_avg", "exp_avg_sq") if name not in saved]
-            expected = torch.Size() if self.layer_mean == "statistic" else param.shape
-            if missing:
-                fault = f"it lacks {missing}"
-            elif (shape := saved["exp_avg_sq"].shape) != expected:
-                fault = f"exp_avg_sq has the shape {[*shape]}, not {[*expected]}"
-            else:
-                continue
-            raise ValueError(f"loaded state dict is not one of {type(self).__name__}: {fault}")
-
-    def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
-        for saved, param, group in self._saved_layers(loaded):
-            state = self.state[param]
-            state["exp_avg_sq"] = saved["exp_avg_sq"].to(param.device, self._statistic_dtype(param))
-            state["step"] = torch.as_tensor(
-                saved["step"],
-                dtype=_get_scalar_dtype(),
-                device=param.device if group["capturable"] else "cpu",
-            )
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -158,7 +129,10 @@ class LayerwiseOptimizer(Optimizer):
         Raises:
             RuntimeError: a gradient is sparse, or a sum over a layer is needed of a sharded one.
         """
-        self._accelerator_graph_capture_health_check()
+        if hasattr(self, "_accelerator_graph_capture_health_check"):
+            self._accelerator_graph_capture_health_check()
+        else:  # its name in older torch
+            self._cuda_graph_capture_health_check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -225,14 +199,7 @@ class LayerwiseOptimizer(Optimizer):
                 )
             state = self.state[param]
             if len(state) == 0:
-                # On the host, where it can be read without a wait, unless a graph is captured.
-                state["step"] = torch.zeros(
-                    (),
-                    dtype=_get_scalar_dtype(),
-                    device=param.device if group["capturable"] else "cpu",
-                )
-                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = self._zero_statistic(param)
+                state.update(new_state(param, self.layer_mean, capturable=group["capturable"]))
             if group["capturable"] and not torch.compiler.is_compiling():
                 devices = _get_capturable_supported_devices()
                 if param.device.type != state["step"].device.type or (
@@ -254,17 +221,6 @@ class LayerwiseOptimizer(Optimizer):
     def _takes_layer_sums(self) -> bool:
         return self.layer_mean is not None or needs_inner_products(type(self).track)
 
-    def _statistic_dtype(self, param: Tensor) -> torch.dtype:
-        # In float16 an eps of 1e-8 is 0; in bfloat16 v * 0.999 rounds back to v and never decays.
-        dtype = torch.float32 if param.dtype in _HALF else param.dtype
-        return dtype.to_real() if self.layer_mean == "statistic" else dtype
-
-    def _zero_statistic(self, param: Tensor) -> Tensor:
-        dtype = self._statistic_dtype(param)
-        if self.layer_mean == "statistic":
-            return torch.zeros((), dtype=dtype, device=param.device)
-        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-
     def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> Kernel:
         if group["fused"]:
             return fused
@@ -277,14 +233,14 @@ class LayerwiseOptimizer(Optimizer):
         return foreach if use_foreach else single_tensor
 
     def _rule(self, group: dict[str, Any]) -> UpdateRule:
-        beta1, beta2 = group["betas"]
+        lr, (beta1, beta2) = group["lr"], group["betas"]
         return UpdateRule(
             track=type(self).track,
             layer_mean=self.layer_mean,
             eps_in_denominator=self.eps_in_denominator,
             k=group.get("k", 0),
             xi=group.get("xi", 0.0),
-            lr=_to_scalar(group["lr"]),
+            lr=lr.squeeze() if isinstance(lr, Tensor) else lr,
             beta1=beta1,
             beta2=beta2,
             eps=group["eps"],
