@@ -223,6 +223,11 @@ class LayerwiseOptimizer(Optimizer):
 
     def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> Kernel:
         if group["fused"]:
+            if devices := {param.device.type for param in params} - {"cpu"}:
+                raise RuntimeError(
+                    "`fused=True` requires all the params to be on supported devices: ['cpu'], "
+                    f"got {sorted(devices)}; leave `fused` and `foreach` out for what is best there"
+                )
             return fused
         use_foreach = group["foreach"]
         if use_foreach is None:

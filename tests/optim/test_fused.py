@@ -162,3 +162,11 @@ def test_without_momentum_the_residual_is_zero_with_every_kernel():
             optimizer.step()
         assert torch.equal(optimizer.state[param]["exp_avg"], param.grad)
         assert optimizer.state[param]["exp_avg_sq"].max().item() < 1e-7
+
+
+def test_other_devices_are_refused():
+    param = nn.Parameter(torch.ones(3, device="meta"))
+    param.grad = torch.ones(3, device="meta")
+    optimizer = Aida([param], fused=True)
+    with pytest.raises(RuntimeError, match=r"supported devices: \['cpu'\], got \['meta'\]"):
+        optimizer.step()

@@ -593,6 +593,17 @@ class TestOptimRenewed(TestCase):
 
     @onlyCUDA
     @optims(optim_db, dtypes=[torch.float32])
+    def test_parameters_on_several_devices(self, device, dtype, optim_info):
+        params = [Parameter(torch.ones(3, device=each)) for each in ("cpu", device)]
+        optimizer = optim_info.optim_cls(params, foreach=True)
+        for _ in range(3):
+            for param in params:
+                param.grad = torch.tensor([1.0, -2.0, 0.5], device=param.device)
+            optimizer.step()
+        self.assertEqual(params[0], params[1], exact_device=False)
+
+    @onlyCUDA
+    @optims(optim_db, dtypes=[torch.float32])
     def test_peak_memory_of_foreach(self, device, dtype, optim_info):
         param = Parameter(torch.randn(1 << 22, device=device))
         param.grad = torch.randn_like(param)
