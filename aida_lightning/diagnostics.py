@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, NAdam, Optimizer, RAdam
+from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
 
 from aida_lightning.optim import LayerwiseOptimizer, Yogi
 
@@ -84,6 +84,7 @@ def _layerwise(
 
 
 @stepsize.register(Adam)
+@stepsize.register(AdamW)  # no Adam itself in older torch
 @stepsize.register(NAdam)
 @stepsize.register(Yogi)
 @torch.no_grad()

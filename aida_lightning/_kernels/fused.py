@@ -185,7 +185,7 @@ def _library() -> Any:
         from torch._inductor.codecache import CppCodeCache
 
         source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
-        library = CppCodeCache.load(source, extra_flags=_FLAGS)
+        library = CppCodeCache.load_async(source, extra_flags=_FLAGS)()
         library.aida_block_size.restype = ctypes.c_int64
         library.aida_sweep.restype = None
         return library
