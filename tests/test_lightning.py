@@ -1,9 +1,14 @@
 """The optimizers under Lightning's Trainer."""
 
+from types import MappingProxyType
+
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch import nn
 from toy import Net, fit
+
+from aida_lightning import Aida, OptimizerMixin
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -60,3 +65,30 @@ def test_every_precision_trains_with_every_kernel(tmp_path, kernel, precision):
 def _fresh():
     torch.manual_seed(1)
     return Net()
+
+
+class BuiltLate(OptimizerMixin, Net):
+    """Has no parameters before the Trainer asks it to make them."""
+
+    optimizer = "aida"
+    optimizer_options = MappingProxyType({"k": 1})
+
+    def __init__(self):
+        super().__init__()
+        self.features = self.head = None
+
+    def configure_model(self):
+        if self.head is None:
+            self.features, self.head = nn.Linear(4, 3), nn.Linear(3, 1)
+
+
+def test_a_module_that_is_built_in_configure_model_is_optimized_as_it_is_then(tmp_path):
+    module = BuiltLate()
+    trainer = fit(tmp_path, module, None)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, Aida)
+    assert optimizer.defaults["k"] == 1
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+        id(p) for p in module.parameters()
+    }
+    assert optimizer.state[module.head.weight]["step"].item() == 12

@@ -13,7 +13,6 @@ from aida_lightning._kernels.rule import Layers, UpdateRule, finite_sums
 from aida_lightning.optim.tracking import (
     gradient,
     needs_inner_products,
-    projected_gradient,
     residual,
 )
 
@@ -58,6 +57,7 @@ def update_group(layers: Layers, rule: UpdateRule) -> None:
     torch._foreach_lerp_(ms, gs, 1 - rule.beta1)
     track(gs, ms, vs, rule, scratch=owns_gradients)
 
+    del gs  # where they were scratch, their memory serves the stepsizes
     corrections = [rule.bias_corrections(step) for step in steps]
     corrections2: ScalarList = [correction2 for _, correction2 in corrections]
     ss = torch._foreach_div(vs, corrections2)
@@ -90,17 +90,15 @@ def track(
     if rule.track is gradient:
         ds = gs
     elif rule.track is residual:
-        ds = torch._foreach_sub(ms, gs)
-    elif rule.track is projected_gradient:
-        ds = torch._foreach_mul(ms, alphas)
+        # g - m, whose square is the same
+        ds = gs if scratch else torch._foreach_sub(gs, ms)
+        if scratch:
+            torch._foreach_sub_(gs, ms)
     else:
         if scratch:
             torch._foreach_mul_(gs, betas)
         ds = gs if scratch else torch._foreach_mul(gs, betas)
-        if isinstance(alphas[0], Tensor):
-            torch._foreach_addcmul_(ds, ms, alphas)
-        else:
-            torch._foreach_add_(ds, torch._foreach_mul(ms, alphas))
+        torch._foreach_addcmul_(ds, ms, alphas)
     # Not by 0, which would make NaN of a statistic that overflowed.
     torch._foreach_mul_(vs, rule.beta2) if rule.beta2 else torch._foreach_zero_(vs)
     if rule.layer_mean == "statistic":
@@ -115,7 +113,7 @@ def track(
 def layer_coefficients(
     gs: list[Tensor], ms: list[Tensor], rule: UpdateRule
 ) -> tuple[ScalarList, ScalarList]:
-    """Give alpha and beta of every layer: floats on the CPU, else 0-dim tensors of its device."""
+    """Give alpha and beta of every layer: floats if they are constant, else 0-dim tensors."""
     if not needs_inner_products(rule.track):
         alpha, beta = rule.coefficients(0.0, 0.0, 0.0)
         return [alpha] * len(gs), [beta] * len(gs)
@@ -128,6 +126,4 @@ def layer_coefficients(
         value if isinstance(value, Tensor) else torch.full_like(sums[0], value)
         for value in rule.coefficients(*sums.unbind())
     ]
-    if sums.device.type == "cpu" and not rule.on_device:
-        return coefficients[0].tolist(), coefficients[1].tolist()
     return list(coefficients[0].unbind()), list(coefficients[1].unbind())
