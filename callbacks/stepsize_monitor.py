@@ -196,10 +196,12 @@ class StepsizeMonitor(Callback):
             separator = logger.group_separator
             metrics = {
                 separator.join([*sample.prefix, statistic, sample.layer]): number
-                for sample, numbers in zip(samples, values, strict=True)
+                for sample, (*numbers, skipped) in zip(samples, values, strict=True)
+                if not skipped
                 for statistic, number in zip(STATISTICS, numbers, strict=True)
             }
-            logger.log_metrics(metrics, step=step)
+            if metrics:
+                logger.log_metrics(metrics, step=step)
 
     def _detach(self) -> None:
         self._steps = self.state_dict()["steps"]
@@ -212,7 +214,7 @@ class StepsizeMonitor(Callback):
 class _Sample:
     prefix: tuple[str, ...]
     layer: str
-    values: Tensor
+    values: Tensor  # mean, standard deviation, and whether the step was left out
 
 
 @dataclass
@@ -256,11 +258,15 @@ class _Watched:
         groups = {
             param: group for group in self.optimizer.param_groups for param in group["params"]
         }
-        self.samples = [
-            _Sample(self.prefix, name, mean_and_std(stepsize(self.optimizer, groups[param], state)))
-            for param, name in self.layers.items()
-            if param in groups and param.numel() and (state := self.optimizer.state.get(param))
-        ]
+        # Set while a gradient scaler leaves it to the optimizer, as torch's fused Adam, to skip a
+        # step; whether it did is known on the device only.
+        skipped = getattr(self.optimizer, "found_inf", None)
+        self.samples = []
+        for param, name in self.layers.items():
+            if param in groups and param.numel() and (state := self.optimizer.state.get(param)):
+                values = mean_and_std(stepsize(self.optimizer, groups[param], state))
+                flag = values.new_zeros(1) if skipped is None else skipped.reshape(1).to(values)
+                self.samples.append(_Sample(self.prefix, name, torch.cat((values, flag))))
 
     def take_samples(self) -> list[_Sample]:
         samples, self.samples = self.samples, []

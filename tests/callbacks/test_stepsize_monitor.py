@@ -117,18 +117,29 @@ class ScalerThatSkips(torch.amp.GradScaler):
         super().__init__("cpu", init_scale=1.0)
         self.calls = 0
 
+    def step(self, optimizer, *args, **kwargs):
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            self.poison(optimizer)
+        return super().step(optimizer, *args, **kwargs)
+
     def unscale_(self, optimizer):
+        self.poison(optimizer)
+        super().unscale_(optimizer)
+
+    def poison(self, optimizer):
         self.calls += 1
         if self.calls % 3 == 0:
             for group in optimizer.param_groups:
                 for param in group["params"]:
                     param.grad.fill_(torch.inf)
-        super().unscale_(optimizer)
 
 
-def test_a_step_that_the_gradient_scaler_left_out_is_not_sampled(tmp_path):
+@pytest.mark.parametrize("name", ["aida", "adam"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_gradient_scaler_left_out_is_not_sampled(tmp_path, name, fused):
+    # To torch's fused Adam the scaler leaves it to skip the step.
     plugin = MixedPrecision("16-mixed", "cpu", scaler=ScalerThatSkips())
-    module = Net()
+    module = Net(name, fused=fused)
     fit(tmp_path, module, StepsizeMonitor(every_n_steps=1), plugins=[plugin])
     steps = sorted(read(tmp_path)["stepsize_mean/head.weight"])
     assert steps == [step for step in range(12) if (step + 1) % 3]
