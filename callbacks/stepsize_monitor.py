@@ -32,7 +32,7 @@ class StepsizeMonitor(Callback):
     metrics.
 
     A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
-    and not if the gradient scaler of mixed precision left it out. Steps in between cost nothing;
+    and not if the gradient scaler of mixed precision left it out. Steps in between are counted;
     a sampled one costs a pass over the watched layers and one transfer to the host.
 
     Args:
