@@ -10,7 +10,6 @@ the library across processes.
 
 import ctypes
 import warnings
-from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aida_lightning._kernels.rule import Layers, UpdateRule
-from aida_lightning._kernels.single_tensor import single_tensor
-from aida_lightning.optim.tracking import gradient, needs_inner_products, residual
+from aida_lightning._kernels.rule import Layers, UpdateRule, finite_sums
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 # So that loops with a square root are made of vector instructions.
@@ -28,69 +25,56 @@ _FLAGS = ("-fno-math-errno", "-ftree-loop-vectorize")
 _MOMENTUM, _UPDATE, _ALL, _MOVE = range(4)
 
 
-def fused(layers: Layers, rule: UpdateRule) -> None:
-    """Update every layer in place; layers that the compiled code cannot take go to the loop."""
-    library = None if torch.compiler.is_compiling() else _library()
-    if library is None:
-        return single_tensor(layers, rule)
-    groups: defaultdict[torch.dtype | None, list[int]] = defaultdict(list)
-    for index, tensors in enumerate(zip(*layers[:4], strict=True)):
-        groups[_fused_dtype(*tensors)].append(index)
-    for dtype, indices in groups.items():
-        group = Layers(*([tensors[i] for i in indices] for tensors in layers))
-        if dtype is None:
-            single_tensor(group, rule)
-        else:
-            _update_group(library, _DTYPES[dtype], group, rule)
-    return None
+def is_available() -> bool:
+    """Tell whether the sweeps can be called: not without a compiler, nor from a compiled graph."""
+    return not torch.compiler.is_compiling() and _library() is not None
 
 
-def _update_group(library: Any, dtype: int, layers: Layers, rule: UpdateRule) -> None:
-    torch._foreach_add_(layers.steps, torch.ones(()), alpha=1)
-    # What autograd kept of the parameters is no longer what it kept.
-    torch.autograd.graph.increment_version(layers.params)
-    corrections = torch.tensor(
-        [rule.bias_corrections(step) for step in layers.steps], dtype=torch.float64
-    )
+def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
+    """Update every momentum and give the sums over each layer."""
+    m_sq, g_sq, m_dot_g, r_sq = _Sweeps(layers, rule).run(_MOMENTUM, 4)
+    if rule.layer_mean != "statistic":
+        return torch.stack((m_sq, g_sq, m_dot_g), 1)
+    # <m - g, g>, of which double leaves enough.
+    return torch.stack((m_sq, g_sq, m_dot_g, r_sq, m_dot_g - g_sq), 1)
+
+
+def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
+    """Update the statistic and the parameter of every layer."""
     if not rule.beta2:
         # A statistic that overflowed would become NaN, times 0.
         torch._foreach_zero_(layers.exp_avg_sqs)
-    sweeps = _Sweeps(library, dtype, layers, rule)
-    scale = -float(rule.lr) / corrections[:, 0]
-    correction2 = corrections[:, 1]
-    numel = sweeps.numel.clamp(min=1)
-
+    correction1, correction2 = _bias_corrections(layers, rule)
     if rule.layer_mean == "statistic":
-        m_sq, g_sq, m_dot_g, r_sq = sweeps.run(_MOMENTUM, 4)
-        alpha, beta = rule.coefficients(m_sq, g_sq, m_dot_g)
-        if rule.track is gradient:
-            d_sq = g_sq
-        elif rule.track is residual:
-            d_sq = r_sq
-        else:
-            # |alpha m + beta g|^2 from |m - g|^2, which was subtracted before it was squared.
-            both = alpha + beta
-            d_sq = alpha**2 * r_sq + 2 * alpha * both * (m_dot_g - g_sq) + both**2 * g_sq
+        assert sums is not None
         statistics = torch.stack(layers.exp_avg_sqs).double()
-        means = d_sq.clamp(min=0) / numel
+        means = layers.mean(rule.squares(sums))
         statistics = rule.beta2 * statistics + (1 - rule.beta2) * means + rule.eps
         new = statistics.to(layers.exp_avg_sqs[0].dtype)
         torch._foreach_copy_(layers.exp_avg_sqs, list(new.unbind()))
-        sweeps.scale = scale / (statistics / correction2).sqrt()
-        sweeps.run(_MOVE, 0)
-        return
+        move(layers, rule, (statistics / correction2).rsqrt())
+        return None
 
-    sweeps.scale, sweeps.correction2 = scale, correction2
-    if needs_inner_products(rule.track):
-        m_sq, g_sq, m_dot_g, _ = sweeps.run(_MOMENTUM, 4)
-        sweeps.coefficients(rule, m_sq, g_sq, m_dot_g)
-        (sums,) = sweeps.run(_UPDATE, 1)
-    else:
-        sweeps.coefficients(rule, 0.0, 0.0, 0.0)
-        (sums,) = sweeps.run(_ALL, 1)
-    if rule.layer_mean == "stepsize":
-        sweeps.scale = scale * sums / numel
-        sweeps.run(_MOVE, 0)
+    ones = torch.ones(len(layers.params), dtype=torch.float64)
+    of_rule = (0.0, 0.0, 0.0) if sums is None else finite_sums(sums)[:, :3].unbind(1)
+    sweeps = _Sweeps(layers, rule)
+    sweeps.alpha, sweeps.beta = (c * ones for c in rule.coefficients(*of_rule))
+    sweeps.scale, sweeps.correction2 = -float(rule.lr) / correction1, correction2
+    (totals,) = sweeps.run(_ALL if sums is None else _UPDATE, 1)
+    return totals if rule.layer_mean == "stepsize" else None
+
+
+def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
+    """Move every parameter by the one stepsize of its layer."""
+    correction1, _ = _bias_corrections(layers, rule)
+    sweeps = _Sweeps(layers, rule)
+    sweeps.scale = -float(rule.lr) / correction1 * stepsizes
+    sweeps.run(_MOVE, 0)
+
+
+def _bias_corrections(layers: Layers, rule: UpdateRule) -> tuple[Tensor, ...]:
+    corrections = [rule.bias_corrections(step) for step in layers.steps]
+    return torch.tensor(corrections, dtype=torch.float64).unbind(1)
 
 
 class _Options(ctypes.Structure):
@@ -112,13 +96,16 @@ class _Pointers(ctypes.Structure):
 class _Sweeps:
     """The arguments of the compiled sweeps over the layers of one dtype."""
 
-    def __init__(self, library: Any, dtype: int, layers: Layers, rule: UpdateRule) -> None:
-        self.library, self.dtype, self.n = library, dtype, len(layers.params)
+    def __init__(self, layers: Layers, rule: UpdateRule) -> None:
+        # What autograd kept of the parameters is no longer what it kept.
+        torch.autograd.graph.increment_version(layers.params)
+        self.library, self.n = _library(), len(layers.params)
+        self.dtype = _DTYPES[layers.params[0].dtype]
         self.addresses = torch.tensor(
             [[tensor.data_ptr() for tensor in tensors] for tensors in layers[:4]]
         )
         self.numel = torch.tensor([param.numel() for param in layers.params])
-        blocks = -(-self.numel // library.aida_block_size())
+        blocks = -(-self.numel // self.library.aida_block_size())
         self.first_block = torch.cat((torch.zeros(1, dtype=torch.int64), blocks.cumsum(0)))
         self.layer_of_block = torch.repeat_interleave(torch.arange(self.n), blocks)
         ones = torch.ones(self.n, dtype=torch.float64)
@@ -129,16 +116,12 @@ class _Sweeps:
             beta2=rule.beta2,
             eps=rule.eps,
             second_eps=rule.eps if rule.eps_in_denominator else 0.0,
-            coupled=0.0 if rule.decoupled_weight_decay else decay,
+            coupled=rule.coupled_weight_decay,
             decoupled=float(rule.lr) * decay if rule.decoupled_weight_decay else 0.0,
             sign=-1.0 if rule.maximize else 1.0,
             averages_stepsize=rule.layer_mean == "stepsize",
             threads=torch.get_num_threads(),
         )
-
-    def coefficients(self, rule: UpdateRule, m_sq: Any, g_sq: Any, m_dot_g: Any) -> None:
-        ones = torch.ones(self.n, dtype=torch.float64)
-        self.alpha, self.beta = (c * ones for c in rule.coefficients(m_sq, g_sq, m_dot_g))
 
     def run(self, sweep: int, sums: int) -> tuple[Tensor, ...]:
         """Run one sweep and give its sums over each layer, each of shape (n,), in double."""
@@ -163,7 +146,7 @@ class _Sweeps:
         return totals.unbind(1)
 
 
-def _fused_dtype(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> torch.dtype | None:
+def fused_dtype(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> torch.dtype | None:
     """Give the dtype that the layer is updated in by the compiled code, None if it cannot be."""
     same = param.dtype == grad.dtype == exp_avg.dtype and param.dtype in _DTYPES
     if not same or not param.is_cpu or type(grad) is not Tensor:

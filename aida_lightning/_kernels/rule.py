@@ -1,25 +1,42 @@
 """What every kernel is given: lists with one tensor a layer, and the rule to update them by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from aida_lightning.optim.tracking import Coefficients, Scalar, Track
+from aida_lightning.optim.tracking import Coefficients, Scalar, Track, needs_inner_products
 
 LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
 
 
 class Layers(NamedTuple):
-    """The tensors of the layers of one group; entry ``l`` of each list belongs to layer ``l``."""
+    """The tensors of some layers; entry ``l`` of each list belongs to layer ``l``."""
 
     params: list[Tensor]
     grads: list[Tensor]
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
     steps: list[Tensor]
+    # Elements of the whole layer, of which the tensors may be the part that this process holds.
+    numels: list[int]
+
+    def mean(self, totals: Tensor) -> Tensor:
+        """Divide sums over whole layers, of shape ``(n,)``, by the layers' numbers of elements."""
+        counts = [max(numel, 1) for numel in self.numels]
+        return totals / torch.tensor(counts, dtype=totals.dtype, device=totals.device)
+
+    def take(self, indices: Sequence[int]) -> "Layers":
+        """Give the layers of these indices."""
+        picked = ([column[index] for index in indices] for column in self[:5])
+        return Layers(*picked, numels=[self.numels[index] for index in indices])  # type: ignore[misc, arg-type]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Layers":
+        """Put something in the place of every tensor."""
+        mapped = ([function(tensor) for tensor in column] for column in self[:5])
+        return Layers(*mapped, numels=self.numels)  # type: ignore[misc, arg-type]
 
 
 @dataclass(frozen=True)
@@ -41,9 +58,32 @@ class UpdateRule:
     capturable: bool
     differentiable: bool
 
+    @property
+    def takes_sums(self) -> bool:
+        """Whether the momentum and the gradient are summed over a layer before it is updated."""
+        return self.layer_mean == "statistic" or needs_inner_products(self.track)
+
+    @property
+    def coupled_weight_decay(self) -> float:
+        """The multiple of the parameter that is added to the gradient."""
+        return 0.0 if self.decoupled_weight_decay else self.weight_decay
+
     def coefficients(self, m_sq: Scalar, g_sq: Scalar, m_dot_g: Scalar) -> Coefficients:
         """Give (alpha, beta) of the tracked vector ``alpha * m + beta * g``."""
         return self.track(m_sq, g_sq, m_dot_g, k=self.k, xi=self.xi)
+
+    def squares(self, sums: Tensor) -> Tensor:
+        """Give the squared norm of the tracked vector of each layer, of shape ``(n,)``.
+
+        It is put together from ``m - g``, which was subtracted before it was squared: from
+        ``<m, m>``, ``<g, g>`` and ``<m, g>`` alone nothing would be left where m and g agree.
+        """
+        m_sq, g_sq, m_dot_g, r_sq, r_dot_g = finite_sums(sums).unbind(1)
+        alpha, beta = self.coefficients(m_sq, g_sq, m_dot_g)
+        both = alpha + beta  # alpha m + beta g = alpha (m - g) + (alpha + beta) g
+        squares = alpha**2 * r_sq + 2 * alpha * both * r_dot_g + both**2 * g_sq
+        # What overflowed is infinite: its stepsize is 0.
+        return squares.clamp(min=0).masked_fill(sums.isinf().any(1), torch.inf)
 
     def bias_corrections(self, step: Tensor) -> tuple[Scalar, Scalar]:
         """Give ``1 - beta1^t`` and ``1 - beta2^t`` in double precision.
@@ -60,22 +100,54 @@ class UpdateRule:
         return self.capturable or torch.compiler.is_compiling()
 
 
-Kernel: TypeAlias = Callable[[Layers, UpdateRule], None]
+class Kernel(Protocol):
+    """One backend, a module: the sweeps over the layers that a step is made of.
+
+    Between two sweeps stand sums over layers, which the caller completes where a layer is spread
+    over processes. The steps have been counted before the first.
+    """
+
+    def momentum(self, layers: Layers, rule: UpdateRule) -> Tensor:
+        """Update every momentum, of rules that take sums, and give the sums over each layer.
+
+        Returns:
+            Of shape ``(n, 3)``, over the elements that are here: ``<m, m>``, ``<g, g>`` and
+            ``<m, g>``, where g has the coupled weight decay in. Where the statistic is averaged, of
+            shape ``(n, 5)``: ``<m - g, m - g>`` and ``<m - g, g>`` as well.
+        """
+
+    def update(self, layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
+        """Update the statistic and the parameter of every layer; without sums, the momentum too.
+
+        Args:
+            layers: the layers.
+            rule: the rule.
+            sums: over whole layers, in the form that ``momentum`` gives, if the rule takes any.
+
+        Returns:
+            None, or where the stepsize is averaged its sum over each layer, of shape ``(n,)``; the
+            parameters are not moved yet then.
+        """
+
+    def move(self, layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
+        """Move every parameter by the one stepsize of its layer; they are of shape ``(n,)``."""
 
 
 def finite_sums(sums: Tensor) -> Tensor:
-    """Prepare sums over layers for the projections' scalar arithmetic.
+    """Prepare sums over layers for the projections' scalar arithmetic, in double precision.
 
-    Sums of squares above float32's range become its largest number: such a layer is not projected
-    (its stepsizes are 0 whatever is tracked) instead of being lost to inf / inf. NaN stays NaN.
-    Double precision then holds every product of two sums.
+    Sums that overflowed become float32's largest number: such a layer is not projected (its
+    stepsizes are 0 whatever is tracked) instead of being lost to inf / inf. NaN stays NaN.
     """
-    return torch.nan_to_num(sums, nan=torch.nan).double()
+    largest = torch.finfo(torch.float32).max
+    return torch.nan_to_num(sums, nan=torch.nan, posinf=largest, neginf=-largest).double()
 
 
-def adaptive_stepsize(v: Tensor, correction2: Scalar, eps: float) -> Tensor:
-    """Give ``1 / (sqrt(v / (1 - beta2^t)) + eps)``, elementwise, in a new tensor."""
-    v_hat = v / correction2
+def adaptive_stepsize(
+    v: Tensor, correction2: Scalar, eps: float, out: Tensor | None = None
+) -> Tensor:
+    """Give ``1 / (sqrt(v / (1 - beta2^t)) + eps)``, elementwise, in a new tensor or in ``out``."""
+    v_hat = torch.div(v, correction2, out=out)
     if not eps:
         return v_hat.rsqrt_()
     root = v_hat.sqrt_()

@@ -1,8 +1,14 @@
-"""The reference kernel: one layer after the other, with torch's elementwise operations.
+"""The loop: one layer after the other, with torch's operations; what other kernels are tested by.
+
+On the CPU a layer is swept in blocks that the caches hold, so that of many operations only the
+first reads memory, and all work in one block of scratch. Elsewhere a layer is one block.
 
 Letters, as in the paper: x parameter, g gradient, m and v the moving averages of the gradient and
 of the squared tracked vector d, s the adaptive stepsize.
 """
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,83 +16,195 @@ from torch import Tensor
 from aida_lightning._kernels.rule import Layers, UpdateRule, adaptive_stepsize, finite_sums
 from aida_lightning.optim.tracking import (
     Coefficients,
+    Scalar,
     gradient,
-    needs_inner_products,
     projected_gradient,
+    residual,
 )
 
-
-def single_tensor(layers: Layers, rule: UpdateRule) -> None:
-    """Update every layer in place, in a loop."""
-    for param, grad, exp_avg, v, step in zip(*layers, strict=True):
-        step += 1
-        # v is float32 where the parameter is float16 or bfloat16, and its dtype that of all sums.
-        x, m = param.to(v.dtype), exp_avg.to(v.dtype)
-        g = grad.to(v.dtype)
-        update_layer(x, g, m, v, step, rule, owns_gradient=g is not grad)
-        if x is not param:
-            param.copy_(x)
-            exp_avg.copy_(m)
+BLOCK = 1 << 16  # elements
 
 
-def update_layer(
-    x: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, rule: UpdateRule, owns_gradient: bool
-) -> None:
-    """Update one layer's x, m, v in place; g is scratch if it is ours, else left as it is."""
-    if rule.maximize:
-        g, owns_gradient = -g, True
-    if rule.weight_decay != 0:
-        if rule.decoupled_weight_decay:
-            x.mul_(1 - rule.lr * rule.weight_decay)
-        else:
-            g, owns_gradient = g.add(x, alpha=rule.weight_decay), True
+def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
+    """Update every momentum and give the sums over each layer."""
+    return torch.stack(
+        [_momentum_of_layer(x, g, m, v.dtype, rule) for x, g, m, v in zip(*layers[:4], strict=True)]
+    )
 
-    m.lerp_(g, 1 - rule.beta1)
-    if rule.differentiable:
-        m = m.clone()  # the next step changes it in place, and autograd keeps this one
-    track(g, m, v, rule, scratch=owns_gradient and not rule.differentiable)
 
-    del g  # where it was scratch, its memory serves the stepsizes
+def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
+    """Update the statistic and the parameter of every layer."""
+    if rule.layer_mean == "statistic":
+        assert sums is not None
+        move(layers, rule, _average_statistics(layers, rule, sums))
+        return None
+    averaged = rule.layer_mean == "stepsize"
+    totals = [
+        _update_layer(x, g, m, v, step, coefficients, rule, has_momentum=sums is not None)
+        for x, g, m, v, step, coefficients in zip(
+            *layers[:5], _coefficients(len(layers.params), rule, sums), strict=True
+        )
+    ]
+    return torch.stack([torch.stack(of_layer).sum() for of_layer in totals]) if averaged else None
+
+
+def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
+    """Move every parameter by the one stepsize of its layer."""
+    for x, m, v, step, s in zip(
+        layers.params, layers.exp_avgs, layers.exp_avg_sqs, layers.steps, stepsizes, strict=True
+    ):
+        correction1, _ = rule.bias_corrections(step)
+        for _, xb, mb in _blocks(rule, v.dtype, x, m):
+            mb = mb.clone() if rule.differentiable else mb.to(v.dtype)
+            _move(xb, mb, s.to(v.dtype), correction1, rule)
+
+
+def _momentum_of_layer(
+    x: Tensor, g: Tensor, m: Tensor, dtype: torch.dtype, rule: UpdateRule
+) -> Tensor:
+    sums = []
+    for scratch, xb, gb, mb in _blocks(rule, dtype, x, g, m):
+        gb = _gradient(xb, gb, dtype, rule, scratch)
+        mb = _update_momentum(mb, gb, rule)
+        of_block = [_inner(mb, mb), _inner(gb, gb), _inner(mb, gb)]
+        if rule.layer_mean == "statistic":
+            r = torch.sub(mb, gb, out=scratch)  # may overwrite g, so that <r, g> is taken by m
+            r_sq = _inner(r, r)
+            of_block += [r_sq, _inner(r, mb) - r_sq]
+        sums.append(torch.stack(of_block))
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+
+
+def _update_layer(
+    x: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    step: Tensor,
+    coefficients: Coefficients,
+    rule: UpdateRule,
+    *,
+    has_momentum: bool,
+) -> list[Tensor]:
+    """Update v and x; or only v, and give the sums of the stepsizes over the blocks."""
     correction1, correction2 = rule.bias_corrections(step)
-    s = adaptive_stepsize(v, correction2, rule.eps if rule.eps_in_denominator else 0.0)
-    if rule.layer_mean == "stepsize":
-        s = s.sum() / max(s.numel(), 1)
+    totals = []
+    for scratch, xb, gb, mb, vb in _blocks(rule, v.dtype, x, g, m, v):
+        gb = _gradient(xb, gb, v.dtype, rule, scratch)
+        mb = mb.to(v.dtype) if has_momentum else _update_momentum(mb, gb, rule)
+        if rule.differentiable:
+            mb = mb.clone()  # the next step changes it in place, and autograd keeps this one
+        d = _tracked_vector(gb, mb, coefficients, rule, scratch)
+        # Not by 0, which would make NaN of a statistic that overflowed.
+        vb.mul_(rule.beta2) if rule.beta2 else vb.zero_()
+        vb.addcmul_(d, d, value=1 - rule.beta2).add_(rule.eps)
+        second_eps = rule.eps if rule.eps_in_denominator else 0.0
+        s = adaptive_stepsize(vb, correction2, second_eps, out=scratch)
+        if rule.layer_mean == "stepsize":
+            totals.append(s.sum())
+        else:
+            _move(xb, mb, s, correction1, rule)
+    return totals
+
+
+def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tensor:
+    """Update the one statistic of every layer and give the stepsizes, of shape ``(n,)``."""
+    stepsizes = []
+    means = layers.mean(rule.squares(sums))
+    for v, step, mean in zip(layers.exp_avg_sqs, layers.steps, means, strict=True):
+        _, correction2 = rule.bias_corrections(step)
+        v.mul_(rule.beta2) if rule.beta2 else v.zero_()
+        v.add_(mean * (1 - rule.beta2) + rule.eps)
+        stepsizes.append(adaptive_stepsize(v, correction2, 0.0))
+    return torch.stack(stepsizes)
+
+
+def _gradient(
+    x: Tensor, g: Tensor, dtype: torch.dtype, rule: UpdateRule, scratch: Tensor | None
+) -> Tensor:
+    """Give the gradient of what is minimized, in scratch unless it is the user's own tensor."""
+    g = g.to(dtype)
+    if rule.maximize:
+        g = torch.neg(g, out=scratch)
+    if rule.coupled_weight_decay:
+        g = torch.add(g, x.to(dtype), alpha=rule.coupled_weight_decay, out=scratch)
+    return g
+
+
+def _update_momentum(m: Tensor, g: Tensor, rule: UpdateRule) -> Tensor:
+    """Update m in place and give it in g's dtype, as it was rounded to its own."""
+    if m.dtype == g.dtype:
+        m.lerp_(g, 1 - rule.beta1)
+    else:
+        m.copy_(m.to(g.dtype).lerp_(g, 1 - rule.beta1))
+    return m.clone() if rule.differentiable else m.to(g.dtype)
+
+
+def _tracked_vector(
+    g: Tensor, m: Tensor, coefficients: Coefficients, rule: UpdateRule, scratch: Tensor | None
+) -> Tensor:
+    alpha, beta = coefficients
+    if rule.track is gradient:
+        return g
+    if rule.track is residual:
+        return torch.sub(g, m, out=scratch)  # its square is that of m - g
+    if rule.track is projected_gradient:
+        return torch.mul(m, alpha, out=scratch)
+    d = torch.mul(g, beta, out=scratch)
+    return d.addcmul_(m, alpha) if isinstance(alpha, Tensor) else d.add_(m, alpha=alpha)
+
+
+def _move(x: Tensor, m: Tensor, s: Tensor, correction1: Scalar, rule: UpdateRule) -> None:
+    """Decay x where that is decoupled, and add the update; s may be overwritten."""
+    wide = x.to(m.dtype)
+    if rule.decoupled_weight_decay and rule.weight_decay:
+        wide.mul_(1 - rule.lr * rule.weight_decay)
     scale = -rule.lr / correction1
     if isinstance(scale, Tensor):
-        x.addcmul_(m, s * scale if rule.differentiable else s.mul_(scale))
+        wide.addcmul_(m, s * scale if rule.differentiable or not s.ndim else s.mul_(scale))
     else:
-        x.addcmul_(m, s, value=scale)
+        wide.addcmul_(m, s, value=scale)
+    if wide is not x:
+        x.copy_(wide)
 
 
-def track(g: Tensor, m: Tensor, v: Tensor, rule: UpdateRule, scratch: bool) -> None:
-    """Update v in place by the vector tracked; at most one tensor of g's size is made."""
-    alpha, beta = layer_coefficients(g, m, rule)
-    if rule.track is gradient:
-        d = g
-    elif rule.track is projected_gradient:
-        d = torch.mul(m, alpha, out=g if scratch else None)
+def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coefficients]:
+    """Give each layer's tracked vector: floats on the CPU, elsewhere 0-dim tensors."""
+    if sums is None:
+        return [rule.coefficients(0.0, 0.0, 0.0)] * n
+    sums = finite_sums(sums)
+    if sums.is_cpu and not (rule.differentiable or rule.on_device):
+        return [rule.coefficients(*row[:3]) for row in sums.tolist()]
+    return [rule.coefficients(*row[:3].unbind()) for row in sums.unbind()]
+
+
+def _blocks(rule: UpdateRule, dtype: torch.dtype, *tensors: Tensor) -> Iterator[Any]:
+    """Cut a layer's tensors alike; before each block's comes scratch of its shape, if any is used.
+
+    There is none where autograd would notice that it is overwritten.
+    """
+    x = tensors[0]
+    if rule.differentiable or torch.compiler.is_compiling():
+        yield None, *tensors
+    elif x.is_cpu and x.numel() > BLOCK and (flat := _flattened(tensors)):
+        scratch = torch.empty(BLOCK, dtype=dtype)
+        for block in zip(*(torch.split(vector, BLOCK) for vector in flat), strict=True):
+            yield scratch[: block[0].numel()], *block
     else:
-        d = g.mul_(beta) if scratch else g * beta
-        d = d.addcmul_(m, alpha) if isinstance(alpha, Tensor) else d.add_(m, alpha=alpha)
-    # Not by 0, which would make NaN of a statistic that overflowed.
-    v.mul_(rule.beta2) if rule.beta2 else v.zero_()
-    if rule.layer_mean == "statistic":
-        v.add_(inner(d, d) * ((1 - rule.beta2) / max(d.numel(), 1)))
-    else:
-        v.addcmul_(d, d, value=1 - rule.beta2)
-    v.add_(rule.eps)
+        yield torch.empty_like(x, dtype=dtype), *tensors
 
 
-def layer_coefficients(g: Tensor, m: Tensor, rule: UpdateRule) -> Coefficients:
-    """Give the tracked vector's coefficients: floats on the CPU, elsewhere 0-dim tensors."""
-    if not needs_inner_products(rule.track):
-        return rule.coefficients(0.0, 0.0, 0.0)
-    sums = finite_sums(torch.stack((inner(m, m), inner(g, g), inner(m, g))))
-    if sums.device.type == "cpu" and not (rule.differentiable or rule.on_device):
-        return rule.coefficients(*sums.tolist())
-    return rule.coefficients(*sums.unbind())
+def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """View the tensors as vectors in the order of memory; None if theirs differ or have gaps."""
+    x = tensors[0]
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return [tensor.view(-1) for tensor in tensors]
+    if any(tensor.is_neg() or tensor.stride() != x.stride() for tensor in tensors):
+        return None
+    dense = torch.empty_like(x, memory_format=torch.preserve_format).stride()
+    return [t.as_strided((x.numel(),), (1,)) for t in tensors] if x.stride() == dense else None
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
+def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Give the inner product of two layers as a 0-dim tensor."""
     return torch.dot(a.reshape(-1), b.reshape(-1))

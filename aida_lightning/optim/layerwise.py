@@ -13,16 +13,21 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from aida_lightning._kernels.foreach import foreach
-from aida_lightning._kernels.fused import fused
-from aida_lightning._kernels.rule import Kernel, LayerMean, Layers, UpdateRule, adaptive_stepsize
-from aida_lightning._kernels.single_tensor import single_tensor
+from aida_lightning._kernels.dispatch import Batch, dispatch, update
+from aida_lightning._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
 from aida_lightning.optim._checks import (
     check_betas,
     check_lr,
     check_non_negative,
     check_order,
     check_positive,
+)
+from aida_lightning.optim._sharding import (
+    SharedLayers,
+    aligned,
+    check_whole,
+    is_distributed,
+    local_part,
 )
 from aida_lightning.optim._state import check_loaded, new_state, restore_dtypes
 from aida_lightning.optim.tracking import Track, needs_inner_products
@@ -137,11 +142,31 @@ class LayerwiseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        batches: list[Batch] = []
+        whole: dict[Tensor, Tensor] = {}  # by the local part that a batch has of it
+        distributed = False
         for group in self.param_groups:
-            layers = Layers([], [], [], [], [])
-            if self._init_group(group, *layers):
-                layers = Layers(*([_real(tensor) for tensor in tensors] for tensors in layers))
-            self._kernel(group, layers.params)(layers, self._rule(group))
+            layers = Layers([], [], [], [], [], [])
+            is_plain = self._init_group(group, *layers[:5])
+            layers.numels.extend(_numel(param) for param in layers.params)
+            if not is_plain:
+                distributed |= any(is_distributed(param) for param in group["params"])
+                parts = layers.map(lambda tensor: _real(local_part(tensor)))
+                whole |= zip(parts.params, layers.params, strict=True)
+                layers = parts
+            if layers.steps:
+                _count(layers.steps)
+            rule = self._rule(group)
+            batches += dispatch(self._kernel(group, layers.params), layers, rule)
+        if distributed and self._takes_layer_sums:
+            shared = SharedLayers((p for g in self.param_groups for p in g["params"]), whole)
+            update(batches, rule, shared.complete)
+        else:
+            for batch in batches:  # one after the other, while the caches hold it
+                update([batch], rule)
+        if distributed:
+            # What autograd kept of the parameters is no longer what it kept.
+            torch.autograd.graph.increment_version(list(whole.values()))
         return loss
 
     def stepsize(self, param: Tensor) -> Tensor:
@@ -178,25 +203,20 @@ class LayerwiseOptimizer(Optimizer):
         exp_avg_sqs: list[Tensor],
         steps: list[Tensor],
     ) -> bool:
-        """Collect the layers that have a gradient, start the state of new ones, find complex ones.
+        """Collect the layers that have a gradient, start the state of new ones; are all plain?
 
-        torch.compile runs it as it is, and so expects this form: lists to fill and a plain value.
+        Plain is what is neither complex nor shared by processes. torch.compile runs this as it is,
+        and so expects this form: lists to fill and a plain value.
         """
-        has_complex = False
+        is_plain = True
         for param in group["params"]:
+            is_plain &= not (param.is_complex() or is_distributed(param))
             if param.grad is None:
                 continue
             if param.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-            # FSDP2 and tensor parallel (DTensor), and FSDP1, whose parameters view flat shards.
-            if self._takes_layer_sums and (
-                hasattr(param, "placements") or getattr(param, "_fsdp_flattened", False)
-            ):
-                raise RuntimeError(
-                    f"{type(self).__name__} does not support sharded parameters: its sums run over "
-                    "whole layers, and each process holds a part; AdaBelief and AdamPlus take no "
-                    "such sums"
-                )
+            if self._takes_layer_sums:
+                check_whole(self, param)
             state = self.state[param]
             if len(state) == 0:
                 state.update(new_state(param, self.layer_mean, capturable=group["capturable"]))
@@ -209,33 +229,34 @@ class LayerwiseOptimizer(Optimizer):
                         "If capturable=True, params and state_steps must be on supported devices: "
                         f"{devices}."
                     )
-            has_complex |= param.is_complex()
             params.append(param)
-            grads.append(param.grad)
+            grads.append(aligned(param.grad, param))
             exp_avgs.append(state["exp_avg"])
             exp_avg_sqs.append(state["exp_avg_sq"])
             steps.append(state["step"])
-        return has_complex
+        return is_plain
 
     @property
     def _takes_layer_sums(self) -> bool:
         return self.layer_mean is not None or needs_inner_products(type(self).track)
 
-    def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> Kernel:
+    def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> str:
         if group["fused"]:
             if devices := {param.device.type for param in params} - {"cpu"}:
                 raise RuntimeError(
                     "`fused=True` requires all the params to be on supported devices: ['cpu'], "
                     f"got {sorted(devices)}; leave `fused` and `foreach` out for what is best there"
                 )
-            return fused
+            return "fused"
         use_foreach = group["foreach"]
         if use_foreach is None:
             _, use_foreach = _default_to_fused_or_foreach(params, group["differentiable"])
             # As torch does: a tensor lr without capturable would cost foreach a wait a layer.
             if use_foreach and isinstance(group["lr"], Tensor) and not group["capturable"]:
                 use_foreach = False
-        return foreach if use_foreach else single_tensor
+        if use_foreach and group["differentiable"]:
+            raise AssertionError("_foreach ops don't support autograd")
+        return "foreach" if use_foreach else "loop"
 
     def _rule(self, group: dict[str, Any]) -> UpdateRule:
         lr, (beta1, beta2) = group["lr"], group["betas"]
@@ -276,3 +297,16 @@ def _check_options(options: dict[str, Any]) -> None:
 
 def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _numel(param: Tensor) -> int:
+    """Count the real numbers of the whole layer, wherever its parts are."""
+    return param.numel() * (2 if param.is_complex() else 1)
+
+
+def _count(steps: list[Tensor]) -> None:
+    if steps[0].is_cpu and not torch.compiler.is_compiling():
+        # A tensor of 1, for foreach would wrap the number once for every step there.
+        torch._foreach_add_(steps, torch.ones(()), alpha=1)
+    else:
+        torch._foreach_add_(steps, 1)

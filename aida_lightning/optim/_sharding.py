@@ -1,0 +1,118 @@
+"""Layers that processes share as DTensors: the part of each process, and sums over the whole.
+
+FSDP2, hybrid sharding and tensor parallel are one case here: a layer lies on a mesh of processes,
+and each dimension of the mesh either splits it or repeats it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aida_lightning._kernels.dispatch import Batch
+
+
+def is_distributed(param: Tensor) -> bool:
+    """Tell whether the tensor is a DTensor, split or repeated over a mesh."""
+    return hasattr(param, "placements")
+
+
+def check_whole(optimizer: object, param: Any) -> None:
+    """Raise where a sum over the layer could not be right, for nobody knows who has the rest."""
+    name = type(optimizer).__name__
+    if getattr(param, "_fsdp_flattened", False):
+        raise RuntimeError(
+            f"{name} does not support FSDP1, which flattens and joins layers: its sums run over "
+            "whole layers. Shard with FSDP2 (torch.distributed.fsdp.fully_shard, in Lightning the "
+            "ModelParallelStrategy), or use AdaBelief or AdamPlus, which take no such sums"
+        )
+    if is_distributed(param) and any(placement.is_partial() for placement in param.placements):
+        raise RuntimeError(
+            f"{name} does not support parameters with the placements {param.placements}: each must "
+            "be Shard or Replicate"
+        )
+
+
+def local_part(tensor: Any) -> Tensor:
+    """Give the part of a DTensor that this process holds; any other tensor as it is."""
+    part: Tensor = tensor.to_local() if is_distributed(tensor) else tensor
+    return part
+
+
+def aligned(grad: Any, param: Any) -> Any:
+    """Give the gradient as it is split where its parameter is, which takes it where it differs."""
+    if is_distributed(grad) and grad.placements != param.placements:
+        return grad.redistribute(param.device_mesh, param.placements)
+    return grad
+
+
+class SharedLayers:
+    """The layers of an optimizer that are split over processes.
+
+    All processes must ask for the same sums in turn, also those without any gradient: the sums of
+    all layers of a mesh are one tensor, in which a layer has its place whether it is updated or
+    not.
+
+    Args:
+        params: all parameters that may be updated, in the same order in every process.
+        whole: the parameters by their local parts, of those that are updated here.
+    """
+
+    def __init__(self, params: Iterable[Any], whole: Mapping[Tensor, Tensor]) -> None:
+        self._whole = whole
+        self._on_mesh: defaultdict[Any, list[Any]] = defaultdict(list)
+        for param in params:
+            if is_distributed(param) and _split_dimensions(param):
+                self._on_mesh[param.device_mesh].append(param)
+
+    def complete(
+        self, batches: Sequence[Batch], sums: Sequence[Tensor], columns: int
+    ) -> list[Tensor]:
+        """Add the sums over the parts of each layer up.
+
+        One all-reduce for all layers of a mesh; as many as dimensions of it split layers.
+
+        Args:
+            batches: the layers that are updated here.
+            sums: over what is here of them, of shape ``(n, columns)`` for a batch of n.
+            columns: how many sums a layer has.
+
+        Returns:
+            ``sums`` for whole layers, those that are not split included.
+        """
+        names = [[self._whole.get(p, p) for p in batch.layers.params] for batch in batches]
+        rows = {
+            param: row
+            for params, of_batch in zip(names, sums, strict=True)
+            for param, row in zip(params, of_batch.double().unbind(), strict=True)
+        }
+        for mesh, params in self._on_mesh.items():
+            if mesh.get_coordinate() is None:  # this process is outside of the mesh
+                continue
+            dimensions = sorted({d for param in params for d in _split_dimensions(param)})
+            none = torch.zeros(columns, dtype=torch.float64, device=params[0].device)
+            parts = [
+                rows.get(param, none) if _counts_here(param, dimensions) else none
+                for param in params
+            ]
+            whole = torch.stack(parts)
+            # In turn, for a flattened mesh would change how DTensor gathers the user's tensors.
+            for dimension in dimensions:
+                dist.all_reduce(whole, group=mesh.get_group(dimension))
+            rows |= zip(params, whole.unbind(), strict=True)
+        return [torch.stack([rows[param] for param in params]) for params in names]
+
+
+def _split_dimensions(param: Any) -> list[int]:
+    """Give the dimensions of the mesh, not of the tensor, that split the layer."""
+    # Not is_shard(), which is False for the strided shards of FSDP2 beside tensor parallel.
+    return [d for d, placement in enumerate(param.placements) if not placement.is_replicate()]
+
+
+def _counts_here(param: Any, dimensions: list[int]) -> bool:
+    """Tell whether this process is the one, of those with the same part, whose sums are added."""
+    split = _split_dimensions(param)
+    return all(d in split or param.device_mesh.get_local_rank(d) == 0 for d in dimensions)
