@@ -21,6 +21,8 @@ OPTIMIZERS = [*reference.MEMBERS, "Yogi", "MSVAG", "Fromage"]
 
 @pytest.mark.parametrize("name", ["aida_lightning", *MODULES])
 def test_examples_in_docstrings_run(name):
+    if name.endswith("triton_sweeps"):
+        pytest.importorskip("triton")
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert results.failed == 0
 

@@ -1,1 +1,1 @@
-"""One update rule, one file a backend, all with the signature ``(layers, rule) -> None``."""
+"""The update of the family, one module a backend; `rule.Kernel` is what each of them has."""

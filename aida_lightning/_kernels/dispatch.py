@@ -1,13 +1,16 @@
 """Which kernel takes which layers in one call, and the order of the calls that are a step."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple, TypeAlias, cast
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from aida_lightning._kernels import foreach, fused, single_tensor
+from aida_lightning._kernels import foreach, fused, single_tensor, triton
 from aida_lightning._kernels.rule import Kernel, Layers, UpdateRule
 
 
@@ -26,7 +29,7 @@ Complete: TypeAlias = Callable[[Sequence[Batch], list[Tensor], int], list[Tensor
 def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
     """Split layers into batches for ``"loop"``, ``"foreach"`` or ``"fused"``.
 
-    Layers that the compiled code cannot take go to the loop.
+    Layers that no compiled code can take go to the loop on the CPU, elsewhere to foreach.
     """
     if not layers.params:
         return []
@@ -40,12 +43,33 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
         return [Batch(foreach, layers.take(indices), rule) for _, indices in by_dtype.values()]
     groups = defaultdict(list)
     for index, vectors in enumerate(zip(*layers[:4], strict=True)):
-        groups[fused.fused_dtype(*vectors) if fused.is_available() else None].append(index)
+        groups[_compiled(*vectors), vectors[0].device, vectors[0].dtype].append(index)
     batches = []
-    for dtype, indices in groups.items():
+    for (compiled, device, _), indices in groups.items():
         part = layers.take(indices)
-        batches += dispatch("loop", part, rule) if dtype is None else [Batch(fused, part, rule)]
+        if compiled:
+            batches.append(Batch(fused if device.type == "cpu" else triton, part, rule))
+        else:
+            batches += dispatch("loop" if device.type == "cpu" else "foreach", part, rule)
     return batches
+
+
+def _compiled(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:
+    """Tell whether compiled code can take the layer; where there is none, warn."""
+    if torch.compiler.is_compiling():
+        return False
+    if param.is_cpu:
+        return fused.takes(param, grad, exp_avg, v) and fused.is_available()
+    try:
+        return triton.takes(param, grad, exp_avg, v)
+    except ImportError as error:
+        _warn_once(f"fused=True falls back to foreach: {error}")
+        return False
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def update(batches: Sequence[Batch], rule: UpdateRule, complete: Complete | None = None) -> None:

@@ -26,8 +26,23 @@ _MOMENTUM, _UPDATE, _ALL, _MOVE = range(4)
 
 
 def is_available() -> bool:
-    """Tell whether the sweeps can be called: not without a compiler, nor from a compiled graph."""
-    return not torch.compiler.is_compiling() and _library() is not None
+    """Tell whether the sweeps could be compiled; if not, there was one warning."""
+    return _library() is not None
+
+
+def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:
+    """Tell whether the compiled code can update the layer."""
+    same = param.dtype == grad.dtype == exp_avg.dtype and param.dtype in _DTYPES
+    if not same or not param.is_cpu or type(grad) is not Tensor:
+        return False
+    if param.is_neg() or grad.is_neg():  # memory that holds the negative of the values
+        return False
+    # All must lie in memory in one order, without gaps.
+    vectors = [param, grad, exp_avg] + ([v] if v.ndim or not param.ndim else [])
+    if all(vector.is_contiguous() for vector in vectors):
+        return True
+    dense = torch.empty_like(param, memory_format=torch.preserve_format).stride()
+    return all(vector.stride() == dense for vector in vectors)
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
@@ -144,21 +159,6 @@ class _Sweeps:
         totals = torch.zeros(self.n, max(sums, 1), dtype=torch.float64)
         totals.index_add_(0, self.layer_of_block, of_blocks)
         return totals.unbind(1)
-
-
-def fused_dtype(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> torch.dtype | None:
-    """Give the dtype that the layer is updated in by the compiled code, None if it cannot be."""
-    same = param.dtype == grad.dtype == exp_avg.dtype and param.dtype in _DTYPES
-    if not same or not param.is_cpu or type(grad) is not Tensor:
-        return None
-    if param.is_neg() or grad.is_neg():  # memory that holds the negative of the values
-        return None
-    # All must lie in memory in one order, without gaps.
-    vectors = [param, grad, exp_avg] + ([v] if v.ndim or not param.ndim else [])
-    if all(vector.is_contiguous() for vector in vectors):
-        return param.dtype
-    dense = torch.empty_like(param, memory_format=torch.preserve_format).stride()
-    return param.dtype if all(vector.stride() == dense for vector in vectors) else None
 
 
 @cache

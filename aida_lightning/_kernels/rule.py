@@ -26,7 +26,10 @@ class Layers(NamedTuple):
     def mean(self, totals: Tensor) -> Tensor:
         """Divide sums over whole layers, of shape ``(n,)``, by the layers' numbers of elements."""
         counts = [max(numel, 1) for numel in self.numels]
-        return totals / torch.tensor(counts, dtype=totals.dtype, device=totals.device)
+        divisors = torch.tensor(counts, dtype=totals.dtype)
+        if totals.is_cuda:  # from memory that is not pinned, the copy would wait for the device
+            divisors = divisors.pin_memory().to(totals.device, non_blocking=True)
+        return totals / divisors.to(totals.device)
 
     def take(self, indices: Sequence[int]) -> "Layers":
         """Give the layers of these indices."""

@@ -38,8 +38,10 @@ class Aida(LayerwiseOptimizer):
         xi: :math:`\xi`, added to the squared norms that divide; keeps a zero gradient finite.
         decoupled_weight_decay: shrink :math:`x` by ``lr * weight_decay`` instead, as AdamW does.
         foreach: batch the operations of all layers; None does so on a GPU alone.
-        fused: update in one or two sweeps of the memory, on the CPU, by C++ that is compiled (and
-            cached) at the first step; without a compiler it warns and goes on unfused.
+        fused: update in one or two sweeps of the memory: on the CPU by C++ that is compiled (and
+            cached) at the first step, on CUDA by Triton in at most three launches, which was only
+            checked in Triton's interpreter so far and never ran on a GPU. Without a compiler, or
+            without Triton, it warns and goes on unfused.
         maximize: maximize the objective instead of minimizing it.
         capturable: keep every number on the GPU, so that CUDA graphs can capture the step.
         differentiable: let autograd record the step.
@@ -143,8 +145,10 @@ class AidaGrad(LayerwiseOptimizer):
         xi: :math:`\xi`, added to the squared norm that divides; keeps a zero gradient finite.
         decoupled_weight_decay: shrink :math:`x` by ``lr * weight_decay`` instead, as AdamW does.
         foreach: batch the operations of all layers; None does so on a GPU alone.
-        fused: update in one or two sweeps of the memory, on the CPU, by C++ that is compiled (and
-            cached) at the first step; without a compiler it warns and goes on unfused.
+        fused: update in one or two sweeps of the memory: on the CPU by C++ that is compiled (and
+            cached) at the first step, on CUDA by Triton in at most three launches, which was only
+            checked in Triton's interpreter so far and never ran on a GPU. Without a compiler, or
+            without Triton, it warns and goes on unfused.
         maximize: maximize the objective instead of minimizing it.
         capturable: keep every number on the GPU, so that CUDA graphs can capture the step.
         differentiable: let autograd record the step.

@@ -242,10 +242,12 @@ class LayerwiseOptimizer(Optimizer):
 
     def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> str:
         if group["fused"]:
-            if devices := {param.device.type for param in params} - {"cpu"}:
+            supported = ["cpu", "cuda"]
+            if others := {param.device.type for param in params}.difference(supported):
                 raise RuntimeError(
-                    "`fused=True` requires all the params to be on supported devices: ['cpu'], "
-                    f"got {sorted(devices)}; leave `fused` and `foreach` out for what is best there"
+                    "`fused=True` requires all the params to be on supported devices: "
+                    f"{supported}, got {sorted(others)}; leave `fused` and `foreach` out for what "
+                    "is best there"
                 )
             return "fused"
         use_foreach = group["foreach"]

@@ -1,0 +1,45 @@
+"""Steps of a kernel as the engine takes them, without the engine: for tests of one kernel."""
+
+import torch
+from torch import nn
+
+from aida_lightning import optim
+from aida_lightning._kernels.rule import Layers
+from aida_lightning.optim._state import new_state
+
+
+def build(name, start, **options):
+    """Give an optimizer over copies of the tensors, whose state has been started."""
+    optimizer = getattr(optim, name)([nn.Parameter(x.clone()) for x in start], **options)
+    for param in optimizer.param_groups[0]["params"]:
+        capturable = options.get("capturable", False)
+        optimizer.state[param] = new_state(param, optimizer.layer_mean, capturable=capturable)
+    return optimizer
+
+
+def layers_of(optimizer, gradients, numels=None):
+    """Give a kernel's arguments; numels, where the tensors are parts of layers."""
+    (group,) = optimizer.param_groups
+    params = group["params"]
+    states = [optimizer.state[param] for param in params]
+    averages = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    numels = numels or [param.numel() for param in params]
+    return Layers(params, gradients, *averages, numels), optimizer._rule(group)
+
+
+@torch.no_grad()
+def step(kernel, *parts):
+    """Take a step of layers that lie in one part or, with their sums added up, in several."""
+    for layers, _ in parts:
+        torch._foreach_add_(layers.steps, 1)
+    layers, rule = parts[0]
+    sums = None
+    if rule.takes_sums:
+        sums = sum(kernel.momentum(*part) for part in parts)
+    totals = [kernel.update(*part, sums) for part in parts]
+    if totals[0] is not None:
+        numels = torch.tensor(layers.numels).clamp(min=1)
+        if totals[0].is_cuda:  # without a wait
+            numels = numels.pin_memory().to(totals[0].device, non_blocking=True)
+        for part in parts:
+            kernel.move(*part, sum(totals) / numels)
