@@ -2,9 +2,10 @@
 
     python benchmarks/step.py [--models vgg11 resnet34 transformer matrix tiny] [--json step.json]
 
-Every contender steps once in each round, in turns, so that what else the machine does hits all of
-them alike; a number is the median over the rounds, a ratio that of torch's fused Adam in the same
-run. It needs the extras `test`.
+Every contender steps in each round, in turns, so that what else the machine does hits all of them
+alike; a number is the median over the rounds, a ratio that to torch's fused Adam in the same
+rounds. The models `1e5` to `1e8`, one layer of so many elements, are for a few contenders only. It
+needs the extras `test`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from importlib.metadata import version
 import pytorch_optimizer
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 import aida_lightning
 from aida_lightning import AdaBelief, Aida, LAdaBelief, LAdam, LAida, optim
@@ -29,14 +31,17 @@ def transformer() -> nn.Module:
     return nn.ModuleList([nn.Transformer(512, 8, 6, 6, 2048), nn.Embedding(9500, 512)])
 
 
-MODELS: dict[str, Callable[[], list[nn.Parameter]]] = {
+MODELS: dict[str, Callable[..., list[nn.Parameter]]] = {
     "vgg11": lambda: list(vgg11().parameters()),
     "resnet34": lambda: list(resnet34().parameters()),
     "transformer": lambda: list(transformer().parameters()),
     "matrix": lambda: [nn.Parameter(torch.zeros(4096, 4096))],
     "tiny": lambda: [nn.Parameter(torch.zeros(10)) for _ in range(10_000)],
 }
+SIZES = {f"1e{power}": 10**power for power in (5, 6, 7, 8)}
+MODELS |= {name: lambda n=n: [nn.Parameter(torch.zeros(n))] for name, n in SIZES.items()}
 REFERENCE = "torch Adam fused"
+FEW = [REFERENCE, "torch Adam loop", "Aida K=2 fused", "LAida fused", "Aida K=2 loop"]
 CONTENDERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     REFERENCE: lambda p: torch.optim.Adam(p, fused=True),
     "torch Adam foreach": lambda p: torch.optim.Adam(p, foreach=True),
@@ -63,14 +68,18 @@ def measure(model: str, contenders: list[str], rounds: int) -> dict[str, list[fl
     generator = torch.Generator().manual_seed(0)
     for param in params:
         param.grad = torch.randn(param.shape, generator=generator)
-    optimizers = {name: CONTENDERS[name](params) for name in contenders}
+    timers = {
+        name: Timer(
+            "optimizer.step()",
+            globals={"optimizer": CONTENDERS[name](params)},
+            num_threads=torch.get_num_threads(),
+        )
+        for name in contenders
+    }
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(-2, rounds):  # two to warm up
-        for name, optimizer in optimizers.items():
-            start = time.perf_counter()
-            optimizer.step()
-            if round_ >= 0:
-                times[name].append(time.perf_counter() - start)
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(1).median)  # after two steps to warm up
     return times
 
 
@@ -100,7 +109,8 @@ def main() -> None:
     results: dict[str, dict[str, list[float]]] = {}
     for model in arguments.models:
         count = sum(p.numel() for p in MODELS[model]())
-        results[model] = measure(model, arguments.contenders, arguments.rounds)
+        contenders = [c for c in arguments.contenders if c in FEW or model not in SIZES]
+        results[model] = measure(model, contenders, arguments.rounds)
         reference = results[model].get(REFERENCE)
         print(f"\n{model}, {count:,} parameters\n{'':32} {'ms':>9} {'ratio':>7}")
         for name, times in results[model].items():

@@ -24,7 +24,7 @@ def layers_of(optimizer, gradients, numels=None):
     states = [optimizer.state[param] for param in params]
     averages = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
     numels = numels or [param.numel() for param in params]
-    return Layers(params, gradients, *averages, numels), optimizer._rule(group)
+    return Layers(params, gradients, *averages, numels, {}), optimizer._rule(group)
 
 
 @torch.no_grad()

@@ -42,11 +42,13 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
         by_dtype = Optimizer._group_tensors_by_device_and_dtype(tensors, with_indices=True)
         return [Batch(foreach, layers.take(indices), rule) for _, indices in by_dtype.values()]
     groups = defaultdict(list)
+    compiles = not torch.compiler.is_compiling()
     for index, vectors in enumerate(zip(*layers[:4], strict=True)):
-        groups[_compiled(*vectors), vectors[0].device, vectors[0].dtype].append(index)
+        param = vectors[0]
+        groups[compiles and _compiled(*vectors), param.device, param.dtype].append(index)
     batches = []
     for (compiled, device, _), indices in groups.items():
-        part = layers.take(indices)
+        part = layers if len(groups) == 1 else layers.take(indices)
         if compiled:
             batches.append(Batch(fused if device.type == "cpu" else triton, part, rule))
         else:
@@ -56,10 +58,8 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
 
 def _compiled(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:
     """Tell whether compiled code can take the layer; where there is none, warn."""
-    if torch.compiler.is_compiling():
-        return False
     if param.is_cpu:
-        return fused.takes(param, grad, exp_avg, v) and fused.is_available()
+        return fused.is_available() and fused.takes(param, grad, exp_avg, v)
     try:
         return triton.takes(param, grad, exp_avg, v)
     except ImportError as error:

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 struct Options {
     double beta1, beta2, eps, second_eps, coupled, decoupled, sign;
@@ -19,7 +20,6 @@ struct Layers {
     void** g;
     void** m;
     void** v;
-    const int64_t* first_block;  // n + 1 entries
     const int64_t* numel;
     const double* alpha;
     const double* beta;
@@ -64,19 +64,29 @@ struct Step {
     const Layers& layers;
     const Options& options;
 
-    template <class Body>
-    void each_block(Body body) const {
-        const int64_t blocks = layers.first_block[layers.n];
+    // Call body(layer, begin, count, sums) for each block and add up the sums that it gives, `width`
+    // of them, by layer.
+    template <int width, class Body>
+    void each_block(double* totals, Body body) const {
+        std::vector<int64_t> layer_of, begin_of;
+        for (int64_t layer = 0; layer < layers.n; ++layer) {
+            for (int64_t begin = 0; begin < layers.numel[layer]; begin += BLOCK) {
+                layer_of.push_back(layer);
+                begin_of.push_back(begin);
+            }
+        }
+        const int64_t blocks = layer_of.size();
+        std::vector<double> sums(width * blocks);
 #pragma omp parallel for num_threads(options.threads) schedule(static)
         for (int64_t block = 0; block < blocks; ++block) {
-            int64_t low = 0, high = layers.n;
-            while (high - low > 1) {
-                const int64_t middle = (low + high) / 2;
-                (layers.first_block[middle] <= block ? low : high) = middle;
+            const int64_t layer = layer_of[block], begin = begin_of[block];
+            const int64_t left = layers.numel[layer] - begin;
+            body(layer, begin, left < BLOCK ? left : BLOCK, &sums[width * block]);
+        }
+        for (int64_t block = 0; block < blocks; ++block) {
+            for (int i = 0; i < width; ++i) {
+                totals[width * layer_of[block] + i] += sums[width * block + i];
             }
-            const int64_t begin = (block - layers.first_block[low]) * BLOCK;
-            const int64_t left = layers.numel[low] - begin;
-            body(block, low, begin, left < BLOCK ? left : BLOCK);
         }
     }
 
@@ -85,10 +95,10 @@ struct Step {
         return static_cast<U*>(tensors[layer]) + begin;
     }
 
-    // m, and the sums <m, m>, <g, g>, <m, g>, <m - g, m - g> of each block.
+    // m, and the sums <m, m>, <g, g>, <m, g>, <m - g, m - g>.
     template <bool coupled>
-    void momentum(double* sums) const {
-        each_block([this, sums](int64_t block, int64_t layer, int64_t begin, int64_t count) {
+    void momentum(double* totals) const {
+        each_block<4>(totals, [this](int64_t layer, int64_t begin, int64_t count, double* sums) {
             const T* x = at<T>(layers.x, layer, begin);
             const T* g = at<T>(layers.g, layer, begin);
             T* m = at<T>(layers.m, layer, begin);
@@ -107,15 +117,14 @@ struct Step {
                 mg += a * b;
                 rr += r * r;
             }
-            double* of_block = sums + 4 * block;
-            of_block[0] = mm, of_block[1] = gg, of_block[2] = mg, of_block[3] = rr;
+            sums[0] = mm, sums[1] = gg, sums[2] = mg, sums[3] = rr;
         });
     }
 
     // v and, unless its mean is to be taken first, x. With `momentum_too` m as well, in one sweep.
     template <bool momentum_too, bool keep_x>
-    void update(double* sums) const {
-        each_block([this, sums](int64_t block, int64_t layer, int64_t begin, int64_t count) {
+    void update(double* totals) const {
+        each_block<1>(totals, [this](int64_t layer, int64_t begin, int64_t count, double* sums) {
             T* x = at<T>(layers.x, layer, begin);
             const T* g = at<T>(layers.g, layer, begin);
             T* m = at<T>(layers.m, layer, begin);
@@ -144,14 +153,14 @@ struct Step {
                 if constexpr (keep_x) sum += s;
                 if constexpr (!keep_x) x[i] = T(xi * shrink + scale * (mi * s));
             }
-            sums[block] = sum;
+            sums[0] = sum;
         });
     }
 
     // x, by the one stepsize of each layer, which is in the scale.
     void move() const {
         const S shrink = S(1 - options.decoupled);
-        each_block([&](int64_t, int64_t layer, int64_t begin, int64_t count) {
+        each_block<0>(nullptr, [&](int64_t layer, int64_t begin, int64_t count, double*) {
             T* x = at<T>(layers.x, layer, begin);
             const T* m = at<T>(layers.m, layer, begin);
             const S scale = S(layers.scale[layer]);
@@ -160,22 +169,21 @@ struct Step {
         });
     }
 
-    void run(int64_t sweep, double* sums) const {
-        if (sweep == 0) options.coupled ? momentum<true>(sums) : momentum<false>(sums);
+    void run(int64_t sweep, double* totals) const {
+        if (sweep == 0) options.coupled ? momentum<true>(totals) : momentum<false>(totals);
         const bool keep_x = options.averages_stepsize;
-        if (sweep == 1) keep_x ? update<false, true>(sums) : update<false, false>(sums);
-        if (sweep == 2) keep_x ? update<true, true>(sums) : update<true, false>(sums);
+        if (sweep == 1) keep_x ? update<false, true>(totals) : update<false, false>(totals);
+        if (sweep == 2) keep_x ? update<true, true>(totals) : update<true, false>(totals);
         if (sweep == 3) move();
     }
 };
 
 }  // namespace
 
-extern "C" int64_t aida_block_size() { return BLOCK; }
-
 extern "C" void aida_sweep(
-    int64_t dtype, int64_t sweep, const Layers* layers, const Options* options, double* sums) {
-    if (dtype == 0) Step<float, float>{*layers, *options}.run(sweep, sums);
-    if (dtype == 1) Step<double, double>{*layers, *options}.run(sweep, sums);
-    if (dtype == 2) Step<bfloat16, float>{*layers, *options}.run(sweep, sums);
+    int64_t dtype, int64_t sweep, const Layers* layers, const Options* options,
+    double* totals) {
+    if (dtype == 0) Step<float, float>{*layers, *options}.run(sweep, totals);
+    if (dtype == 1) Step<double, double>{*layers, *options}.run(sweep, totals);
+    if (dtype == 2) Step<bfloat16, float>{*layers, *options}.run(sweep, totals);
 }

@@ -32,26 +32,28 @@ def is_available() -> bool:
 
 def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:
     """Tell whether the compiled code can update the layer."""
-    same = param.dtype == grad.dtype == exp_avg.dtype and param.dtype in _DTYPES
-    if not same or not param.is_cpu or type(grad) is not Tensor:
+    if not param.dtype == grad.dtype == exp_avg.dtype or param.dtype not in _DTYPES:
+        return False
+    if not param.is_cpu or type(grad) is not Tensor:
         return False
     if param.is_neg() or grad.is_neg():  # memory that holds the negative of the values
         return False
     # All must lie in memory in one order, without gaps.
+    if param.is_contiguous() and grad.is_contiguous() and exp_avg.is_contiguous():
+        return v.is_contiguous()
     vectors = [param, grad, exp_avg] + ([v] if v.ndim or not param.ndim else [])
-    if all(vector.is_contiguous() for vector in vectors):
-        return True
     dense = torch.empty_like(param, memory_format=torch.preserve_format).stride()
     return all(vector.stride() == dense for vector in vectors)
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
     """Update every momentum and give the sums over each layer."""
-    m_sq, g_sq, m_dot_g, r_sq = _Sweeps(layers, rule).run(_MOMENTUM, 4)
+    sums = _sweep(_MOMENTUM, layers, rule, sums=4)
     if rule.layer_mean != "statistic":
-        return torch.stack((m_sq, g_sq, m_dot_g), 1)
+        return sums[:, :3]
+    _, g_sq, m_dot_g, _ = sums.unbind(1)
     # <m - g, g>, of which double leaves enough.
-    return torch.stack((m_sq, g_sq, m_dot_g, r_sq, m_dot_g - g_sq), 1)
+    return torch.cat((sums, (m_dot_g - g_sq).unsqueeze(1)), 1)
 
 
 def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
@@ -70,26 +72,30 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
         move(layers, rule, (statistics / correction2).rsqrt())
         return None
 
-    ones = torch.ones(len(layers.params), dtype=torch.float64)
-    of_rule = (0.0, 0.0, 0.0) if sums is None else finite_sums(sums)[:, :3].unbind(1)
-    sweeps = _Sweeps(layers, rule)
-    sweeps.alpha, sweeps.beta = (c * ones for c in rule.coefficients(*of_rule))
-    sweeps.scale, sweeps.correction2 = -float(rule.lr) / correction1, correction2
-    (totals,) = sweeps.run(_ALL if sums is None else _UPDATE, 1)
-    return totals if rule.layer_mean == "stepsize" else None
+    of_layers = (0.0, 0.0, 0.0) if sums is None else finite_sums(sums)[:, :3].unbind(1)
+    alpha, beta = rule.coefficients(*of_layers)
+    totals = _sweep(
+        _ALL if sums is None else _UPDATE,
+        layers,
+        rule,
+        sums=1,
+        alpha=torch.as_tensor(alpha, dtype=torch.float64).expand_as(correction1),
+        beta=torch.as_tensor(beta, dtype=torch.float64).expand_as(correction1),
+        correction2=correction2,
+        scale=-float(rule.lr) / correction1,
+    )
+    return totals.squeeze(1) if rule.layer_mean == "stepsize" else None
 
 
 def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
     """Move every parameter by the one stepsize of its layer."""
     correction1, _ = _bias_corrections(layers, rule)
-    sweeps = _Sweeps(layers, rule)
-    sweeps.scale = -float(rule.lr) / correction1 * stepsizes
-    sweeps.run(_MOVE, 0)
+    _sweep(_MOVE, layers, rule, sums=0, scale=-float(rule.lr) / correction1 * stepsizes)
 
 
-def _bias_corrections(layers: Layers, rule: UpdateRule) -> tuple[Tensor, ...]:
-    corrections = [rule.bias_corrections(step) for step in layers.steps]
-    return torch.tensor(corrections, dtype=torch.float64).unbind(1)
+def _bias_corrections(layers: Layers, rule: UpdateRule) -> tuple[Tensor, Tensor]:
+    steps = torch.stack(layers.steps).double()
+    return 1 - rule.beta1**steps, 1 - rule.beta2**steps
 
 
 class _Options(ctypes.Structure):
@@ -99,66 +105,54 @@ class _Options(ctypes.Structure):
     ] + [(name, ctypes.c_int64) for name in ("averages_stepsize", "threads")]
 
 
-class _Pointers(ctypes.Structure):
+_OF_LAYERS = ("alpha", "beta", "correction2", "scale")  # one number a layer, in double
+
+
+class _Layers(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in (
-            "x", "g", "m", "v", "first_block", "numel", "alpha", "beta", "correction2", "scale",
-        )
-    ] + [("n", ctypes.c_int64)]  # fmt: skip
+        *((name, ctypes.c_void_p) for name in ("x", "g", "m", "v", "numel", *_OF_LAYERS)),
+        ("n", ctypes.c_int64),
+    ]
 
 
-class _Sweeps:
-    """The arguments of the compiled sweeps over the layers of one dtype."""
-
-    def __init__(self, layers: Layers, rule: UpdateRule) -> None:
-        # What autograd kept of the parameters is no longer what it kept.
-        torch.autograd.graph.increment_version(layers.params)
-        self.library, self.n = _library(), len(layers.params)
-        self.dtype = _DTYPES[layers.params[0].dtype]
-        self.addresses = torch.tensor(
-            [[tensor.data_ptr() for tensor in tensors] for tensors in layers[:4]]
-        )
-        self.numel = torch.tensor([param.numel() for param in layers.params])
-        blocks = -(-self.numel // self.library.aida_block_size())
-        self.first_block = torch.cat((torch.zeros(1, dtype=torch.int64), blocks.cumsum(0)))
-        self.layer_of_block = torch.repeat_interleave(torch.arange(self.n), blocks)
-        ones = torch.ones(self.n, dtype=torch.float64)
-        self.alpha = self.beta = self.correction2 = self.scale = ones
-        decay = rule.weight_decay
-        self.options = _Options(
-            beta1=rule.beta1,
-            beta2=rule.beta2,
-            eps=rule.eps,
-            second_eps=rule.eps if rule.eps_in_denominator else 0.0,
-            coupled=rule.coupled_weight_decay,
-            decoupled=float(rule.lr) * decay if rule.decoupled_weight_decay else 0.0,
-            sign=-1.0 if rule.maximize else 1.0,
-            averages_stepsize=rule.layer_mean == "stepsize",
-            threads=torch.get_num_threads(),
-        )
-
-    def run(self, sweep: int, sums: int) -> tuple[Tensor, ...]:
-        """Run one sweep and give its sums over each layer, each of shape (n,), in double."""
-        of_blocks = torch.zeros(len(self.layer_of_block), max(sums, 1), dtype=torch.float64)
-        per_layer = (self.numel, self.alpha, self.beta, self.correction2, self.scale)
-        # Held until the call has returned, for only their addresses are passed.
-        arrays = [array.contiguous() for array in (self.first_block, *per_layer)]
-        pointers = _Pointers(
-            *(row.data_ptr() for row in self.addresses),
-            *(array.data_ptr() for array in arrays),
-            self.n,
-        )
-        self.library.aida_sweep(
-            ctypes.c_int64(self.dtype),
-            ctypes.c_int64(sweep),
-            ctypes.byref(pointers),
-            ctypes.byref(self.options),
-            ctypes.c_void_p(of_blocks.data_ptr()),
-        )
-        totals = torch.zeros(self.n, max(sums, 1), dtype=torch.float64)
-        totals.index_add_(0, self.layer_of_block, of_blocks)
-        return totals.unbind(1)
+def _sweep(
+    sweep: int, layers: Layers, rule: UpdateRule, *, sums: int, **of_layers: Tensor
+) -> Tensor:
+    """Run one sweep; give its sums over each layer, of shape ``(n, sums)``, in double."""
+    # What autograd kept of the parameters is no longer what it kept.
+    torch.autograd.graph.increment_version(layers.params)
+    if "addresses" not in layers.kept:
+        tensors = [[tensor.data_ptr() for tensor in column] for column in layers[:4]]
+        layers.kept["addresses"] = torch.tensor(tensors)
+        layers.kept["numel"] = torch.tensor([param.numel() for param in layers.params])
+    # Held until the call has returned, for only their addresses are passed.
+    vectors = {name: vector.contiguous() for name, vector in of_layers.items()}
+    arguments = _Layers(
+        *(column.data_ptr() for column in layers.kept["addresses"]),
+        numel=layers.kept["numel"].data_ptr(),
+        n=len(layers.params),
+        **{name: vector.data_ptr() for name, vector in vectors.items()},
+    )
+    options = _Options(
+        beta1=rule.beta1,
+        beta2=rule.beta2,
+        eps=rule.eps,
+        second_eps=rule.eps if rule.eps_in_denominator else 0.0,
+        coupled=rule.coupled_weight_decay,
+        decoupled=float(rule.lr) * rule.weight_decay if rule.decoupled_weight_decay else 0.0,
+        sign=-1.0 if rule.maximize else 1.0,
+        averages_stepsize=rule.layer_mean == "stepsize",
+        threads=torch.get_num_threads(),
+    )
+    totals = torch.zeros(len(layers.params), sums, dtype=torch.float64)
+    _library().aida_sweep(
+        ctypes.c_int64(_DTYPES[layers.params[0].dtype]),
+        ctypes.c_int64(sweep),
+        ctypes.byref(arguments),
+        ctypes.byref(options),
+        ctypes.c_void_p(totals.data_ptr()),
+    )
+    return totals
 
 
 @cache
@@ -169,7 +163,6 @@ def _library() -> Any:
 
         source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
         library = CppCodeCache.load_async(source, extra_flags=_FLAGS)()
-        library.aida_block_size.restype = ctypes.c_int64
         library.aida_sweep.restype = None
         return library
     except Exception as error:  # no compiler, no right to write its cache, another torch, …

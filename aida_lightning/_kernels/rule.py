@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Layers(NamedTuple):
     steps: list[Tensor]
     # Elements of the whole layer, of which the tensors may be the part that this process holds.
     numels: list[int]
+    # What a kernel keeps from one sweep over these layers to the next.
+    kept: dict[str, Any]
 
     def mean(self, totals: Tensor) -> Tensor:
         """Divide sums over whole layers, of shape ``(n,)``, by the layers' numbers of elements."""
@@ -34,12 +36,13 @@ class Layers(NamedTuple):
     def take(self, indices: Sequence[int]) -> "Layers":
         """Give the layers of these indices."""
         picked = ([column[index] for index in indices] for column in self[:5])
-        return Layers(*picked, numels=[self.numels[index] for index in indices])  # type: ignore[misc, arg-type]
+        numels = [self.numels[index] for index in indices]
+        return Layers(*picked, numels=numels, kept={})  # type: ignore[misc, arg-type]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Layers":
         """Put something in the place of every tensor."""
         mapped = ([function(tensor) for tensor in column] for column in self[:5])
-        return Layers(*mapped, numels=self.numels)  # type: ignore[misc, arg-type]
+        return Layers(*mapped, numels=self.numels, kept={})  # type: ignore[misc, arg-type]
 
 
 @dataclass(frozen=True)

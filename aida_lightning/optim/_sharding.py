@@ -65,7 +65,7 @@ class SharedLayers:
         self._whole = whole
         self._on_mesh: defaultdict[Any, list[Any]] = defaultdict(list)
         for param in params:
-            if is_distributed(param) and _split_dimensions(param):
+            if is_distributed(param) and split_dimensions(param):
                 self._on_mesh[param.device_mesh].append(param)
 
     def complete(
@@ -92,10 +92,10 @@ class SharedLayers:
         for mesh, params in self._on_mesh.items():
             if mesh.get_coordinate() is None:  # this process is outside of the mesh
                 continue
-            dimensions = sorted({d for param in params for d in _split_dimensions(param)})
+            dimensions = sorted({d for param in params for d in split_dimensions(param)})
             none = torch.zeros(columns, dtype=torch.float64, device=params[0].device)
             parts = [
-                rows.get(param, none) if _counts_here(param, dimensions) else none
+                rows.get(param, none) if counts_here(param, dimensions) else none
                 for param in params
             ]
             whole = torch.stack(parts)
@@ -106,13 +106,13 @@ class SharedLayers:
         return [torch.stack([rows[param] for param in params]) for params in names]
 
 
-def _split_dimensions(param: Any) -> list[int]:
+def split_dimensions(param: Any) -> list[int]:
     """Give the dimensions of the mesh, not of the tensor, that split the layer."""
     # Not is_shard(), which is False for the strided shards of FSDP2 beside tensor parallel.
     return [d for d, placement in enumerate(param.placements) if not placement.is_replicate()]
 
 
-def _counts_here(param: Any, dimensions: list[int]) -> bool:
+def counts_here(param: Any, dimensions: list[int]) -> bool:
     """Tell whether this process is the one, of those with the same part, whose sums are added."""
-    split = _split_dimensions(param)
+    split = split_dimensions(param)
     return all(d in split or param.device_mesh.get_local_rank(d) == 0 for d in dimensions)

@@ -146,11 +146,12 @@ class LayerwiseOptimizer(Optimizer):
         whole: dict[Tensor, Tensor] = {}  # by the local part that a batch has of it
         distributed = False
         for group in self.param_groups:
-            layers = Layers([], [], [], [], [], [])
+            layers = Layers([], [], [], [], [], [], {})
             is_plain = self._init_group(group, *layers[:5])
             layers.numels.extend(_numel(param) for param in layers.params)
             if not is_plain:
                 distributed |= any(is_distributed(param) for param in group["params"])
+                layers.grads[:] = map(aligned, layers.grads, layers.params)
                 parts = layers.map(lambda tensor: _real(local_part(tensor)))
                 whole |= zip(parts.params, layers.params, strict=True)
                 layers = parts
@@ -208,14 +209,14 @@ class LayerwiseOptimizer(Optimizer):
         Plain is what is neither complex nor shared by processes. torch.compile runs this as it is,
         and so expects this form: lists to fill and a plain value.
         """
-        is_plain = True
+        is_plain, takes_layer_sums = True, self._takes_layer_sums
         for param in group["params"]:
             is_plain &= not (param.is_complex() or is_distributed(param))
             if param.grad is None:
                 continue
             if param.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-            if self._takes_layer_sums:
+            if takes_layer_sums:
                 check_whole(self, param)
             state = self.state[param]
             if len(state) == 0:
@@ -230,7 +231,7 @@ class LayerwiseOptimizer(Optimizer):
                         f"{devices}."
                     )
             params.append(param)
-            grads.append(aligned(param.grad, param))
+            grads.append(param.grad)
             exp_avgs.append(state["exp_avg"])
             exp_avg_sqs.append(state["exp_avg_sq"])
             steps.append(state["step"])
