@@ -1,0 +1,69 @@
+"""Training under Lightning's strategies equals that of one process, and so does the monitor."""
+
+import pytest
+import sharded_training
+import torch
+from toy import read
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`.*"),
+]
+TRAINERS = [
+    {"accumulate_grad_batches": 3},
+    {"gradient_clip_val": 0.05},
+    {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+    {"precision": "bf16-mixed"},
+    {"precision": "bf16-true"},
+]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aida", "one optimizer"),
+        ("laida", "one optimizer"),
+        ("adabeliefl", "two optimizers"),
+        ("adam", "one optimizer"),
+    ],
+)
+def test_weights_and_stepsizes_are_those_of_one_process(
+    strategy, name, kind, two_processes, tmp_path
+):
+    alone = sharded_training.weights(tmp_path / "one", "one", name, kind)
+    folder = tmp_path / strategy
+    for weights in two_processes.run(sharded_training.weights, folder, strategy, name, kind):
+        torch.testing.assert_close(weights, alone, rtol=0, atol=1e-6)
+    points, expected = read(folder), read(tmp_path / "one")
+    assert points.keys() == expected.keys()
+    for tag, series in expected.items():
+        assert points[tag] == pytest.approx(series, rel=1e-4, abs=1e-6), tag
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_accumulation_clipping_and_precision_are_those_of_one_process(
+    strategy, two_processes, tmp_path
+):
+    alone = sharded_training.weights_with_each(tmp_path / "one", "one", TRAINERS)
+    run = sharded_training.weights_with_each
+    for runs in two_processes.run(run, tmp_path / strategy, strategy, TRAINERS):
+        for options, weights, expected in zip(TRAINERS, runs, alone, strict=True):
+            print(options)
+            torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_killed_process_leaves_no_trace_in_weights_and_curves(strategy, two_processes, tmp_path):
+    run = sharded_training.run_of_three_epochs
+    unbroken = two_processes.run(run, tmp_path / "unbroken", strategy, "aida")
+    folder = tmp_path / "killed"
+    with pytest.raises(AssertionError, match="rank 1 has died"):
+        two_processes.run(run, folder, strategy, "aida", True)
+    resumed = two_processes.run(run, folder, strategy, "aida", False, True)
+    for ours, theirs in zip(resumed, unbroken, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    points, expected = read(folder), read(tmp_path / "unbroken")
+    assert points == expected
+    assert sorted(points["stepsize_mean/head.weight"]) == list(range(36))

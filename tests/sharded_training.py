@@ -1,0 +1,164 @@
+"""What the processes of the distributed tests run under Lightning's Trainer."""
+
+import os
+import signal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, TensorDataset
+
+from aida_lightning import build_optimizer
+from aida_lightning.callbacks import StepsizeMonitor
+
+BATCHES = 12
+
+
+class Net(LightningModule):
+    """Three layers, one of which is unused; every process sees the same batches."""
+
+    def __init__(self, name="aida", **options):
+        super().__init__()
+        self.name, self.options = name, options
+        torch.manual_seed(1)
+        self.features = nn.Linear(4, 5)
+        self.head = nn.Linear(5, 3)
+        self.unused = nn.Linear(3, 3)
+
+    def configure_model(self):
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            mesh = self.device_mesh["data_parallel"]
+            for layer in (self.features, self.head, self.unused):
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self, mesh=mesh)
+
+    def forward(self, inputs):
+        return self.head(self.features(inputs).tanh())
+
+    def training_step(self, batch, batch_idx):
+        loss = self(batch[0]).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return build_optimizer(self.name, self, **self.options)
+
+    def train_dataloader(self):
+        inputs = torch.randn(BATCHES, 4, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(inputs), batch_size=1)
+
+
+class TwoOptimizers(Net):
+    """Manual optimization: the head at every batch, the features at every third one."""
+
+    def __init__(self, name="aida", **options):
+        super().__init__(name, **options)
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [
+            build_optimizer(self.name, layer.parameters(), **self.options)
+            for layer in (self.head, self.features)
+        ]
+
+    def training_step(self, batch, batch_idx):
+        head, features = self.optimizers()
+        self.manual_backward(self(batch[0]).square().mean())
+        head.step()
+        head.zero_grad()
+        if batch_idx % 3 == 2:
+            features.step()
+            features.zero_grad()
+
+
+MODULES = {"one optimizer": Net, "two optimizers": TwoOptimizers}
+STRATEGIES = {
+    "one": lambda: "auto",
+    "ddp": lambda: DDPStrategy(process_group_backend="gloo", find_unused_parameters=True),
+    "fsdp2": lambda: ModelParallelStrategy(
+        data_parallel_size=dist.get_world_size(), tensor_parallel_size=1
+    ),
+}
+
+
+def as_lightning_launches():
+    """Tell Lightning that these processes are those it would have started."""
+    os.environ |= {
+        "LOCAL_RANK": str(dist.get_rank()),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(dist.get_world_size()),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29999",  # of no use, for they are connected
+    }
+
+
+def fit(folder, strategy, module, *callbacks, ckpt_path=None, **options):
+    if strategy != "one":
+        as_lightning_launches()
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        strategy=STRATEGIES[strategy](),
+        devices=1 if strategy == "one" else dist.get_world_size(),
+        logger=TensorBoardLogger(folder, name="", version="run"),
+        callbacks=list(callbacks),
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 2, **options},
+    )
+    trainer.fit(module, ckpt_path=ckpt_path)
+    return trainer
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "placements") else tensor
+
+
+def weights(folder, strategy, name, kind="one optimizer", monitor=True, **options):
+    """Train, and give the whole weights that this process sees."""
+    module = MODULES[kind](name, lr=0.01)
+    fit(folder, strategy, module, *([StepsizeMonitor(["*"])] if monitor else []), **options)
+    return {key: whole(param.detach()).clone() for key, param in module.named_parameters()}
+
+
+def weights_with_each(folder, strategy, trainers):
+    """Train once with the options of each Trainer, and give the weights of each run."""
+    return [
+        weights(f"{folder}/{index}", strategy, "aida", monitor=False, **options)
+        for index, options in enumerate(trainers)
+    ]
+
+
+class KillRankOne(Callback):
+    """End this process as a machine that fails would, at a batch of the second epoch."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 7 and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_of_three_epochs(folder, strategy, name, kill=False, resume=False):
+    """Train with a checkpoint an epoch, which a run that resumes goes on from."""
+    module = Net(name, lr=0.01)
+    checkpoints = ModelCheckpoint(
+        f"{folder}/checkpoints", save_last=True, save_on_train_epoch_end=True
+    )
+    fit(
+        folder,
+        strategy,
+        module,
+        StepsizeMonitor(["*"], every_n_steps=1),
+        checkpoints,
+        *([KillRankOne()] if kill else []),
+        ckpt_path="last" if resume else None,
+        max_epochs=3,
+        enable_checkpointing=True,
+        log_every_n_steps=1,
+    )
+    return {key: whole(param.detach()).clone() for key, param in module.named_parameters()}
