@@ -1,12 +1,13 @@
 """Image splits held whole in memory, and the datamodule that serves them in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 
@@ -64,8 +65,26 @@ def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
     return torch.where(flipped, crops.flip(-1), crops)
 
 
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffle by a seed and the epoch alone, so that a resumed run sees what an unbroken one does.
+
+    Lightning's checkpoints keep the epoch, but no random state, which torch's RandomSampler draws
+    its order from. This one takes a process's share of the order as well, and Lightning leaves it
+    in place under DDP.
+    """
+
+    @override
+    def __iter__(self) -> Iterator[Any]:
+        indices = super().__iter__()
+        self.epoch += 1  # for loops that, unlike Lightning's, do not call set_epoch
+        return indices
+
+
 class InMemoryDataModule(LightningDataModule):
     """Serve ``train_set`` shuffled and ``val_set`` in order, for validation and for testing.
+
+    The order of each epoch follows from torch's seed at :meth:`setup` and from the epoch. The seed
+    is kept in Lightning's checkpoints, and a run that is resumed from one goes on with its order.
 
     Args:
         batch_size: images a batch; under DDP, a batch on each process.
@@ -85,34 +104,76 @@ class InMemoryDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.train_set: InMemoryImages | None = None
         self.val_set: InMemoryImages | None = None
+        self.shuffle_seed = 0
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Take torch's seed for the order of the train split; subclasses read the splits.
+
+        Args:
+            stage: any stage.
+        """
+        seed = torch.initial_seed() % 2**63
+        # Unseeded processes have seeds of their own, but must share one order.
+        self.shuffle_seed = self.trainer.strategy.broadcast(seed) if self.trainer else seed
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"shuffle_seed": self.shuffle_seed}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the order of the run that a checkpoint is of."""
+        self.shuffle_seed = state_dict["shuffle_seed"]
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the loader of the train split, shuffled."""
-        return self._loader(self.train_set, "train", shuffle=True)
+        dataset = self._loaded(self.train_set, "train")
+        trainer = self.trainer
+        sampler = EpochSampler(
+            dataset,
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=self.shuffle_seed,
+        )
+        if trainer:
+            # Workers fetch a resumed run's first batches before Lightning tells the epoch.
+            progress: Any = trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)
+        return self._loader(dataset, sampler)
 
     @override
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the loader of the validation split, in order."""
-        return self._loader(self.val_set, "validation", shuffle=False)
+        return self._loader(self._loaded(self.val_set, "validation"))
 
     @override
     def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the loader of the test split, which is the validation split."""
         return self.val_dataloader()
 
-    def _loader(
-        self, dataset: InMemoryImages | None, split: str, shuffle: bool
-    ) -> DataLoader[tuple[Tensor, int]]:
+    @override
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Return the loader of the images to predict, those of the validation split."""
+        return self.val_dataloader()
+
+    def _loaded(self, dataset: InMemoryImages | None, split: str) -> InMemoryImages:
         if dataset is None:
             raise RuntimeError(
                 f"{type(self).__name__} has not loaded its {split} split: "
                 "call prepare_data() and setup() first, or let a Trainer do so"
             )
+        return dataset
+
+    def _loader(
+        self, dataset: InMemoryImages, sampler: EpochSampler | None = None
+    ) -> DataLoader[tuple[Tensor, int]]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

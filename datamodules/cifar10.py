@@ -1,6 +1,6 @@
 """CIFAR-10 from torchvision's files or from a tree of pictures, augmented as in the paper."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -100,18 +100,22 @@ class CIFAR10DataModule(InMemoryDataModule):
         """Read the splits that a stage needs into memory, each once.
 
         Args:
-            stage: ``"fit"`` or None reads both splits, ``"validate"`` or ``"test"`` the test split.
+            stage: ``"fit"`` or None reads both splits, any other the test split.
         """
+        super().setup(stage)
         self._check_there()
-        normalise = [
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD, inplace=True),
-        ]
         if self.train_set is None and stage in ("fit", None):
-            augment = v2.Compose([random_crop_and_flip, *normalise])
-            self.train_set = InMemoryImages(*self._read("train"), augment)
-        if self.val_set is None and stage in ("fit", "validate", "test", None):
-            self.val_set = InMemoryImages(*self._read("test"), v2.Compose(normalise))
+            transform = v2.Compose(self._train_transforms())
+            self.train_set = InMemoryImages(*self._read("train"), transform)
+        if self.val_set is None:
+            transform = v2.Compose(self._val_transforms())
+            self.val_set = InMemoryImages(*self._read("test"), transform)
+
+    def _train_transforms(self) -> list[Callable[[Tensor], Tensor]]:
+        return [random_crop_and_flip, *self._val_transforms()]
+
+    def _val_transforms(self) -> list[Callable[[Tensor], Tensor]]:
+        return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD, inplace=True)]
 
     def _has_files(self) -> bool:
         return (self.root / _FOLDER).is_dir()

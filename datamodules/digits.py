@@ -1,6 +1,7 @@
 """scikit-learn's handwritten digits as 32×32 colour images: a real task that needs no download."""
 
 import torch
+from torch import Tensor
 from torch.nn.functional import interpolate
 from typing_extensions import override
 
@@ -61,6 +62,7 @@ class DigitsDataModule(InMemoryDataModule):
         Args:
             stage: any stage; both splits are small and are always made together.
         """
+        super().setup(stage)
         if self.train_set is not None:
             return
         try:
@@ -73,7 +75,6 @@ class DigitsDataModule(InMemoryDataModule):
             ) from error
         scans, digits = load_digits(return_X_y=True)
         images = torch.as_tensor(scans, dtype=torch.float32).view(-1, 1, 8, 8)
-        images = interpolate(images, size=(32, 32), mode="bilinear")
         labels = torch.as_tensor(digits, dtype=torch.int64)
         train, val = train_test_split(
             range(len(labels)),
@@ -81,6 +82,11 @@ class DigitsDataModule(InMemoryDataModule):
             stratify=labels,
             random_state=self.seed,
         )
+        self._take(images, labels, train, val)
+
+    def _take(self, scans: Tensor, labels: Tensor, train: list[int], val: list[int]) -> None:
+        """Make the splits of ``(n, 1, 8, 8)`` scans from 0 to 16, given their indices."""
+        images = interpolate(scans, size=(32, 32), mode="bilinear")
         std, mean = torch.std_mean(images[train], correction=0)
         images = ((images - mean) / std).expand(-1, 3, -1, -1)
         self.train_set = InMemoryImages(images[train], labels[train])

@@ -116,6 +116,17 @@ class ImageClassifier(OptimizerMixin, LightningModule):
         """
         self._evaluate("test", self.test_accuracy, batch)
 
+    @override
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the logits of a batch, whose labels are not used.
+
+        Args:
+            batch: images and labels ``(n,)``.
+            batch_idx: not used.
+        """
+        logits: Tensor = self(batch[0])
+        return logits
+
     def _evaluate(
         self, stage: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]
     ) -> None:

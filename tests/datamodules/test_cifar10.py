@@ -3,13 +3,14 @@ import pickle
 import re
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from PIL import Image
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
@@ -183,16 +184,74 @@ def test_workers_do_not_repeat_each_others_draws(tree):
     assert drawn(data.train_dataloader()).unique(dim=0).shape[0] > 25
 
 
-def test_a_distributed_sampler_can_take_the_place_of_the_random_one(tree):
+class Labels(LightningModule):
+    """Train on nothing, and note the labels in the order in which they come."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen += [int(images.sum() * 1e4) for images in batch[0]]
+
+    def configure_optimizers(self):
+        return None
+
+
+def order(root: Path, epochs: int, ckpt_path: Path | None = None, **options) -> list[list[int]]:
+    """Return what each epoch sees."""
+    module = Labels()
+    trainer = Trainer(
+        default_root_dir=root,
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    data = CIFAR10DataModule(root, batch_size=8, **options)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    trainer.save_checkpoint(root / f"{epochs}.ckpt")
+    return [module.seen[i : i + 40] for i in range(0, len(module.seen), 40)]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:.*isinstance.treespec, LeafSpec",
+    "ignore:`LightningModule.configure_optimizers` returned `None`",
+    "ignore:You passed in a `val_dataloader` but have no `validation_step`",
+    "ignore:`training_step` returned `None`",
+)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_sees_the_order_of_an_unbroken_one(tree, num_workers, monkeypatch):
+    # Without its augmentation, an image is known by its sum.
+    monkeypatch.setattr(cifar10, "random_crop_and_flip", lambda images: images)
+    torch.manual_seed(1)
+    unbroken = order(tree, epochs=3, num_workers=num_workers)
+    assert len({tuple(epoch) for epoch in unbroken}) == 3
+    assert len({tuple(sorted(epoch)) for epoch in unbroken}) == 1
+    torch.manual_seed(1)
+    assert order(tree, epochs=2, num_workers=num_workers) == unbroken[:2]
+    torch.manual_seed(2)
+    resumed = order(tree, epochs=3, num_workers=num_workers, ckpt_path=tree / "2.ckpt")
+    assert resumed == unbroken[2:]
+    torch.manual_seed(2)
+    assert order(tree, epochs=1, num_workers=num_workers) != unbroken[:1]
+
+
+def test_processes_share_one_order_between_them(tree):
     data = loaded(tree, batch_size=8)
-    loader = data.train_dataloader()
-    assert isinstance(loader.sampler, RandomSampler)
-    seen = []
-    for rank in range(2):
-        sampler = DistributedSampler(loader.dataset, num_replicas=2, rank=rank)
-        part = DataLoader(loader.dataset, batch_size=loader.batch_size, sampler=sampler)
-        seen.append([len(labels) for _, labels in part])
-    assert seen == [[8, 8, 4]] * 2
+    whole = [*data.train_dataloader().sampler]
+    data.trainer = Mock(world_size=2)
+    data.trainer.fit_loop.epoch_progress.current.processed = 0
+    parts = []
+    for data.trainer.global_rank in range(2):
+        parts.append([*data.train_dataloader().sampler])
+    assert parts == [whole[::2], whole[1::2]]
+    assert sorted(whole) == list(range(40))
 
 
 def test_a_stage_reads_only_the_splits_that_it_needs(tree):

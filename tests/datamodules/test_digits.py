@@ -79,7 +79,8 @@ def test_the_test_split_is_the_validation_split(data):
 
 
 def test_training_is_shuffled_and_validation_is_not(data):
-    first, second = (torch.cat([y for _, y in data.train_dataloader()]) for _ in range(2))
+    loader = data.train_dataloader()
+    first, second = (torch.cat([y for _, y in loader]) for _ in range(2))
     assert not torch.equal(first, second)
     assert torch.equal(torch.cat([y for _, y in data.val_dataloader()]), data.val_set.labels)
 

@@ -1,0 +1,83 @@
+"""Downloads of single files, verified and retried."""
+
+import hashlib
+import socket
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+from time import sleep as _pause
+from urllib.error import HTTPError
+
+from torch.hub import download_url_to_file
+
+_TIMEOUT_S = 30.0
+_ATTEMPTS = 3
+_FIRST_PAUSE_S = 1.0
+_WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
+
+
+def download(url: str | Sequence[str], path: str | Path, sha256: str) -> None:
+    """Download a file whose content is known, unless it is there already.
+
+    A file at ``path`` with the right checksum is left alone, and nothing is asked of the network.
+    Else each address is tried up to three times, with a pause that doubles, before the next one
+    is. The content is written beside ``path`` under another name and moved there only when its
+    checksum is right: no failure leaves a broken file, or takes away one that was there.
+
+    Args:
+        url: the address, or several of the same content, the preferred one first.
+        path: where to put the file; folders on the way are made.
+        sha256: the content's SHA-256, 64 lower-case hexadecimal digits.
+
+    Raises:
+        RuntimeError: no address gave the content; the message has what each one answered.
+        OSError: the folder cannot be made.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     source = Path(folder, "there.txt")
+        ...     _ = source.write_text("abc")
+        ...     digest = hashlib.sha256(b"abc").hexdigest()
+        ...     download(source.as_uri(), Path(folder, "here.txt"), digest)
+        ...     Path(folder, "here.txt").read_text()
+        'abc'
+    """
+    path = Path(path)
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    addresses = [url] if isinstance(url, str) else url
+    failures = []
+    for address in addresses:
+        failure = _try_repeatedly(address, path, sha256)
+        if failure is None:
+            return
+        failures.append(f"{address}: {failure}")
+    raise RuntimeError(f"could not download {path.name} to {path.parent}: " + "; ".join(failures))
+
+
+def _try_repeatedly(url: str, path: Path, sha256: str) -> str | None:
+    """Return None after a success, else what the last attempt ended in."""
+    seconds = _FIRST_PAUSE_S
+    # torch's downloader checks, and moves only what is right, but would wait for ever.
+    default_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_S)
+    try:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+                return None
+            except HTTPError as error:
+                error.close()  # it holds the connection
+                failure = str(error)
+                if error.code not in _WORTH_ANOTHER_TRY:
+                    break
+            except (OSError, HTTPException, RuntimeError) as error:
+                failure = str(error) or type(error).__name__
+            if attempt < _ATTEMPTS:
+                _pause(seconds)
+                seconds *= 2
+    finally:
+        socket.setdefaulttimeout(default_timeout)
+    return failure

@@ -1,0 +1,130 @@
+"""Words and their indices, and batches of sentences of similar lengths."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DistributedSampler
+from typing_extensions import override
+
+PAD, UNK, BOS, EOS = range(4)
+SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
+_BATCHES_A_POOL = 50
+
+
+class Vocabulary:
+    """Number words: the four special tokens first, then the given words.
+
+    Args:
+        words: the words in the order of their indices, each once.
+
+    Raises:
+        ValueError: a word occurs twice or is a special token.
+
+    Example:
+        >>> vocabulary = Vocabulary.of([["a", "b", "a"], ["a"]], [["c", "c"]], min_frequency=2)
+        >>> vocabulary.words
+        ['<pad>', '<unk>', '<bos>', '<eos>', 'a', 'c']
+        >>> vocabulary.encode(["c", "b"])
+        tensor([2, 5, 1, 3])
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = [*SPECIALS, *words]
+        self.index = {word: i for i, word in enumerate(self.words)}
+        if len(self.index) < len(self.words):
+            twice = [word for word, count in Counter(self.words).items() if count > 1]
+            raise ValueError(f"words in the vocabulary more than once: {twice}")
+
+    @classmethod
+    def of(cls, *corpora: Iterable[Sequence[str]], min_frequency: int) -> "Vocabulary":
+        """Join the words that are frequent in any one of the corpora, the most frequent first.
+
+        Args:
+            corpora: tokenised sentences, a corpus a language.
+            min_frequency: how often a word must occur in one corpus; counts of a word that two
+                languages share are not added up for this.
+        """
+        counts = [Counter(word for sentence in corpus for word in sentence) for corpus in corpora]
+        total = sum(counts, Counter[str]())
+        kept = {word for count in counts for word, n in count.items() if n >= min_frequency}
+        return cls(sorted(kept - set(SPECIALS), key=lambda word: (-total[word], word)))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, sentence: Iterable[str]) -> Tensor:
+        """Return a sentence's indices between ``<bos>`` and ``<eos>``, int64."""
+        return torch.tensor([BOS, *(self.index.get(word, UNK) for word in sentence), EOS])
+
+    def decode(self, indices: Tensor | Sequence[int]) -> list[str]:
+        """Return the words up to the first ``<eos>``, without ``<bos>`` and ``<pad>``."""
+        words = []
+        for index in torch.as_tensor(indices).tolist():
+            if index == EOS:
+                break
+            if index not in (BOS, PAD):
+                words.append(self.words[index])
+        return words
+
+
+def pad_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Collate encoded pairs to sources ``(n, longest source)`` and targets ``(n, longest target)``.
+
+    What is missing at the right is :data:`PAD`.
+    """
+    sources, targets = zip(*pairs, strict=True)
+    return pad_sequence([*sources], True, PAD), pad_sequence([*targets], True, PAD)
+
+
+class BucketSampler(DistributedSampler[int]):
+    """Order sentences so that consecutive batches hold similar lengths, in a new order each epoch.
+
+    The sentences are shuffled, sorted by length within pools of up to 50 batches, cut into batches,
+    and the batches are shuffled. As with every ``DistributedSampler`` the order is a function of
+    the seed and the epoch, which Lightning sets, and each process gets its share of every batch:
+    Lightning leaves it in place.
+
+    Args:
+        lengths: ``(n,)``, the length of each sentence, in any unit.
+        batch_size: sentences a batch on each process; a DataLoader that uses the sampler must have
+            the same. Where it does not divide them all, the last batch is the smaller one.
+        num_replicas: processes.
+        rank: this process, from 0.
+        seed: fixes the order, together with the epoch; the same on all processes.
+
+    Example:
+        >>> sampler = BucketSampler(torch.tensor([3, 9, 3, 9, 3, 9]), batch_size=3)
+        >>> sampler.set_epoch(1)
+        >>> list(sampler)
+        [1, 5, 3, 2, 0, 4]
+    """
+
+    def __init__(
+        self, lengths: Tensor, batch_size: int, num_replicas: int = 1, rank: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(lengths, num_replicas, rank, seed=seed)  # type: ignore[arg-type]
+        self.lengths = lengths
+        self.batch_size = batch_size
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        size = self.batch_size * self.num_replicas
+        shuffled = torch.randperm(len(self.lengths), generator=generator)
+        # As many as the processes can share out evenly: the first few twice.
+        shuffled = shuffled[torch.arange(self.total_size) % len(shuffled)]
+        count = math.ceil(self.total_size / size)
+        # Pools of one size, for a small last one would hold few similar lengths.
+        pool_size = math.ceil(count / math.ceil(count / _BATCHES_A_POOL)) * size
+        pools = torch.split(shuffled, pool_size)
+        ordered = torch.cat([pool[self.lengths[pool].argsort(stable=True)] for pool in pools])
+        batches = torch.split(ordered, size)
+        # A smaller batch anywhere but at the end would shift all that follow.
+        whole = len(ordered) // size
+        order = [*torch.randperm(whole, generator=generator).tolist(), *range(whole, len(batches))]
+        for i in order:
+            yield from batches[i][self.rank :: self.num_replicas].tolist()

@@ -1,0 +1,101 @@
+"""CIFAR-10 and the handwritten digits at 64×64 in ±1, for GANs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from typing_extensions import override
+
+from aida_lightning.datamodules._in_memory import InMemoryImages
+from aida_lightning.datamodules.cifar10 import CIFAR10DataModule
+from aida_lightning.datamodules.digits import DigitsDataModule
+
+
+class CIFAR10x64DataModule(CIFAR10DataModule):
+    """Serve CIFAR-10 as 64×64 images in ±1, as the paper trains WGAN-GP on it.
+
+    The images are kept at 32×32 and each batch is resized when it is drawn: bilinearly, and to
+    8 bits, as torchvision's ``Resize`` does with a picture, then scaled to ±1. There is no
+    augmentation, and no loader for validation. Everything else, from the data's folder to its
+    checks, is :class:`~aida_lightning.datamodules.cifar10.CIFAR10DataModule`'s.
+
+    Args:
+        root: folder of the data.
+        batch_size: images a batch; under DDP, a batch on each process.
+        num_workers: worker processes; 0 resizes in the main process.
+        download: fetch torchvision's files into ``root`` where they are not there yet.
+
+    Raises:
+        FileNotFoundError: there is no data in ``root`` (raised, as all that
+            ``CIFAR10DataModule`` raises, by ``prepare_data`` or ``setup``).
+        ValueError: ``batch_size`` is under 1 or ``num_workers`` under 0.
+
+    Example:
+        >>> data = CIFAR10x64DataModule("nowhere")
+        >>> data.batch_size
+        64
+    """
+
+    def __init__(
+        self,
+        root: str | Path = "data",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        download: bool = False,
+    ) -> None:
+        root = str(root)  # what is saved as a hyperparameter is this function's own variable
+        super().__init__(root, batch_size, num_workers, download)
+
+    # A GAN has no validation step, and Lightning warns of a loader without one.
+    val_dataloader = LightningDataModule.val_dataloader
+
+    @override
+    def _train_transforms(self) -> list[Callable[[Tensor], Tensor]]:
+        return _to_64()
+
+    @override
+    def _val_transforms(self) -> list[Callable[[Tensor], Tensor]]:
+        return _to_64()
+
+
+class Digitsx64DataModule(DigitsDataModule):
+    """Serve scikit-learn's handwritten digits as 64×64 colour images in ±1: a GAN's first try.
+
+    Args:
+        batch_size: images a batch; under DDP, a batch on each process.
+        val_fraction: share of the images kept out of training, between 0 and 1, both excluded.
+        num_workers: worker processes; 0 loads in the main process, which is enough here.
+        seed: fixes the split, which does not depend on the run's own seed.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed (raised by :meth:`setup`).
+        ValueError: ``val_fraction`` is not between 0 and 1, ``batch_size`` is under 1 or
+            ``num_workers`` under 0.
+
+    Example:
+        >>> data = Digitsx64DataModule()
+        >>> data.setup("fit")
+        >>> images, _ = next(iter(data.train_dataloader()))
+        >>> images.shape, images.min().item(), images.max().item()
+        (torch.Size([64, 3, 64, 64]), -1.0, 1.0)
+    """
+
+    val_dataloader = LightningDataModule.val_dataloader  # as above
+
+    @override
+    def _take(self, scans: Tensor, labels: Tensor, train: list[int], val: list[int]) -> None:
+        images = (scans * (255 / 16)).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        transform = v2.Compose(_to_64())
+        self.train_set = InMemoryImages(images[train], labels[train], transform)
+        self.val_set = InMemoryImages(images[val], labels[val], transform)
+
+
+def _to_64() -> list[Callable[[Tensor], Tensor]]:
+    return [
+        v2.Resize(64, InterpolationMode.BILINEAR, antialias=True),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * 3, [0.5] * 3, inplace=True),
+    ]

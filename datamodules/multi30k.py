@@ -1,0 +1,250 @@
+"""Multi30k, German to English, as batches of indices (arXiv 1605.00459, task 1)."""
+
+import gzip
+import os
+import random
+import zlib
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from typing_extensions import override
+
+from aida_lightning.datamodules._download import download
+from aida_lightning.datamodules._vocabulary import BucketSampler, Vocabulary, pad_pairs
+
+_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
+_SHA256 = {
+    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+}
+_COUNTS = {"train": 29_000, "val": 1_014, "test_2016_flickr": 1_000}
+_LANGUAGES = ("de", "en")
+_HOW_TO_GET = (
+    "pass download=True to fetch the files (1.3 MB), give as root a folder that holds "
+    "{train,val,test_2016_flickr}.{de,en} or the same with .gz, or pass sample=True"
+)
+_Pair = tuple[Tensor, Tensor]
+
+
+class Multi30kDataModule(LightningDataModule):
+    """Serve Multi30k's German captions and their English translations.
+
+    Sentences are tokenised by spaCy's rules for the language, which need no trained model, and then
+    lower-cased. Both languages share one vocabulary: the words that occur in the train split of
+    their language at least ``min_frequency`` times, and four special tokens (9,521 in all at the
+    defaults, with spaCy 3.8). Tokenising takes a few seconds and is done once, in :meth:`setup`.
+
+    A batch is a pair of int64 tensors, ``(n, longest source)`` and ``(n, longest target)``, each
+    row from ``<bos>`` (2) to ``<eos>`` (3) and then ``<pad>`` (0); ``<unk>`` is 1. Train batches
+    hold sentences of similar lengths, which leaves 9 % of padding where batches drawn at random, as
+    the paper's code drew them, have more padding than words. They are made up and ordered anew each
+    epoch, by the seed of ``seed_everything`` and the epoch.
+
+    Args:
+        root: folder of ``{train,val,test_2016_flickr}.{de,en}``, each plain or with ``.gz``; the
+            plain file wins where there are both.
+        batch_size: pairs a batch; under DDP, a batch on each process.
+        min_frequency: occurrences that a word needs, in its language, to be in the vocabulary.
+        max_length: words; pairs of which a side is longer are left out, with a warning.
+        download: fetch the files that ``root`` lacks; of those with ``.gz`` the checksum is looked
+            at, and a damaged one is replaced.
+        sample: serve a small made-up corpus in place of Multi30k's, digits spelled out in German
+            and in English. It needs no files and no spaCy.
+
+    Raises:
+        FileNotFoundError: a file is missing (this and the errors below are raised by
+            :meth:`prepare_data` or :meth:`setup`).
+        RuntimeError: a file cannot be read, or a download failed.
+        ModuleNotFoundError: spaCy is not installed.
+        ValueError: a file does not have Multi30k's number of lines or has an empty one, or
+            ``batch_size``, ``min_frequency`` or ``max_length`` is under 1.
+
+    Example:
+        >>> data = Multi30kDataModule(sample=True, batch_size=8)
+        >>> data.setup()
+        >>> for sentence in data.train_set[1]:
+        ...     print(*data.vocabulary.decode(sentence))
+        fünf neun fünf zwei
+        five nine five two
+        >>> source, target = next(iter(data.train_dataloader()))
+        >>> len(source), len(target)
+        (8, 8)
+    """
+
+    def __init__(
+        self,
+        root: str | Path = "data/multi30k",
+        batch_size: int = 200,
+        min_frequency: int = 3,
+        max_length: int = 100,
+        download: bool = False,
+        sample: bool = False,
+    ) -> None:
+        super().__init__()
+        root = str(root)  # a Path would be written into hparams.yaml as a Python object
+        self.save_hyperparameters()
+        for name in ("batch_size", "min_frequency", "max_length"):
+            if self.hparams[name] < 1:
+                raise ValueError(
+                    f"Invalid {name} value: {self.hparams[name]}, it must be at least 1"
+                )
+        self.root = Path(root).expanduser().absolute()
+        self.batch_size = batch_size
+        self.min_frequency = min_frequency
+        self.max_length = max_length
+        self.download = download
+        self.sample = sample
+        self.train_set: list[_Pair] = []
+        self.val_set: list[_Pair] = []
+        self.test_set: list[_Pair] = []
+
+    @override
+    def prepare_data(self) -> None:
+        """Download what is missing, if asked to, and check that all files are there."""
+        if self.sample:
+            return
+        for name, sha256 in _SHA256.items():
+            if self.download and not (self.root / name).with_suffix("").is_file():
+                download(_URL + name, self.root / name, sha256)
+        for split in _COUNTS:
+            for language in _LANGUAGES:
+                _find(self.root, split, language)
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Read, tokenise and number all splits, once.
+
+        Args:
+            stage: any stage; the vocabulary comes from the train split whatever it is.
+        """
+        if self.train_set:
+            return
+        splits = _make_sample() if self.sample else _read(self.root)
+        self.vocabulary = Vocabulary.of(*splits["train"], min_frequency=self.min_frequency)
+        self.train_set = self._encode("train", *splits["train"])
+        self.val_set = self._encode("val", *splits["val"])
+        self.test_set = self._encode("test_2016_flickr", *splits["test_2016_flickr"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of words in the shared vocabulary, the special tokens included."""
+        self._check_set_up()
+        return len(self.vocabulary)
+
+    @override
+    def train_dataloader(self) -> DataLoader[_Pair]:
+        """Return the loader of the train split, bucketed by length and shuffled."""
+        self._check_set_up()
+        # A batch is as wide as its longest source and its longest target together.
+        longer = torch.tensor([max(len(source), len(target)) for source, target in self.train_set])
+        sampler = BucketSampler(
+            longer,
+            self.batch_size,
+            num_replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
+        )
+        return self._loader(self.train_set, sampler)
+
+    @override
+    def val_dataloader(self) -> DataLoader[_Pair]:
+        """Return the loader of the validation split, in the files' order."""
+        return self._loader(self.val_set)
+
+    @override
+    def test_dataloader(self) -> DataLoader[_Pair]:
+        """Return the loader of the 2016 test split, in the files' order."""
+        return self._loader(self.test_set)
+
+    def _check_set_up(self) -> None:
+        if not self.train_set:
+            raise RuntimeError(
+                "Multi30kDataModule has not read its data: call prepare_data() and setup() first, "
+                "or let a Trainer do so"
+            )
+
+    def _encode(self, split: str, german: list[list[str]], english: list[list[str]]) -> list[_Pair]:
+        pairs = list(zip(german, english, strict=True))
+        short = [pair for pair in pairs if max(map(len, pair)) <= self.max_length]
+        if len(short) < len(pairs):
+            rank_zero_warn(
+                f"left out {len(pairs) - len(short)} of {len(pairs)} pairs in {split}, of more "
+                f"than {self.max_length} words"
+            )
+        return [
+            (self.vocabulary.encode(source), self.vocabulary.encode(target))
+            for source, target in short
+        ]
+
+    def _loader(self, pairs: list[_Pair], sampler: Sampler[int] | None = None) -> DataLoader[_Pair]:
+        self._check_set_up()
+        # No workers: padding a batch that is in memory takes a millisecond.
+        return DataLoader(
+            pairs,  # type: ignore[arg-type]  # a list is a dataset
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=pad_pairs,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _find(root: Path, split: str, language: str) -> Path:
+    plain = root / f"{split}.{language}"
+    for path in (plain, Path(f"{plain}.gz")):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no file {plain} or {plain.name}.gz: {_HOW_TO_GET}")
+
+
+def _read(root: Path) -> dict[str, list[list[list[str]]]]:
+    try:
+        import spacy
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Multi30kDataModule needs spaCy, which is not installed: "
+            'pip install "aida-lightning[examples]"'
+        ) from error
+    splits: dict[str, list[list[list[str]]]] = {split: [] for split in _COUNTS}
+    for language in _LANGUAGES:
+        tokenizer = spacy.blank(language).tokenizer
+        for split, count in _COUNTS.items():
+            lines = _read_lines(_find(root, split, language), count)
+            # The rules know words by their case: to German's "A.D." is one token, "a.d." two.
+            splits[split].append([[word.text.lower() for word in tokenizer(s)] for s in lines])
+    return splits
+
+
+def _read_lines(path: Path, count: int) -> list[str]:
+    open_text = gzip.open if path.suffix == ".gz" else open
+    try:
+        # Only "\n" ends a caption, not what else Python may take for the end of a line.
+        with open_text(path, "rt", encoding="utf-8", newline="\n") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
+        raise RuntimeError(
+            f"cannot read {path}: {error}. Delete it and pass download=True to fetch it again"
+        ) from error
+    if len(lines) != count:
+        raise ValueError(f"{path} has {len(lines):,} lines, Multi30k's has {count:,}")
+    if "" in lines:
+        raise ValueError(f"line {lines.index('') + 1} of {path} is empty")
+    return lines
+
+
+def _make_sample() -> dict[str, list[list[list[str]]]]:
+    german = "null eins zwei drei vier fünf sechs sieben acht neun".split()
+    english = "zero one two three four five six seven eight nine".split()
+    draw = random.Random(0)
+    splits: dict[str, list[list[list[str]]]] = {}
+    for split, count in (("train", 1000), ("val", 100), ("test_2016_flickr", 100)):
+        numbers = [draw.choices(range(10), k=draw.randint(2, 8)) for _ in range(count)]
+        splits[split] = [[[words[d] for d in n] for n in numbers] for words in (german, english)]
+    return splits

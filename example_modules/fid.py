@@ -1,0 +1,211 @@
+"""Fréchet distance between real and generated images: FID, or a proxy that is labelled as one."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.image.fid import FrechetInceptionDistance
+from typing_extensions import override
+
+from aida_lightning.example_modules.fid_features import ClassifierFeatures, inception_weights
+
+
+class FIDMonitor(Callback):
+    r"""Log the Fréchet distance between training images and generated ones.
+
+    .. math::
+        \lVert \mu_r - \mu_g \rVert^2
+        + \mathrm{tr}(\Sigma_r + \Sigma_g - 2 (\Sigma_r \Sigma_g)^{1/2})
+
+    for the means and covariances of a network's features of the real and the generated images
+    (arXiv 1706.08500, eq. 6; computed by torchmetrics). With the published Inception weights this
+    is FID, logged as ``fid``. With features of another network it is not, and no number of a paper
+    compares with it: it is logged as ``fid_proxy``. The distance between two halves of the real
+    images goes with it, as ``fid_floor`` or ``fid_proxy_floor``: what no generator can be expected
+    to pass, and an estimate from above, for a distance of fewer images is larger.
+
+    Images are rounded to 8 bits by one mapping, ``(x + 1)·127.5``; the published script of Table
+    III stretched each image by its own minimum and maximum instead, which changes real and
+    generated images alike. Inception gets them at 299×299 by bilinear interpolation. The latent
+    vectors are the same at every measurement, drawn from the module's seed where it has a
+    ``noise_seed``; other random numbers are left alone. Under DDP each process takes its share of
+    both kinds of images, with the first process's running statistics.
+
+    Args:
+        every_n_epochs: measure at the end of every n-th training epoch, and of the last that the
+            Trainer's ``max_epochs`` allows. None measures at the last alone, as in the paper.
+        num_samples: generated images; the paper has 64,000.
+        num_real: real images, the first of the training split; None for all. Distances of
+            different numbers of images do not compare.
+        features: None for Inception. For a proxy, the checkpoint of an
+            :class:`~aida_lightning.example_modules.image_classifier.ImageClassifier`, whose last
+            layer's input is taken; or a module from ``(n, 3, height, width)`` uint8 images to
+            ``(n, d)``, d its ``num_features``, which is frozen and put in evaluation mode.
+        weights: file with the published Inception weights; None downloads them to torch.hub's
+            folder (96 MB) if they are not there.
+        batch_size: images that pass through the networks at a time, on each process.
+
+    Raises:
+        ModuleNotFoundError: torch-fidelity, which has the Inception network, is not installed (this
+            and the errors below are raised when training starts).
+        RuntimeError: the weights could not be downloaded.
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not hold the published weights, the images are not in ±1, or a
+            number is out of range.
+        TypeError: the module has no ``sample``.
+
+    Example:
+        >>> class Brightness(nn.Module):
+        ...     num_features = 3
+        ...
+        ...     def forward(self, images):
+        ...         return images.float().mean(dim=(2, 3))
+        >>> monitor = FIDMonitor(features=Brightness(), every_n_epochs=10)
+        >>> monitor.tag
+        'fid_proxy'
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int | None = None,
+        num_samples: int = 64_000,
+        num_real: int | None = None,
+        features: str | Path | nn.Module | None = None,
+        weights: str | Path | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        for name, value, least in (
+            ("every_n_epochs", every_n_epochs, 1),
+            ("num_samples", num_samples, 2),
+            ("num_real", num_real, 4),  # two in each half
+            ("batch_size", batch_size, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"Invalid {name} value: {value}, it must be at least {least}")
+        if features is not None and weights is not None:
+            raise ValueError("weights= are Inception's, they have no meaning with features=")
+        self.every_n_epochs = every_n_epochs
+        self.num_samples = num_samples
+        self.num_real = num_real
+        self.features = features
+        self.weights = weights
+        self.batch_size = batch_size
+        self.tag = "fid" if features is None else "fid_proxy"
+        self.metric: FrechetInceptionDistance | None = None
+        self.floor: Tensor | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not callable(getattr(pl_module, "sample", None)):
+            raise TypeError(
+                f"FIDMonitor needs a module with sample(n, generator), which "
+                f"{type(pl_module).__name__} has not"
+            )
+        if self.every_n_epochs is None and trainer.max_epochs == -1:
+            raise ValueError(
+                "every_n_epochs=None measures at the end of the last epoch, and a Trainer without "
+                "max_epochs has none"
+            )
+        # Now, not after the epochs that it is to judge.
+        self.metric, self.floor = self._build_metric(), None
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        due = self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
+        if not due and epoch != trainer.max_epochs:
+            return
+        assert self.metric is not None
+        self.metric.to(pl_module.device)
+        if self.floor is None:
+            self.floor = self._take_in_real_images(trainer, pl_module)
+        self._take_in_generated_images(trainer, pl_module)
+        distance = self.metric.compute()
+        self.metric.reset()  # of the generated images
+        # Equal on all processes already.
+        pl_module.log_dict({self.tag: distance, f"{self.tag}_floor": self.floor}, sync_dist=True)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.metric = None
+
+    def _build_metric(self) -> FrechetInceptionDistance:
+        feature: int | nn.Module = 2048
+        weights = None
+        if self.features is None:
+            weights = inception_weights(self.weights)
+        elif isinstance(self.features, nn.Module):
+            feature = self.features.eval()
+        else:
+            feature = ClassifierFeatures.from_checkpoint(self.features)
+        # In double precision and summed over the processes as torchmetrics has it.
+        return FrechetInceptionDistance(
+            feature, reset_real_features=False, feature_extractor_weights_path=weights
+        ).requires_grad_(False)
+
+    @torch.no_grad()
+    def _take_in_real_images(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        """Leave the real images' sums in the metric, and return the distance of their halves."""
+        metric = cast(FrechetInceptionDistance, self.metric)
+        dataset: Dataset[Any] = trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        n = len(dataset)  # type: ignore[arg-type]
+        n = n if self.num_real is None else min(n, self.num_real)
+        for first in (0, 1):
+            indices = range(first, n, 2)[trainer.global_rank :: trainer.world_size]
+            loader = DataLoader(
+                dataset,
+                batch_size=self.batch_size,
+                sampler=indices,
+                generator=torch.Generator(),  # else it would draw from torch's own
+            )
+            for batch in loader:
+                images = batch[0] if isinstance(batch, list | tuple) else batch
+                metric.update(to_uint8(images.to(pl_module.device)), real=first == 0)
+        floor = metric.compute()
+        # The metric's states are sums, so that the halves' add up to those of all real images.
+        metric.real_features_sum += metric.fake_features_sum
+        metric.real_features_cov_sum += metric.fake_features_cov_sum
+        metric.real_features_num_samples += metric.fake_features_num_samples
+        metric.reset()
+        return floor
+
+    @torch.no_grad()
+    def _take_in_generated_images(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metric = cast(FrechetInceptionDistance, self.metric)
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        seed = int(getattr(pl_module, "noise_seed", 0))
+        random = torch.Generator(pl_module.device).manual_seed(seed + trainer.global_rank)
+        left = len(range(trainer.global_rank, self.num_samples, trainer.world_size))
+        while left:
+            n = min(left, self.batch_size)
+            metric.update(to_uint8(pl_module.sample(n, random)), real=False)  # type: ignore[operator]
+            left -= n
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Round images in ±1 to 8 bits by one mapping for all of them.
+
+    Args:
+        images: ``(…)``, floating-point.
+
+    Raises:
+        ValueError: a value is not finite, or outside of ±1 by more than rounding.
+
+    Example:
+        >>> to_uint8(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([  0, 128, 255], dtype=torch.uint8)
+    """
+    least, most = images.aminmax()
+    if not (least >= -1.001 and most <= 1.001):
+        raise ValueError(
+            f"images must be in ±1 to be measured, these go from {least.item():.4g} to "
+            f"{most.item():.4g}"
+        )
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,266 @@
+"""A language model whose optimizer and schedule are chosen by name, trained as AWD-LSTM."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torchmetrics import Metric
+from typing_extensions import override
+
+from aida_lightning.datamodules._text import TextBatch
+from aida_lightning.example_modules.awd_lstm import AWDLSTM, AWDLSTMOutput, State
+from aida_lightning.mixin import OptimizerMixin
+
+
+class LanguageModel(OptimizerMixin, LightningModule):
+    """Train an AWD-LSTM on :class:`TextBatch` by cross-entropy and two regularisers.
+
+    The loss of a batch is the mean cross-entropy of a word, plus ``activation_reg`` times the mean
+    square of the last layer's output after dropout, plus ``temporal_activation_reg`` times the mean
+    square of the difference between the outputs, before dropout, of neighbouring time steps (AR and
+    TAR, arXiv 1708.02182, Section 4.6). What is logged is the cross-entropy alone, in nats:
+    ``train_loss`` at each step, and at the end of an epoch ``val_loss`` and ``test_loss``, each
+    word with the same weight, and their exponentials ``val_perplexity`` and ``test_perplexity``.
+
+    A layer's state goes on from batch to batch, without its gradients, and is zero at the start of
+    an epoch. Each step's learning rate is multiplied by the batch's ``lr_scale``, with accumulated
+    gradients the last batch's; schedulers see the rate without it. Gradient clipping is the
+    Trainer's: the paper has ``Trainer(gradient_clip_val=0.25)``.
+
+    Dropout is drawn from a seed, the epoch and the batch's index, and the seed is kept in
+    checkpoints: a run resumed at the end of an epoch goes on as an unbroken one.
+
+    Args:
+        num_layers: LSTMs, one upon the other.
+        vocab_size: words in the vocabulary.
+        network_options: the other keyword arguments of :class:`AWDLSTM`, such as
+            ``{"weight_dropout": 0.2}``.
+        activation_reg: factor of AR, α in the source.
+        temporal_activation_reg: factor of TAR, β in the source.
+        optimizer: name of the optimizer.
+        optimizer_options: keyword arguments of the optimizer, such as ``{"lr": 1e-3}``.
+        lr_scheduler: name of the learning-rate schedule, or None for a constant rate.
+        lr_scheduler_options: keyword arguments of the schedule.
+
+    Raises:
+        ValueError: a size is under 1, a probability outside of [0, 1) or a factor negative.
+        TypeError: the network lacks an option.
+
+    Example:
+        >>> model = LanguageModel(num_layers=1, optimizer_options={"lr": 1e-3, "eps": 1e-16})
+        >>> logits, states = model(torch.zeros(70, 20, dtype=torch.int64))
+        >>> logits.shape
+        torch.Size([70, 20, 10000])
+    """
+
+    def __init__(
+        self,
+        num_layers: int = 1,
+        vocab_size: int = 10_000,
+        network_options: dict[str, Any] | None = None,
+        activation_reg: float = 2.0,
+        temporal_activation_reg: float = 1.0,
+        optimizer: str = "aida",
+        optimizer_options: dict[str, Any] | None = None,
+        lr_scheduler: str | None = None,
+        lr_scheduler_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        factors = {
+            "activation_reg": activation_reg,
+            "temporal_activation_reg": temporal_activation_reg,
+        }
+        for name, factor in factors.items():
+            if not factor >= 0:
+                raise ValueError(f"Invalid {name} value: {factor}, it must be at least 0")
+        self.save_hyperparameters()
+        self.model = AWDLSTM(vocab_size, num_layers, **(network_options or {}))
+        self.activation_reg = activation_reg
+        self.temporal_activation_reg = temporal_activation_reg
+        self.optimizer = optimizer
+        self.optimizer_options = dict(optimizer_options or {})
+        self.lr_scheduler = lr_scheduler
+        self.lr_scheduler_options = dict(lr_scheduler_options or {})
+        self.val_perplexity = _Perplexity()
+        self.test_perplexity = _Perplexity()
+        self._dropout_seed = torch.initial_seed()
+        self._lr_scale = 1.0
+        # Validation may interrupt an epoch of training, whose states must outlast it.
+        self._states: dict[str, list[State]] = {}
+
+    @override
+    def forward(
+        self, words: Tensor, states: list[State] | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """Return the logits of each next word, and the states to carry on.
+
+        Args:
+            words: indices ``(time, batch)``, int64.
+            states: what the call on the preceding words returned; None starts from zeros.
+
+        Returns:
+            Logits ``(time, batch, vocab_size)`` and each layer's state.
+        """
+        output: AWDLSTMOutput = self.model(words, states)
+        return output.logits, output.states
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        """Forget the states."""
+        self._states.pop("train", None)
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        """Forget the states."""
+        self._states.pop("val", None)
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        """Forget the states."""
+        self._states.pop("test", None)
+
+    @override
+    def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
+        """Take up the batch's factor of the learning rate.
+
+        Args:
+            batch: the batch.
+            batch_idx: not used.
+        """
+        self._lr_scale = batch.lr_scale
+
+    @override
+    def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        """Return the batch's loss with its regularisers, and log it without.
+
+        Args:
+            batch: the batch.
+            batch_idx: has a part in the seed of the batch's dropout.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._seed(batch_idx))
+            output: AWDLSTMOutput = self.model(batch.inputs, self._states.get("train"))
+        self._states["train"] = _detach(output.states)
+        loss = _cross_entropy(output.logits, batch.targets)
+        self.log("train_loss", loss, on_step=True, on_epoch=False, batch_size=1)
+        loss = loss + self.activation_reg * output.dropped.square().mean()
+        if len(batch.inputs) > 1:
+            changes = output.raw.diff(dim=0)
+            loss = loss + self.temporal_activation_reg * changes.square().mean()
+        return loss
+
+    @override
+    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
+        """Add a batch to ``val_loss`` and ``val_perplexity``.
+
+        Args:
+            batch: the batch.
+            batch_idx: not used.
+        """
+        self._evaluate("val", self.val_perplexity, batch)
+
+    @override
+    def test_step(self, batch: TextBatch, batch_idx: int) -> None:
+        """Add a batch to ``test_loss`` and ``test_perplexity``.
+
+        Args:
+            batch: the batch.
+            batch_idx: not used.
+        """
+        self._evaluate("test", self.test_perplexity, batch)
+
+    @override
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take a step at the scaled learning rate, and put back the rate.
+
+        Args:
+            epoch: not used.
+            batch_idx: not used.
+            optimizer: the optimizer.
+            optimizer_closure: computes the loss and the gradients.
+        """
+        rates = [group["lr"] for group in optimizer.param_groups]
+        try:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * self._lr_scale
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        finally:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the seed of the dropout.
+
+        Args:
+            checkpoint: gets an entry ``dropout_seed``.
+        """
+        checkpoint["dropout_seed"] = self._dropout_seed
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the seed of the run that is resumed.
+
+        Args:
+            checkpoint: what :meth:`on_save_checkpoint` was given.
+        """
+        self._dropout_seed = checkpoint["dropout_seed"]
+
+    def _seed(self, batch_idx: int) -> int:
+        entropy = (self._dropout_seed, self.global_rank, self.current_epoch, batch_idx)
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+    def _evaluate(self, stage: str, perplexity: "_Perplexity", batch: TextBatch) -> None:
+        logits, states = self(batch.inputs, self._states.get(stage))
+        self._states[stage] = _detach(states)
+        loss = _cross_entropy(logits, batch.targets)
+        words = batch.targets.numel()
+        perplexity.update(loss, words)
+        self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=words)
+        self.log(f"{stage}_perplexity", perplexity, prog_bar=True, batch_size=words)
+
+
+class _Perplexity(Metric):
+    """The exponential of the mean cross-entropy of a word.
+
+    ``torchmetrics.text.Perplexity`` takes logits, computes their softmax anew, and has the
+    logarithm of 0 where that underflows; a ``MeanMetric`` leaves out what is not a number.
+    """
+
+    loss: Tensor
+    words: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("words", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    @override
+    def update(self, mean_loss: Tensor, words: int) -> None:
+        self.loss += mean_loss * words
+        self.words += words
+
+    @override
+    def compute(self) -> Tensor:
+        return (self.loss / self.words).exp()
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def _detach(states: list[State]) -> list[State]:
+    return [(hidden.detach(), cell.detach()) for hidden, cell in states]

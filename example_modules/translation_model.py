@@ -1,0 +1,279 @@
+"""A Transformer that learns to translate, its optimizer and schedule chosen by name."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
+
+from aida_lightning.datamodules._vocabulary import BOS, EOS, PAD
+from aida_lightning.example_modules.transformer import Transformer
+from aida_lightning.mixin import OptimizerMixin
+
+_Batch = tuple[Tensor, Tensor]
+
+
+class InverseSqrtLR(LambdaLR):
+    """Raise the learning rate linearly, then lower it with the inverse square root of the step.
+
+    At the n-th step, n from 1, the rate is ``lr · d_model^-½ · min(n^-½, n · warmup_steps^-1.5)``
+    (arXiv 1706.03762, eq. 3): the optimizer's own ``lr`` is a factor, 2 in the paper's experiment,
+    and no rate in itself. To be stepped after each step of the optimizer, not after each epoch.
+
+    Args:
+        optimizer: the optimizer whose rates are set.
+        d_model: the network's width.
+        warmup_steps: the step at which the rate is highest.
+        last_epoch: the last step taken; -1 to start.
+
+    Raises:
+        ValueError: ``d_model`` or ``warmup_steps`` is under 1.
+
+    Example:
+        >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=2.0)
+        >>> scheduler = InverseSqrtLR(optimizer, d_model=4, warmup_steps=4)
+        >>> scheduler.get_last_lr()  # 2 · ½ · 1 · ⅛
+        [0.125]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        d_model: int = 512,
+        warmup_steps: int = 128_000,
+        last_epoch: int = -1,
+    ) -> None:
+        for name, value in (("d_model", d_model), ("warmup_steps", warmup_steps)):
+            if value < 1:
+                raise ValueError(f"Invalid {name} value: {value}, it must be at least 1")
+
+        def factor(steps_taken: int) -> float:
+            n = steps_taken + 1
+            return float(d_model**-0.5 * min(n**-0.5, n * warmup_steps**-1.5))
+
+        super().__init__(optimizer, factor, last_epoch)
+
+
+class TranslationModel(OptimizerMixin, LightningModule):
+    """Train a :class:`Transformer` on pairs of sentences by cross-entropy with teacher forcing.
+
+    The loss that is minimised is label-smoothed and summed over the batch's words, as the paper's
+    was: it weighs ε and a clipping threshold accordingly. What is logged is a mean over words:
+    ``train_loss`` (smoothed) at each step, ``train_accuracy``, and at the end of an epoch
+    ``val_loss`` and ``test_loss`` (not smoothed), ``val_perplexity`` and ``test_perplexity`` (e to
+    the power of it), ``val_accuracy`` and ``test_accuracy``: the share of words that are the most
+    probable one given the true words before them, the paper's measure. Padding counts nowhere.
+
+    Dropout draws from a seed of its own for each batch, which follows from torch's seed at the
+    module's construction, the process, the epoch and the batch's number, and the seed is in the
+    checkpoint: a resumed run draws what an unbroken one draws.
+
+    Args:
+        vocab_size: words in the vocabulary; ``Multi30kDataModule.vocab_size`` once it is set up.
+        d_model: width of the Transformer.
+        nhead: attention heads.
+        num_encoder_layers: layers of the encoder.
+        num_decoder_layers: layers of the decoder.
+        dim_feedforward: hidden width of the feed-forward blocks.
+        dropout: probability of a zero.
+        label_smoothing: probability that the target spreads over the whole vocabulary.
+        optimizer: name of the optimizer.
+        optimizer_options: keyword arguments of the optimizer, such as ``{"lr": 1e-3}``.
+        lr_scheduler: ``"InverseSqrtLR"`` (:class:`InverseSqrtLR`, stepped at each step), the name
+            of a schedule of torch's (stepped at each epoch), or None for a constant rate.
+        lr_scheduler_options: keyword arguments of the schedule.
+
+    Raises:
+        ValueError: ``label_smoothing`` is not between 0 and 1, or the Transformer refuses its
+            widths.
+
+    Example:
+        >>> model = TranslationModel(
+        ...     vocab_size=9521,
+        ...     num_encoder_layers=1,
+        ...     num_decoder_layers=1,
+        ...     optimizer_options={"lr": 2.0, "eps": 1e-18},
+        ...     lr_scheduler="InverseSqrtLR",
+        ... )
+        >>> source, target = torch.tensor([[2, 7, 8, 3]]), torch.tensor([[2, 5]])
+        >>> model(source, target).shape
+        torch.Size([1, 2, 9521])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        label_smoothing: float = 0.1,
+        optimizer: str = "aida",
+        optimizer_options: dict[str, Any] | None = None,
+        lr_scheduler: str | None = None,
+        lr_scheduler_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"Invalid label_smoothing value: {label_smoothing}, it must be in [0, 1)"
+            )
+        self.save_hyperparameters()
+        self.model = Transformer(
+            vocab_size,
+            d_model,
+            nhead,
+            num_encoder_layers,
+            num_decoder_layers,
+            dim_feedforward,
+            dropout,
+            pad_index=PAD,
+        )
+        self.label_smoothing = label_smoothing
+        self.optimizer = optimizer
+        self.optimizer_options = dict(optimizer_options or {})
+        self.lr_scheduler = lr_scheduler
+        if lr_scheduler == InverseSqrtLR.__name__:
+            self.lr_scheduler = InverseSqrtLR
+            self.lr_scheduler_config = {"interval": "step"}
+        self.lr_scheduler_options = dict(lr_scheduler_options or {})
+        self.train_accuracy = _token_accuracy(vocab_size)
+        self.val_loss, self.val_accuracy = MeanMetric(), _token_accuracy(vocab_size)
+        self.test_loss, self.test_accuracy = MeanMetric(), _token_accuracy(vocab_size)
+        self._dropout_seed = torch.initial_seed()
+
+    @override
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Return the logits of the word that follows each target word.
+
+        Args:
+            source: ``(n, s)``, int64.
+            target: ``(n, t)``, int64, from ``<bos>`` on.
+
+        Returns:
+            ``(n, t, vocab_size)``.
+        """
+        logits: Tensor = self.model(source, target)
+        return logits
+
+    @torch.no_grad()
+    def translate(self, source: Tensor, max_length: int = 100) -> Tensor:
+        """Translate by taking the most probable word at each position (greedy decoding).
+
+        Args:
+            source: ``(n, s)``, int64, each row from ``<bos>`` to ``<eos>``.
+            max_length: words to stop after, where no ``<eos>`` came.
+
+        Returns:
+            ``(n, t)``, int64, ``t`` at most ``max_length + 1``: each row from ``<bos>`` on, and
+            ``<pad>`` after its ``<eos>``. Dropout is as the module's mode has it: call ``eval()``.
+        """
+        memory = self.model.encode(source)
+        target = source.new_full((len(source), 1), BOS)
+        for _ in range(max_length):
+            word = self.model.decode(target, memory, source)[:, -1].argmax(dim=-1)
+            is_over = (target == EOS).any(dim=1)
+            target = torch.cat([target, word.masked_fill(is_over, PAD)[:, None]], dim=1)
+            if (target == EOS).any(dim=1).all():
+                break
+        return target
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the seed of dropout.
+
+        Args:
+            checkpoint: what is to be saved.
+        """
+        checkpoint["dropout_seed"] = self._dropout_seed
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the seed of the run that is resumed.
+
+        Args:
+            checkpoint: what :meth:`on_save_checkpoint` was given.
+        """
+        self._dropout_seed = checkpoint["dropout_seed"]
+
+    @override
+    def training_step(self, batch: _Batch, batch_idx: int) -> Tensor:
+        """Return the label-smoothed cross-entropy, summed over the batch's words, and log its mean.
+
+        Args:
+            batch: sources ``(n, s)`` and targets ``(n, t)``, from ``<bos>`` to ``<eos>``.
+            batch_idx: has a part in the seed of the batch's dropout.
+        """
+        # Lightning's checkpoints leave the random state out.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._seed(batch_idx))
+            logits, gold = self._predict(batch)
+        loss = cross_entropy(
+            logits, gold, ignore_index=PAD, reduction="sum", label_smoothing=self.label_smoothing
+        )
+        self.train_accuracy(logits, gold)
+        self.log("train_loss", loss / (gold != PAD).sum(), on_step=True, on_epoch=False)
+        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        return loss
+
+    @override
+    def validation_step(self, batch: _Batch, batch_idx: int) -> None:
+        """Add a batch to ``val_loss``, ``val_perplexity`` and ``val_accuracy``.
+
+        Args:
+            batch: sources ``(n, s)`` and targets ``(n, t)``, from ``<bos>`` to ``<eos>``.
+            batch_idx: not used.
+        """
+        self._evaluate("val", self.val_loss, self.val_accuracy, batch)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val_perplexity``."""
+        self.log("val_perplexity", self.val_loss.compute().exp())
+
+    @override
+    def test_step(self, batch: _Batch, batch_idx: int) -> None:
+        """Add a batch to ``test_loss``, ``test_perplexity`` and ``test_accuracy``.
+
+        Args:
+            batch: sources ``(n, s)`` and targets ``(n, t)``, from ``<bos>`` to ``<eos>``.
+            batch_idx: not used.
+        """
+        self._evaluate("test", self.test_loss, self.test_accuracy, batch)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        """Log ``test_perplexity``."""
+        self.log("test_perplexity", self.test_loss.compute().exp())
+
+    def _seed(self, batch_idx: int) -> int:
+        entropy = (self._dropout_seed, self.global_rank, self.current_epoch, batch_idx)
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+    def _predict(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Return logits ``(n·t, vocab_size)`` and the words to predict, ``(n·t,)``."""
+        source, target = batch
+        return self(source, target[:, :-1]).flatten(0, 1), target[:, 1:].flatten()
+
+    def _evaluate(
+        self, stage: str, loss: MeanMetric, accuracy: MulticlassAccuracy, batch: _Batch
+    ) -> None:
+        logits, gold = self._predict(batch)
+        loss(cross_entropy(logits, gold, ignore_index=PAD), weight=(gold != PAD).sum())
+        accuracy(logits, gold)
+        self.log(f"{stage}_loss", loss, prog_bar=True)
+        self.log(f"{stage}_accuracy", accuracy, prog_bar=True)
+
+
+def _token_accuracy(vocab_size: int) -> MulticlassAccuracy:
+    return MulticlassAccuracy(vocab_size, average="micro", ignore_index=PAD)

@@ -1,0 +1,239 @@
+"""WGAN-GP: two networks, two optimizers by name, manual optimization (arXiv 1704.00028)."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from aida_lightning.example_modules.dcgan import dcgan_critic, dcgan_generator
+from aida_lightning.example_modules.fid import FIDMonitor
+from aida_lightning.registry import build_optimizer, get_optimizer_class
+
+# Table III's.
+_OPTIONS: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.999)}
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Return how far the critic's gradients are from length 1 between real and fake images.
+
+    .. math::
+        \mathrm{mean}_i \; (\lVert \nabla_{\hat x_i} \textstyle\sum_j D(\hat x_j) \rVert_2 - 1)^2,
+        \qquad \hat x_i = u_i x_i + (1 - u_i) \tilde x_i, \quad u_i \sim U(0, 1)
+
+    It can be differentiated by the critic's parameters. For a critic that looks at one image at a
+    time the gradient is that image's own, :math:`\nabla D(\hat x_i)`. Batch norm ties the images of
+    a batch together, so that it is not; for this reason Gulrajani et al. advise against batch norm
+    in the critic. The published script of Table III has it all the same, and so has this project.
+
+    Args:
+        critic: from ``(n, …)`` images to ``(n,)`` values.
+        real: ``(n, …)``.
+        fake: the shape of ``real``; no gradient flows to it.
+        generator: source of the n numbers u, on the images' device; None for torch's own.
+
+    Returns:
+        A scalar, without the factor λ.
+
+    Example:
+        >>> images = torch.zeros(4, 3, 2, 2)
+        >>> gradient_penalty(lambda x: 3 * x.flatten(1)[:, 0], images, images + 1).item()
+        4.0
+    """
+    shape = (len(real), *[1] * (real.ndim - 1))
+    u = torch.rand(shape, generator=generator, device=real.device, dtype=real.dtype)
+    between = torch.lerp(fake.detach(), real, u).requires_grad_()
+    (gradients,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    penalty: Tensor = (gradients.flatten(1).norm(dim=1) - 1).square().mean()
+    return penalty
+
+
+class WGANGP(LightningModule):
+    """Train DCGAN's networks for 64×64 images by WGAN-GP.
+
+    At every batch the critic takes a step on ``mean D(fake) − mean D(real) + λ·penalty``; at every
+    ``n_critic``-th, from an epoch's first, the generator takes one on ``−mean D(fake)`` with the
+    same latent vectors. Logs ``critic_loss``, ``wasserstein`` (the critic's estimate of the
+    distance, ``mean D(real) − mean D(fake)``) and ``gradient_penalty`` (without λ) at each step,
+    and ``generator_loss`` at the generator's.
+
+    Optimization is manual, so Lightning refuses its own gradient clipping and accumulation, and
+    there is no learning-rate schedule, as in the paper. ``trainer.global_step`` and ``max_steps``
+    count the steps of both optimizers. Under DDP use ``strategy="ddp_find_unused_parameters_true"``
+    (or ``"ddp_spawn_find_unused_parameters_true"``), for each optimizer's step uses one network's
+    parameters; batch norm's statistics are each process's own.
+
+    The random numbers of a step follow from a seed that is kept in the checkpoint, and from the
+    epoch, the batch and the process: they differ between processes, do not depend on what else
+    draws random numbers, and a resumed run draws those that an unbroken one would have.
+
+    Args:
+        optimizer: name of the optimizer of both networks.
+        optimizer_options: keyword arguments of both optimizers. What is left out of ``lr`` and
+            ``betas`` has the paper's values, 2e-4 and (0.5, 0.999).
+        latent_size: elements of a latent vector.
+        width: channels of each network's widest images; 64 is the paper's, less makes it faster.
+        n_critic: the generator's steps are at every n-th batch.
+        penalty_weight: λ, the gradient penalty's factor.
+        fid: keyword arguments of a :class:`~aida_lightning.example_modules.fid.FIDMonitor` that
+            the Trainer is then given; None for none.
+
+    Raises:
+        ValueError: the optimizer is not known, or a number is out of range.
+
+    Example:
+        >>> gan = WGANGP(optimizer="aida", optimizer_options={"k": 1, "eps": 1e-12}, width=4)
+        >>> gan(torch.randn(2, 100)).shape
+        torch.Size([2, 3, 64, 64])
+    """
+
+    noise_seed: Tensor
+
+    def __init__(
+        self,
+        optimizer: str = "aida",
+        optimizer_options: dict[str, Any] | None = None,
+        latent_size: int = 100,
+        width: int = 64,
+        n_critic: int = 5,
+        penalty_weight: float = 10.0,
+        fid: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if n_critic < 1:
+            raise ValueError(f"Invalid n_critic value: {n_critic}, it must be at least 1")
+        if not penalty_weight >= 0:
+            raise ValueError(
+                f"Invalid penalty_weight value: {penalty_weight}, it must be at least 0"
+            )
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        accepted = inspect.signature(get_optimizer_class(optimizer)).parameters
+        defaults = {name: value for name, value in _OPTIONS.items() if name in accepted}
+        self.optimizer = optimizer
+        self.optimizer_options = defaults | dict(optimizer_options or {})
+        self.latent_size = latent_size
+        self.n_critic = n_critic
+        self.penalty_weight = penalty_weight
+        self.fid = fid
+        self.generator = dcgan_generator(latent_size, width)
+        self.critic = dcgan_critic(width)
+        # A buffer: checkpoints keep it, and DDP gives every process that of the first.
+        self.register_buffer("noise_seed", torch.tensor(torch.initial_seed() % 2**63))
+
+    @override
+    def forward(self, latent: Tensor) -> Tensor:
+        """Generate images in ±1.
+
+        Args:
+            latent: ``(n, latent_size)``, drawn from N(0, 1).
+
+        Returns:
+            ``(n, 3, 64, 64)``.
+        """
+        images: Tensor = self.generator(latent)
+        return images
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Generate images as a trained GAN does, with batch norm's running statistics.
+
+        Args:
+            n: how many.
+            generator: source of the latent vectors, on the module's device; None for torch's own.
+
+        Returns:
+            ``(n, 3, 64, 64)`` in ±1.
+        """
+        latent = self._latent(n, generator)
+        training = self.generator.training
+        self.generator.eval()
+        try:
+            return self(latent)  # type: ignore[no-any-return]
+        finally:
+            self.generator.train(training)
+
+    @override
+    def on_train_start(self) -> None:
+        """Read the seed once: on a GPU, reading it at each step would wait for the device."""
+        self._seed = int(self.noise_seed)
+
+    @override
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        """Take the critic's step and, when it is due, the generator's.
+
+        Args:
+            batch: images in ±1, ``(n, 3, 64, 64)``, and anything after them.
+            batch_idx: index of the batch in the epoch.
+        """
+        real = batch[0]
+        random = self._random(batch_idx)
+        latent = self._latent(len(real), random)
+        critic, generator = cast(list[LightningOptimizer], self.optimizers())
+        self._step_critic(critic, real, latent, random)
+        if batch_idx % self.n_critic == 0:
+            self._step_generator(generator, latent)
+
+    def _step_critic(
+        self,
+        optimizer: LightningOptimizer,
+        real: Tensor,
+        latent: Tensor,
+        random: torch.Generator,
+    ) -> None:
+        with torch.no_grad():
+            fake = self.generator(latent)
+        # Real and fake images pass in batches of their own, so batch norm does not mix them.
+        wasserstein = self.critic(real).mean() - self.critic(fake).mean()
+        penalty = gradient_penalty(self.critic, real, fake, random)
+        loss = -wasserstein + self.penalty_weight * penalty
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.log("critic_loss", loss)
+        self.log("wasserstein", wasserstein, prog_bar=True)
+        self.log("gradient_penalty", penalty)
+
+    def _step_generator(self, optimizer: LightningOptimizer, latent: Tensor) -> None:
+        self.toggle_optimizer(optimizer)  # the critic's parameters need no gradients here
+        loss = -self.critic(self.generator(latent)).mean()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        self.untoggle_optimizer(optimizer)
+        self.log("generator_loss", loss)
+
+    def _latent(self, n: int, generator: torch.Generator | None) -> Tensor:
+        weight = next(self.generator.parameters())
+        size = (n, self.latent_size)
+        latent = torch.randn(size, generator=generator, device=weight.device, dtype=torch.float32)
+        return latent.to(weight.dtype)  # the same vectors in every precision
+
+    def _random(self, batch_idx: int) -> torch.Generator:
+        keys = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        (seed,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
+        return torch.Generator(self.device).manual_seed(int(seed))
+
+    @override
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Build the critic's optimizer and the generator's, in this order."""
+        return [
+            build_optimizer(self.optimizer, network, **self.optimizer_options)
+            for network in (self.critic, self.generator)
+        ]
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the FIDMonitor, if there is to be one."""
+        return [] if self.fid is None else [FIDMonitor(**self.fid)]
