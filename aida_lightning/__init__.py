@@ -22,7 +22,7 @@ from aida_lightning.optim import (
 from aida_lightning.registry import build_optimizer, list_optimizers
 
 if TYPE_CHECKING:
-    from aida_lightning.callbacks import StepsizeMonitor
+    from aida_lightning.callbacks import StepsizeMonitor, UseOptimizer
 
 __version__ = _version("aida-lightning")
 
@@ -40,6 +40,7 @@ __all__ = [
     "LAida",
     "OptimizerMixin",
     "StepsizeMonitor",
+    "UseOptimizer",
     "Yogi",
     "build_optimizer",
     "list_optimizers",
@@ -48,11 +49,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The monitor is a callback of Lightning, whose import takes seconds; the optimizers need none.
-    if name == "StepsizeMonitor":
-        from aida_lightning.callbacks import StepsizeMonitor
+    # They are callbacks of Lightning, whose import takes seconds; the optimizers need none.
+    if name in ("StepsizeMonitor", "UseOptimizer"):
+        from aida_lightning import callbacks
 
-        return StepsizeMonitor
+        return getattr(callbacks, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
 from aida_lightning.callbacks.stepsize_monitor import StepsizeMonitor
+from aida_lightning.callbacks.use_optimizer import UseOptimizer
 
-__all__ = ["StepsizeMonitor"]
+__all__ = ["StepsizeMonitor", "UseOptimizer"]

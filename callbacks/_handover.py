@@ -1,0 +1,164 @@
+"""Groups and LR schedulers of one optimizer, handed over to another in its place."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+# Options that mean the same to every optimizer that has them.
+_SHARED = ("lr", "betas", "weight_decay", "decoupled_weight_decay", "maximize")
+# Where torch's schedulers keep learning rates: in the optimizer's groups and in themselves.
+_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+_SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
+
+
+def hand_over(
+    old: Optimizer, new: Optimizer, schedulers: list[LRScheduler], options: Mapping[str, Any]
+) -> None:
+    """Give an optimizer the options of another's groups, and let its schedulers drive it.
+
+    Args:
+        old: the optimizer to replace.
+        new: the one in its place, with the same parameters in the same groups.
+        schedulers: those that drive ``old``; see ``bound_to``.
+        options: what ``new`` was asked to have, which wins over what ``old`` has.
+
+    Raises:
+        MisconfigurationException: there is no learning rate to scale, or a scheduler cycles a
+            momentum that ``new`` lacks.
+    """
+    scaled = _scaling(old, schedulers, options)
+    if schedulers:
+        # A scheduler marks the optimizer whose steps it is to follow, as this one does.
+        LambdaLR(new, lambda _: 1.0)
+    pairs = [(new.defaults, old.defaults), *zip(new.param_groups, old.param_groups, strict=True)]
+    for ours, theirs in pairs:
+        _carry_over(ours, theirs, old, new, options, scaled)
+    for scheduler in schedulers:
+        _bind(scheduler, new, old, scaled)
+
+
+def bound_to(optimizer: Optimizer, values: Iterable[Any]) -> list[LRScheduler]:
+    """Collect the schedulers among values that drive an optimizer, and those inside of them."""
+    found: list[LRScheduler] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, LRScheduler) and value.optimizer is optimizer and value not in found:
+            found.append(value)
+            for leaf in leaves(vars(value)):
+                visit(leaf)
+
+    for value in values:
+        visit(value)
+    return found
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Iterate over what mappings, lists and tuples hold, at any depth."""
+    if isinstance(tree, Mapping):
+        tree = [*tree.values()]
+    if isinstance(tree, list | tuple):
+        for item in tree:
+            yield from leaves(item)
+    else:
+        yield tree
+
+
+def _scaling(
+    old: Optimizer, schedulers: list[LRScheduler], options: Mapping[str, Any]
+) -> Callable[[Any], Any] | None:
+    """Return the function that scales learning rates to the one given, None if none is."""
+    if "lr" not in options:
+        return None
+    rates = [rate for s in schedulers for rate in getattr(s, "max_lrs", [])] or [
+        group.get("max_lr", group.get("initial_lr", group["lr"])) for group in old.param_groups
+    ]
+    lr, highest = float(options["lr"]), max(float(rate or 0.0) for rate in rates)
+    if not highest > 0:
+        raise MisconfigurationException(
+            f"UseOptimizer cannot scale the learning rates {rates} of {type(old).__name__} to "
+            f"{lr:g}: none is above 0"
+        )
+
+    def scaled(rate: Any) -> Any:
+        if isinstance(rate, list):
+            return [scaled(item) for item in rate]
+        # The ratio first, so that the highest becomes what was given to the last digit.
+        return None if rate is None else lr * (rate / highest)
+
+    return scaled
+
+
+def _carry_over(
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    old: Optimizer,
+    new: Optimizer,
+    options: Mapping[str, Any],
+    scaled: Callable[[Any], Any] | None,
+) -> None:
+    """Give a new group what the old one had."""
+    for key, value in theirs.items():
+        if key in ("params", "param_names"):
+            continue
+        own = key not in old.defaults and key not in new.defaults  # a scheduler's or the module's
+        if own or (key in _SHARED and key in new.defaults and key not in options):
+            ours[key] = value
+    if "decoupled_weight_decay" in new.defaults and "decoupled_weight_decay" not in options:
+        # AdamW is one by its class alone in older torch.
+        decoupled = theirs.get("decoupled_weight_decay", isinstance(old, AdamW))
+        ours["decoupled_weight_decay"] = decoupled
+    highest = max(group.get("weight_decay", 0.0) for group in old.param_groups)
+    if "weight_decay" in options and highest:
+        ours["weight_decay"] = options["weight_decay"] * (theirs.get("weight_decay", 0.0) / highest)
+    if scaled is not None:
+        for key in _GROUP_RATES:
+            if key in theirs:
+                ours[key] = scaled(theirs[key])
+        if isinstance(options["lr"], Tensor):
+            ours["lr"] = torch.full_like(options["lr"], float(ours["lr"]))
+
+
+def _bind(
+    scheduler: LRScheduler,
+    optimizer: Optimizer,
+    old: Optimizer,
+    scaled: Callable[[Any], Any] | None,
+) -> None:
+    """Let a scheduler drive another optimizer from where it is."""
+    scheduler.optimizer = optimizer
+    if getattr(scheduler, "cycle_momentum", False):
+        _bind_momentum(scheduler, optimizer, old)
+    if scaled is None:
+        return
+    for name in _SCHEDULER_RATES:
+        if name in vars(scheduler):
+            setattr(scheduler, name, scaled(getattr(scheduler, name)))
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.eps = scaled(scheduler.eps)  # the least reduction that it makes
+    if not type(scheduler).get_lr.__module__.startswith("torch."):
+        rank_zero_warn(
+            f"UseOptimizer scales the `base_lrs` of {type(scheduler).__name__} by {scaled(1.0):g}; "
+            "if it keeps learning rates of other names, they stay as they are"
+        )
+
+
+def _bind_momentum(scheduler: Any, optimizer: Optimizer, old: Optimizer) -> None:
+    """Cycle the momentum of another optimizer, which may call it beta1."""
+    if "betas" not in optimizer.defaults and "momentum" not in optimizer.defaults:
+        raise MisconfigurationException(
+            f"{type(scheduler).__name__} cycles a momentum, which {type(optimizer).__name__} does "
+            "not have; pass cycle_momentum=False to the scheduler"
+        )
+    used_beta1, scheduler.use_beta1 = scheduler.use_beta1, "betas" in optimizer.defaults
+    for ours, theirs in zip(optimizer.param_groups, old.param_groups, strict=True):
+        momentum = theirs["betas"][0] if used_beta1 else theirs["momentum"]
+        if scheduler.use_beta1:
+            ours["betas"] = (momentum, *ours["betas"][1:])
+        else:
+            ours["momentum"] = momentum

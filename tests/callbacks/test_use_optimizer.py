@@ -1,0 +1,630 @@
+"""Modules whose optimizer is replaced; the oracles are the same modules without that."""
+
+import math
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import (
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.demos import LightningTransformer
+from lightning.pytorch.demos.boring_classes import (
+    BoringModel,
+    DemoModel,
+    ManualOptimBoringModel,
+    RandomDataset,
+)
+from lightning.pytorch.demos.lstm import LightningLSTM
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch.optim import SGD, Adam, AdamW, RMSprop, lr_scheduler, swa_utils
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.utils.data import DataLoader, TensorDataset
+from toy import Net, TwoOptimizers, fit
+
+from aida_lightning import Aida, LAida, StepsizeMonitor
+from aida_lightning.callbacks import UseOptimizer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`.*"),
+    # Older torch's SequentialLR does so itself.
+    pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*seldom right for Aida:UserWarning"),
+]
+
+
+class Rates(Callback):
+    """Record the learning rates and momenta that each batch is trained with."""
+
+    def __init__(self):
+        self.lrs, self.momenta = [], []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        groups = trainer.optimizers[0].param_groups
+        self.lrs.append([group["lr"] for group in groups])
+        self.momenta.append([g["betas"][0] if "betas" in g else g["momentum"] for g in groups])
+
+
+class Configured(Net):
+    """Two layers, with the optimizer that a function makes of them."""
+
+    def __init__(self, configure):
+        super().__init__()
+        self.configure = configure
+
+    def configure_optimizers(self):
+        return self.configure(self)
+
+    def validation_step(self, batch, batch_idx):
+        self.loss(batch)
+
+
+def sgd(module, **options):
+    """Two groups whose rates are 10 to 1."""
+    groups = [
+        {"params": module.features.parameters(), "lr": 0.01},
+        {"params": module.head.parameters()},
+    ]
+    return SGD(groups, lr=0.1, momentum=0.9, **options)
+
+
+def train(folder, configure, *callbacks, **options):
+    torch.manual_seed(3)
+    module = configure if isinstance(configure, LightningModule) else Configured(configure)
+    trainer = fit(folder, module, None, *callbacks, **{"loggers": [], **options})
+    return trainer, module
+
+
+def replaced(folder, configure, *args, **options):
+    """Return the optimizer that takes the place of what a function configures."""
+    trainer, _ = train(folder, configure, UseOptimizer(*args, **options), max_steps=2)
+    return trainer.optimizers[0]
+
+
+SCHEDULERS = {
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.1, 3), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, 4),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 5, eta_min=1e-3),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(
+        o, 5, eta_min=1e-3
+    ),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, [0.001, 0.01], [0.01, 0.1], 4),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.8),
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: min(1.0, step / 5)),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.1, 1.0, 5),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 5]),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, [0.01, 0.1], total_steps=12),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 10, power=2.0),
+    "ReduceLROnPlateau": lambda o: ReduceLROnPlateau(o, factor=0.3, patience=0, min_lr=1e-3),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 4), lr_scheduler.CosineAnnealingLR(o, 6)], [4]
+    ),
+    "StepLR": lambda o: StepLR(o, 3),
+    "SWALR": lambda o: swa_utils.SWALR(o, swa_lr=0.02, anneal_epochs=5),
+}
+
+
+def scheduled(make, **keys):
+    def configure(module):
+        optimizer = sgd(module)
+        config = {"scheduler": make(optimizer), "interval": "step", "monitor": "constant", **keys}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    return configure
+
+
+class Constant(Callback):
+    """Log a metric that is at its plateau from the start."""
+
+    def on_train_batch_end(self, trainer, module, *args):
+        module.log("constant", 1.0)
+
+
+def test_every_scheduler_of_torch_is_tried():
+    listed = {name for name in lr_scheduler.__all__ if name != "LRScheduler"}
+    assert listed | {"SWALR"} == {*SCHEDULERS}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_keeps_its_shape_and_the_groups_their_ratio(tmp_path, name):
+    own, kept, scaled = Rates(), Rates(), Rates()
+    configure = scheduled(SCHEDULERS[name])
+    train(tmp_path, configure, own, Constant())
+    train(tmp_path, configure, kept, Constant(), UseOptimizer("aida"))
+    use = UseOptimizer("aida", lr=1e-3)
+    trainer, _ = train(tmp_path, configure, scaled, Constant(), use)
+    assert len(own.lrs) == 12
+    assert len({tuple(lrs) for lrs in own.lrs}) > 1
+    assert kept.lrs == own.lrs
+    torch.testing.assert_close(
+        torch.tensor(scaled.lrs, dtype=torch.float64),
+        torch.tensor(own.lrs, dtype=torch.float64) / 100,
+        rtol=1e-9,
+        atol=0,
+    )
+    cycled = name in ("CyclicLR", "OneCycleLR")
+    assert scaled.momenta == kept.momenta == (own.momenta if cycled else [[0.9, 0.9]] * 12)
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert scheduler.optimizer is trainer.optimizers[0]
+    assert isinstance(trainer.optimizers[0], Aida)
+
+
+def test_a_cycled_momentum_moves_from_beta1_to_momentum_and_to_beta1(tmp_path):
+    def configure(module):
+        optimizer = Adam(module.parameters(), lr=0.1, betas=(0.9, 0.99))
+        return [optimizer], [{"scheduler": cycle(optimizer), "interval": "step"}]
+
+    def cycle(optimizer):
+        return lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=12)
+
+    own, to_sgd, to_aida = Rates(), Rates(), Rates()
+    train(tmp_path, configure, own)
+    train(tmp_path, configure, to_sgd, UseOptimizer("sgd", lr=0.1, momentum=0.5))
+    use = UseOptimizer("aida", lr=0.1, betas=(0.5, 0.95))
+    trainer, _ = train(tmp_path, configure, to_aida, use)
+    assert to_sgd.momenta == to_aida.momenta == own.momenta
+    assert trainer.optimizers[0].param_groups[0]["betas"][1] == 0.95
+    with pytest.raises(MisconfigurationException, match="OneCycleLR cycles a momentum, which From"):
+        train(tmp_path, configure, UseOptimizer("fromage"))
+
+
+def test_the_schedulers_object_and_configuration_stay(tmp_path):
+    made = []
+
+    def make(optimizer):
+        made.append(StepLR(optimizer, 2))
+        return made[-1]
+
+    configure = scheduled(make, interval="epoch", frequency=3, monitor="loss", name="rate")
+    trainer, _ = train(tmp_path, configure, UseOptimizer("aida"))
+    (config,) = trainer.lr_scheduler_configs
+    assert config.scheduler is made[0]
+    assert (config.interval, config.frequency) == ("epoch", 3)
+    assert (config.monitor, config.name) == ("loss", "rate")
+
+
+def test_every_form_that_configure_optimizers_may_return_is_taken(tmp_path):
+    def forms(module):
+        optimizer = sgd(module)
+        scheduler = StepLR(optimizer, 1)
+        yield optimizer
+        yield [optimizer]
+        yield [optimizer], [scheduler]
+        yield [optimizer], scheduler
+        yield {"optimizer": optimizer}
+        yield {"optimizer": optimizer, "lr_scheduler": scheduler}
+        yield ({"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}},)
+
+    for index in range(7):
+        trainer, _ = train(
+            tmp_path,
+            lambda module, index=index: [*forms(module)][index],
+            UseOptimizer("laida", lr=0.1),
+        )
+        assert [type(o) for o in trainer.optimizers] == [LAida]
+        assert len(trainer.lr_scheduler_configs) == (index in (2, 3, 5, 6))
+
+
+def test_options_that_are_given_win_and_shared_ones_stay(tmp_path):
+    def configure(module):
+        groups = [
+            {"params": [module.features.weight], "lr": 2e-4, "name": "first"},
+            {"params": [module.features.bias], "weight_decay": 0.0},
+            {"params": module.head.parameters(), "betas": (0.8, 0.99), "weight_decay": 0.05},
+        ]
+        return AdamW(groups, lr=1e-4, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1, maximize=True)
+
+    def options(optimizer, *names):
+        return [tuple(group.get(name) for name in names) for group in optimizer.param_groups]
+
+    kept = replaced(tmp_path, configure, "aida")
+    assert options(kept, "lr", "weight_decay", "betas", "name") == [
+        (2e-4, 0.1, (0.9, 0.95), "first"),
+        (1e-4, 0.0, (0.9, 0.95), None),
+        (1e-4, 0.05, (0.8, 0.99), None),
+    ]
+    assert options(kept, "decoupled_weight_decay", "maximize") == [(True, True)] * 3
+    assert options(kept, "eps", "k") == [(1e-8, 2)] * 3  # Adam's eps is another thing
+    assert kept.defaults["lr"] == 1e-4
+    given = replaced(
+        tmp_path, configure, "aida", lr=1e-3, weight_decay=0.2, betas=(0.5, 0.9), k=1, eps=1e-6
+    )
+    assert options(given, "lr", "weight_decay") == [(1e-3, 0.2), (5e-4, 0.0), (5e-4, 0.1)]
+    assert options(given, "betas", "k", "eps") == [((0.5, 0.9), 1, 1e-6)] * 3
+    coupled = replaced(tmp_path, configure, "aida", decoupled_weight_decay=False, maximize=False)
+    assert options(coupled, "decoupled_weight_decay", "maximize") == [(False, False)] * 3
+
+
+def test_a_decay_that_the_module_does_not_have_is_given_to_all_groups(tmp_path):
+    optimizer = replaced(tmp_path, sgd, "aida", weight_decay=0.1)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.1]
+    assert not optimizer.param_groups[0]["decoupled_weight_decay"]
+
+
+def test_the_parameters_are_those_of_the_old_optimizer_with_the_modules_names(tmp_path):
+    def configure(module):
+        module.features.weight.requires_grad_(False)
+        return SGD([module.features.weight, module.head.weight], lr=0.1)
+
+    trainer, module = train(tmp_path, configure, UseOptimizer("aida", lr=0.1), max_steps=2)
+    (group,) = trainer.optimizers[0].param_groups
+    assert group["params"][0] is module.features.weight
+    assert group["params"][1] is module.head.weight
+    assert len(group["params"]) == 2
+    assert group["param_names"] == ["features.weight", "head.weight"]
+    assert [*trainer.optimizers[0].state] == [module.head.weight]
+
+
+class Text:
+    """What stands in for the demos' data, which is downloaded."""
+
+    def __init__(self, cls, **options):
+        self.cls, self.options = cls, options
+
+    def __call__(self):
+        class Offline(self.cls):
+            def prepare_data(self):
+                pass
+
+            def train_dataloader(self):
+                tokens = torch.randint(50, (40, 8), generator=torch.Generator().manual_seed(0))
+                return DataLoader(TensorDataset(tokens, tokens.roll(-1, 1)), batch_size=20)
+
+        return Offline(vocab_size=50)
+
+
+class Demo(DemoModel):
+    def train_dataloader(self):
+        return DataLoader(RandomDataset(32, 8))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [BoringModel, ManualOptimBoringModel, Demo, Text(LightningTransformer), Text(LightningLSTM)],
+    ids=["BoringModel", "ManualOptimBoringModel", "DemoModel", "LightningTransformer", "LSTM"],
+)
+def test_lightnings_own_modules_train_as_if_they_had_the_optimizer(tmp_path, make):
+    torch.manual_seed(0)
+    module, reference = make(), make()
+    reference.load_state_dict(module.state_dict())
+    before = [p.detach().clone() for p in module.parameters()]
+
+    def by_hand():
+        optimizer = Aida(reference.named_parameters(), lr=1e-3, k=1)
+        boring = isinstance(reference, BoringModel)
+        return ([optimizer], [StepLR(optimizer, 1)]) if boring else optimizer
+
+    reference.configure_optimizers = by_hand
+    options = {"max_epochs": 2, "limit_train_batches": 4, "limit_val_batches": 0}
+    trainer, _ = train(tmp_path, module, UseOptimizer("aida", lr=1e-3, k=1), **options)
+    train(tmp_path, reference, **options)
+    assert isinstance(trainer.optimizers[0], Aida)
+    for start, ours, theirs in zip(
+        before, module.parameters(), reference.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+        assert ours.grad is None or not ours.grad.any() or not torch.equal(ours, start)
+
+
+def test_the_module_is_left_as_it_was(tmp_path):
+    trainer, module = train(tmp_path, sgd, UseOptimizer("aida"))
+    assert "configure_optimizers" not in vars(module)
+    assert isinstance(module.configure_optimizers(), SGD)
+    trainer, _ = train(tmp_path, module)
+    assert isinstance(trainer.optimizers[0], SGD)
+
+    def own():
+        return Adam(module.parameters())
+
+    module.configure_optimizers = own
+    trainer, _ = train(tmp_path, module, UseOptimizer("aida"))
+    assert isinstance(trainer.optimizers[0], Aida)
+    assert module.configure_optimizers is own
+
+
+class Fails(Callback):
+    def on_fit_start(self, trainer, module):
+        raise RuntimeError("on purpose")
+
+    def setup(self, trainer, module, stage):
+        raise RuntimeError("on purpose")
+
+
+def test_the_module_is_left_as_it_was_after_an_error(tmp_path):
+    def wrong(module):
+        raise RuntimeError("on purpose")
+
+    for configure, callbacks in ((wrong, []), (sgd, [Fails()])):
+        module = Configured(configure)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            train(tmp_path, module, UseOptimizer("aida"), *callbacks)
+        assert "configure_optimizers" not in vars(module)
+
+
+def test_a_trainer_may_fit_twice_and_evaluate(tmp_path):
+    trainer, module = train(tmp_path, sgd, UseOptimizer("aida", lr=1e-3))
+    first = trainer.optimizers[0]
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module)
+    second = trainer.optimizers[0]
+    assert isinstance(second, Aida)
+    assert second is not first
+    assert second.param_groups[1]["lr"] == 1e-3
+    trainer.validate(module, DataLoader(TensorDataset(torch.ones(2, 4))), verbose=False)
+    assert isinstance(module.configure_optimizers(), SGD)
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty:UserWarning")
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
+    def run(epochs, ckpt_path=None):
+        checkpoint = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        configure = scheduled(SCHEDULERS["CosineAnnealingLR"])
+        use = UseOptimizer("aida", lr=1e-3, k=1)
+        return train(
+            tmp_path, configure, use, Constant(), checkpoint,
+            max_epochs=epochs, ckpt_path=ckpt_path, enable_checkpointing=True,
+        )  # fmt: skip
+
+    trainer, unbroken = run(2)
+    resumed_trainer, resumed = run(2, tmp_path / "epoch=0.ckpt")
+    for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    group, resumed_group = (t.optimizers[0].param_groups[0] for t in (trainer, resumed_trainer))
+    assert resumed_group["lr"] == group["lr"]
+    state = resumed_trainer.optimizers[0].state[resumed.head.weight]
+    assert state["step"].item() == 24
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
+    def configure(module):
+        return Adam(module.parameters())
+
+    def resume(name, *use):
+        return train(tmp_path, configure, *use, max_epochs=2, ckpt_path=tmp_path / name)
+
+    train(tmp_path, configure)[0].save_checkpoint(tmp_path / "own.ckpt")
+    train(tmp_path, configure, UseOptimizer("aida"))[0].save_checkpoint(tmp_path / "aida.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"checkpoint, saved without it; .*load_fr"):
+        resume("own.ckpt", UseOptimizer("aida"))
+    with pytest.raises(MisconfigurationException, match="whose optimizer is Aida, not AdamPlus"):
+        resume("aida.ckpt", UseOptimizer("adam+"))
+    trainer, _ = resume("aida.ckpt", UseOptimizer(lambda groups, **options: Aida(groups)))
+    assert trainer.optimizers[0].param_groups[0]["k"] == 2
+    trainer.validate(
+        Configured(configure),
+        DataLoader(TensorDataset(torch.ones(2, 4))),
+        ckpt_path=tmp_path / "own.ckpt",
+        verbose=False,
+    )
+
+
+def test_lightnings_callbacks_see_the_new_optimizer(tmp_path):
+    class WithRate(Configured):
+        lr = 1e-4
+
+        def configure_optimizers(self):
+            return Adam(self.parameters(), lr=self.lr)
+
+    rates = Rates()
+    callbacks = [
+        # First, as a callback that asks for the optimizers when the fit starts.
+        LearningRateFinder(
+            min_lr=1e-5, max_lr=1e-2, num_training_steps=30, early_stop_threshold=None
+        ),
+        UseOptimizer("aida", k=1),
+        StepsizeMonitor(every_n_steps=2),
+        LearningRateMonitor(),
+        StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1),
+        rates,
+    ]
+    trainer, module = train(
+        tmp_path,
+        WithRate(None),
+        *callbacks,
+        loggers=[CSVLogger(tmp_path, name="", version="")],
+        max_epochs=2,
+        enable_checkpointing=True,
+    )
+    found = callbacks[0].optimal_lr
+    assert module.lr == found.suggestion() != 1e-4
+    assert isinstance(trainer.optimizers[0], Aida)
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert "lr-Aida" in header
+    assert "stepsize_mean/features.weight" in header
+
+
+def test_what_it_cannot_replace_is_refused(tmp_path):
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"single optimizer, TwoOptimizers.configure_optimizers returned 2 \(Adam, Adam\)",
+    ):
+        train(tmp_path, TwoOptimizers(["adam", "adam"]), UseOptimizer("aida"))
+    with pytest.raises(MisconfigurationException, match=r"configure_optimizers returned None"):
+        train(tmp_path, lambda module: None, UseOptimizer("aida"))
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `UseOpt"):
+        train(tmp_path, sgd, UseOptimizer("aida"), UseOptimizer("laida"))
+    with pytest.raises(MisconfigurationException, match=r"rates \[0.0\] of SGD to 0.1: none is"):
+        train(
+            tmp_path, lambda module: SGD(module.parameters(), lr=0.0), UseOptimizer("aida", lr=0.1)
+        )
+    trainer = SimpleNamespace(strategy=DeepSpeedStrategy.__new__(DeepSpeedStrategy))
+    with pytest.raises(MisconfigurationException, match="does not work with DeepSpeedStrategy"):
+        UseOptimizer("aida").setup(trainer, Net(), "fit")
+
+
+def test_a_scheduler_of_another_kind_is_refused(tmp_path):
+    def configure(module):
+        optimizer = sgd(module)
+        foreign = SimpleNamespace(optimizer=optimizer, state_dict=dict, load_state_dict=dict)
+        return [optimizer], [foreign]
+
+    with pytest.raises(MisconfigurationException, match="cannot bind a SimpleNamespace to another"):
+        train(tmp_path, configure, UseOptimizer("aida"))
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "match"),
+    [
+        (("aidaa",), {}, "UseOptimizer: Unknown optimizer 'aidaa', did you mean: aida"),
+        (("aida",), {"lr": -1.0}, "UseOptimizer: Invalid learning rate: -1.0"),
+        (("aida",), {"momentum": 0.9}, "UseOptimizer: Aida has no option 'momentum', it has: lr"),
+        ((SGD,), {"k": 1}, "UseOptimizer: SGD has no option 'k', it has: lr"),
+        ((None,), {}, "UseOptimizer: Invalid optimizer of type NoneType"),
+        (("aida",), {"no_decay_1d": True}, "keeps the groups that the module makes"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(args, options, match):
+    with pytest.raises(MisconfigurationException, match=match):
+        UseOptimizer(*args, **options)
+
+
+def test_classes_and_callables_are_taken(tmp_path):
+    assert isinstance(replaced(tmp_path, sgd, RMSprop, lr=1e-3), RMSprop)
+    by_callable = replaced(tmp_path, sgd, lambda groups, **options: Adam(groups, **options), lr=0.5)
+    assert [group["lr"] for group in by_callable.param_groups] == pytest.approx([0.05, 0.5])
+
+
+def test_doubtful_replacements_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"keeps the learning rate 0.01 of SGD, .*give `lr`"):
+        train(tmp_path, sgd, UseOptimizer("laida"))
+    with pytest.warns(UserWarning, match="drops the weight decay of SGD: Fromage has none"):
+        train(tmp_path, lambda module: sgd(module, weight_decay=0.1), UseOptimizer("fromage"))
+
+    def configure(module):
+        module.mine = sgd(module)
+        return module.mine
+
+    with pytest.warns(UserWarning, match="Configured.mine still is the SGD that UseOptimizer"):
+        train(tmp_path, configure, UseOptimizer("aida"))
+
+
+class WarmUp(lr_scheduler.LRScheduler):
+    def get_lr(self):
+        return [rate * min(1.0, (self.last_epoch + 1) / 5) for rate in self.base_lrs]
+
+
+def test_a_scheduler_of_ones_own_is_scaled_with_a_warning(tmp_path):
+    own, scaled = Rates(), Rates()
+    train(tmp_path, scheduled(WarmUp), own, Constant())
+    with pytest.warns(UserWarning, match="scales the `base_lrs` of WarmUp by 0.01"):
+        train(tmp_path, scheduled(WarmUp), scaled, Constant(), UseOptimizer("aida", lr=1e-3))
+    assert [lrs[1] for lrs in scaled.lrs] == pytest.approx([lrs[1] / 100 for lrs in own.lrs])
+
+
+def test_a_scheduler_that_the_module_steps_itself_is_bound_too(tmp_path):
+    class Stepping(Configured):
+        def configure_optimizers(self):
+            optimizer = sgd(self)
+            self.scheduler = StepLR(optimizer, 1, gamma=0.5)
+            return optimizer
+
+        def on_train_batch_end(self, *args):
+            self.scheduler.step()
+
+    rates = Rates()
+    train(tmp_path, Stepping(None), rates, UseOptimizer("aida", lr=1.0), max_steps=3)
+    assert [lrs[1] for lrs in rates.lrs] == [1.0, 0.5, 0.25]
+
+
+def test_a_tensor_as_learning_rate_stays_one_in_every_group(tmp_path):
+    optimizer = replaced(tmp_path, sgd, "aida", lr=torch.tensor(0.5))
+    first, second = (group["lr"] for group in optimizer.param_groups)
+    assert math.isclose(first.item(), 0.05, rel_tol=1e-6)
+    assert second.item() == 0.5
+
+
+SCRIPT = """
+import os
+import sys
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
+
+from aida_lightning import Aida
+from aida_lightning.callbacks import UseOptimizer
+
+
+class Model(BoringModel):
+    def __init__(self, sharded):
+        super().__init__()
+        self.sharded, self.layer = sharded, None
+
+    def configure_model(self):
+        if self.layer is None:
+            torch.manual_seed(0)
+            self.layer = torch.nn.Linear(32, 2)
+            if self.sharded:
+                fully_shard(self.layer, mesh=self.device_mesh["data_parallel"])
+
+    def on_train_start(self):
+        self.start = self.layer.weight.detach().clone()
+
+    def on_train_end(self):
+        (optimizer,) = self.trainer.optimizers
+        (config,) = self.trainer.lr_scheduler_configs
+        assert type(optimizer) is Aida
+        assert hasattr(self.layer.weight, "placements") == self.sharded
+        assert [*optimizer.state] == [*self.parameters()]
+        assert config.scheduler.optimizer is optimizer
+        assert abs(optimizer.param_groups[0]["lr"] - 1e-4) < 1e-12  # StepLR's, after an epoch
+        moved = (self.layer.weight - self.start).abs()
+        assert (moved.full_tensor() if self.sharded else moved).max() > 1e-3
+
+
+def train(rank, store, sharded):
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+        GROUP_RANK="0", TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=store,
+    )
+    Trainer(
+        accelerator="cpu", devices=2, max_epochs=1, limit_train_batches=3, limit_val_batches=0,
+        strategy=ModelParallelStrategy() if sharded else DDPStrategy(), logger=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        callbacks=[UseOptimizer("aida", lr=1e-3)],
+    ).fit(Model(sharded))
+
+
+for sharded in (name == "sharded" for name in sys.argv[1:]):
+    port = str(torch.distributed.TCPStore("127.0.0.1", 0, is_master=True).port)
+    torch.multiprocessing.start_processes(train, (port, sharded), nprocs=2, start_method="fork")
+print("TRAINED")
+"""
+
+
+def test_every_process_replaces_the_optimizer_of_the_module_it_built(tmp_path):
+    # Older torch shards on GPUs alone.
+    strategies = ["ddp", "sharded"] if hasattr(torch.cpu.Stream, "record_event") else ["ddp"]
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    run = subprocess.run(
+        [sys.executable, str(script), *strategies],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "TRAINED" in run.stdout
+
+
+def test_it_can_be_sent_to_another_process():
+    use = pickle.loads(pickle.dumps(UseOptimizer("aida", lr=1e-3, k=1)))
+    assert (use.optimizer, use.options) == ("aida", {"lr": 1e-3, "k": 1})
