@@ -1,17 +1,45 @@
 """The command `aida-lightning`."""
 
+import glob
 import sys
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from aida_lightning import __version__
-from aida_lightning.experiments.choices import UsageError
-from aida_lightning.experiments.compare import DEFAULT_OPTIMIZERS, compare
+from aida_lightning.experiments.choices import parse_choice
 from aida_lightning.experiments.events import EventsError
+from aida_lightning.experiments.methods import UsageError
+from aida_lightning.experiments.options import compare_parser, figures_parser, summary_parser
 
 # What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
+
+# Of each data module its class, and the batch size that suits the networks.
+_DATA_MODULES = {"digits": ("DigitsDataModule", 32), "cifar10": ("CIFAR10DataModule", 128)}
+# Options of `compare` that stand for one key of the experiment's file.
+_KEYS = {
+    "epochs": "trainer.max_epochs",
+    "limit_train_batches": "trainer.limit_train_batches",
+    "limit_val_batches": "trainer.limit_val_batches",
+    "accelerator": "trainer.accelerator",
+    "devices": "trainer.devices",
+    "strategy": "trainer.strategy",
+    "monitor_every_n_steps": "trainer.log_every_n_steps",
+    "seeds": "seeds",
+    "model": "model.init_args.model",
+    "root": "data.init_args.root",
+    "batch_size": "data.init_args.batch_size",
+    "weight_decay": "optimizer_options.weight_decay",
+}
+# Those of LightningCLI, which takes over before anything is parsed.
+_LIGHTNING = {
+    "fit": "Train a LightningModule, with the optimizers by name (LightningCLI).",
+    "validate": "Evaluate one on its validation data.",
+    "test": "Evaluate one on its test data.",
+    "predict": "Let one predict.",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,8 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0, or 1 if a run failed or diverged, 2 if a request was refused, 130 after
         Ctrl-C.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in _LIGHTNING:
+        from aida_lightning.cli import main as lightning_main
+
+        return lightning_main(argv)
+    arguments = _parser().parse_args(argv)
     command = arguments.command
     try:
         return _COMMANDS[command](arguments[command])
@@ -47,81 +79,117 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=True, dest="command")
     commands.add_subcommand(
         "compare",
-        _compare_parser(),
-        help="Train the same model under several optimizers and report.",
+        compare_parser(),
+        help="Train the same model under several optimizers and report: an experiment of the "
+        "paper, or your own.",
     )
     commands.add_subcommand(
         "figures",
-        _figures_parser(),
-        help="Draw the figures of the adaptive stepsizes again, from event files alone.",
+        figures_parser(),
+        help="Draw the paper's figures of any runs side by side, from event files alone.",
     )
-    return parser
-
-
-def _compare_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description=(
-            "Trains one model from one start under several optimizers, prints a table, and writes "
-            "event files, results.csv, config.yaml and figures under one folder. Names take "
-            "options as in name:option=value,option=value."
-        ),
-        allow_abbrev=False,
+    commands.add_subcommand(
+        "summary",
+        summary_parser(),
+        help="Print each layer's adaptive stepsizes as they were logged last.",
     )
-    parser.add_argument("--config", action="config", help="A YAML file with any of these options.")
-    parser.add_argument(
-        "--optimizers",
-        nargs="+",
-        type=str | dict[str, Any],
-        default=[*DEFAULT_OPTIMIZERS],
-        help="Optimizers by name, each with its options, as in `aida:k=1 adam+:lr=3e-4,label=mine`;"
-        " in YAML also {name: aida, k: 1}.",
-    )
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        type=int,
-        default=[0],
-        help="Seeds of initialisation and data order; every optimizer trains once with each.",
-    )
-    parser.add_function_arguments(compare, as_group=False, skip={"optimizers", "seeds"})
-    return parser
-
-
-def _figures_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description=(
-            "Draws fig1.png, fig2.png and fig6.png from the event files of any runs that had the "
-            "StepsizeMonitor."
-        ),
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "logdir", nargs="+", type=str, help="Folders that hold the runs, at any depth."
-    )
-    parser.add_argument(
-        "--output",
-        type=str | None,
-        default=None,
-        help="The folder to write to; by default the first that was given.",
-    )
+    for name, help in _LIGHTNING.items():
+        commands.add_subcommand(name, ArgumentParser(), help=help)  # to be listed
     return parser
 
 
 def _compare(options: Namespace) -> int:
-    given = options.as_dict()
-    given.pop("config")
-    statuses = {result.status for result in compare(**given)}
+    # It takes seconds to import what is needed.
+    from aida_lightning.experiments.loading import list_experiments, load_experiment
+
+    if options.list:
+        experiments = list_experiments()
+        width = max(map(len, experiments))
+        for name, description in experiments.items():
+            print(f"{name:{width}}  {description}")
+        return 0
+    from aida_lightning.experiments.compare import compare
+
+    loaded = load_experiment(
+        options.experiment, _overrides(options), options.get("data") == "sample"
+    )
+    results = compare(
+        loaded, options.get("optimizers"), options.get("output"), options.keep_checkpoints
+    )
+    statuses = {result.status for result in results}
     if "interrupted" in statuses:
         return INTERRUPTED
     return int(statuses != {"completed"})
 
 
-def _figures(options: Namespace) -> int:
-    from aida_lightning.experiments.figures import draw_figures
+def _overrides(options: Namespace) -> dict[str, Any]:
+    """The keys of the experiment's file that the options replace, in the order of their weight."""
+    overrides: dict[str, Any] = {}
+    if (data := options.get("data", "sample")) != "sample":
+        name, arguments = parse_choice(data)
+        if name not in _DATA_MODULES:
+            known = ", ".join([*_DATA_MODULES, "sample"])
+            raise UsageError(f"data: {name!r} is none of {known}")
+        class_name, batch_size = _DATA_MODULES[name]
+        overrides["data"] = f"aida_lightning.datamodules.{class_name}"
+        arguments.setdefault("batch_size", batch_size)
+        overrides |= {f"data.init_args.{key}": value for key, value in arguments.items()}
+    overrides |= {key: options[option] for option, key in _KEYS.items() if option in options}
+    if "lr_scheduler" in options:
+        name, arguments = parse_choice(options.lr_scheduler)
+        overrides["model.init_args.lr_scheduler"] = name
+        overrides["model.init_args.lr_scheduler_options"] = arguments
+    for text in options.get("set", []):
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"set: {text!r} is not of the form KEY=VALUE")
+        overrides[key] = value
+    return overrides
 
-    for path in draw_figures(options.logdir, options.output or options.logdir[0]):
+
+def _figures(options: Namespace) -> int:
+    from aida_lightning.experiments.experiment import Metric
+    from aida_lightning.experiments.figures import draw_figures
+    from aida_lightning.experiments.plotting import Look
+
+    if not 0 <= options.smooth < 1:
+        raise UsageError(f"smooth: from 0 to below 1 is needed, but got {options.smooth}")
+    logdirs = _expanded(options.logdir)
+    name = options.metric
+    metric = Metric(name, name.replace("_", " "), percent=name.endswith("accuracy"))
+    look = Look(options.get("layers"), options.smooth, options.log_x, options.get("log_y"))
+    for path in draw_figures(
+        logdirs,
+        options.get("output", logdirs[0]),
+        options.figures,
+        options.formats,
+        options.get("optimizers"),
+        metric,
+        look,
+    ):
         print(path)
     return 0
 
 
-_COMMANDS = {"compare": _compare, "figures": _figures}
+def _summary(options: Namespace) -> int:
+    from rich.console import Console
+
+    from aida_lightning.experiments.summary import summarize
+
+    for table in summarize(
+        _expanded(options.logdir), options.get("layers"), options.get("optimizers")
+    ):
+        Console().print(table)
+    return 0
+
+
+def _expanded(logdirs: list[str]) -> list[str]:
+    """Expands globs that no shell has expanded; folders whose names look like one stay."""
+    found: list[str] = []
+    for logdir in logdirs:
+        matches = sorted(path for path in glob.glob(logdir, recursive=True) if Path(path).is_dir())
+        found += [logdir] if Path(logdir).is_dir() or not matches else matches
+    return list(dict.fromkeys(found))
+
+
+_COMMANDS = {"compare": _compare, "figures": _figures, "summary": _summary}

@@ -1,11 +1,9 @@
-"""Runs read back from TensorBoard event files: every point, one clean curve a tag."""
+"""Scalars read back from TensorBoard event files: every point, one clean curve a tag."""
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +11,11 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_MONITOR_TAG = re.compile(r"(?:(?P<optimizer>.+)/)?stepsize_(?P<statistic>mean|std)/(?P<layer>.+)")
-_SEED_FOLDER = re.compile(r"seed_-?\d+")
 # Lightning writes these at every start, or beside every other metric: that one of them comes again
 # at an earlier step does not say that a run was resumed.
 _ACCOMPANYING_TAGS = {"hp_metric", "epoch"}
+
+_Points: TypeAlias = list[tuple[int, float]]
 
 
 class EventsError(ValueError):
@@ -37,83 +35,13 @@ class Curve:
     values: FloatArray
 
 
-@dataclass(frozen=True)
-class MonitoredRun:
-    """The adaptive stepsizes of one optimizer in one run, as `StepsizeMonitor` logged them.
-
-    Args:
-        label: What to call the run; the seeds of one optimizer share it.
-        path: The folder of its event files.
-        mean: The mean of each layer's adaptive stepsizes, layers from input to output.
-        std: Their standard deviation, likewise.
-        epoch: The "epoch" that Lightning logs beside its metrics, if it was logged.
-    """
-
-    label: str
-    path: Path
-    mean: dict[str, Curve] = field(default_factory=dict)
-    std: dict[str, Curve] = field(default_factory=dict)
-    epoch: Curve | None = None
-
-    @property
-    def layers(self) -> list[str]:
-        """The names of the monitored layers, from input to output."""
-        return list(dict.fromkeys([*self.mean, *self.std]))
-
-
-def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
-    """Finds every folder that holds event files, and derives its label from its path alone.
-
-    The seeds that `aida-lightning compare` writes, `<label>/seed_<n>` with underscores for the
-    spaces, get the label (preceded by the folders above it where two comparisons share it); any
-    other run, as `lightning_logs/version_3`, gets its path relative to the given folder.
-
-    Args:
-        logdirs: The folders to search, at any depth.
-
-    Returns:
-        The label of each run's folder, in the order of the folders given, then of their paths.
-
-    Raises:
-        EventsError: If a folder does not exist or holds no event files.
-    """
-    groups: dict[Path, Path] = {}  # of each run: the folder that its seeds share, or its own
-    names: dict[Path, tuple[str, str, str]] = {}  # of each group: from short to unmistakable
-    for logdir in map(Path, logdirs):
-        if not logdir.is_dir():
-            raise EventsError(f"{logdir}: no such folder")
-        root = logdir.resolve()
-        runs = sorted({file.parent for file in root.rglob("*tfevents*")}, key=_natural_key)
-        if not runs:
-            raise EventsError(
-                f"{logdir}: no TensorBoard event files (*tfevents*) in it or in any folder below it"
-            )
-        for run in runs:
-            is_seed = _SEED_FOLDER.fullmatch(run.name) is not None
-            group = groups.setdefault(run, run.parent if is_seed else run)
-            inside = group.is_relative_to(root) and group != root
-            path = group.relative_to(root).as_posix() if inside else group.name
-            if is_seed:
-                path = path.replace("_", " ")
-            short = path.rpartition("/")[2] if is_seed else path
-            names.setdefault(group, (short, path, group.as_posix()))
-    taken = [Counter(level) for level in zip(*names.values(), strict=True)]
-    labels = {
-        group: next(
-            (name for name, count in zip(levels, taken, strict=True) if count[name] == 1),
-            levels[-1],
-        )
-        for group, levels in names.items()
-    }
-    return {run: labels[group] for run, group in groups.items()}
-
-
 def read_scalars(folder: str | Path) -> dict[str, Curve]:
     """Reads all scalars of one run, nothing sampled away, with TensorBoard's own reader.
 
     Of points that a run logged twice the later wins, and a run that was resumed from an earlier
-    step replaces all that the abandoned stretch had logged from that step on, in every tag. A last
-    record that was cut off when the run was killed is left out.
+    step replaces all that the abandoned stretch had logged from that step on, in every tag; where
+    it noted the step, as TensorBoard's own readers want it, from there, else from the first step
+    that comes again. A last record that was cut off when the run was killed is left out.
 
     Args:
         folder: The folder that holds the run's event files.
@@ -121,35 +49,18 @@ def read_scalars(folder: str | Path) -> dict[str, Curve]:
     Returns:
         The curve of each tag, tags in the order of their first appearance.
     """
-    from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]
-        LegacyEventFileLoader,
-    )
-    from tensorboard.util.tensor_util import make_ndarray  # type: ignore[import-untyped]
-
-    files: list[tuple[float, str, dict[str, list[tuple[int, float]]]]] = []
-    for path in Path(folder).glob("*tfevents*"):
-        started = math.inf
-        points: dict[str, list[tuple[int, float]]] = {}
-        for event in LegacyEventFileLoader(str(path)).Load():
-            started = min(started, event.wall_time)
-            for value in event.summary.value:
-                kind = value.WhichOneof("value")
-                if kind == "simple_value":
-                    _append(points.setdefault(value.tag, []), event.step, value.simple_value)
-                elif kind == "tensor" and value.metadata.plugin_data.plugin_name == "scalars":
-                    number = float(make_ndarray(value.tensor).item())
-                    _append(points.setdefault(value.tag, []), event.step, number)
-        files.append((started, path.name, points))
-
-    merged: dict[str, list[tuple[int, float]]] = {}
-    for _, _, points in sorted(files, key=lambda file: file[:2]):
-        again = [points[tag][0][0] for tag in points.keys() & merged.keys() - _ACCOMPANYING_TAGS]
-        if again:
-            resumed_at = min(again)
+    merged: dict[str, _Points] = {}
+    files = [_read_file(path) for path in Path(folder).glob("*tfevents*")]
+    for file in sorted(files, key=lambda file: (file.started, file.name)):
+        resumed_at = file.restart
+        if resumed_at is None:
+            again = file.points.keys() & merged.keys() - _ACCOMPANYING_TAGS
+            resumed_at = min((file.points[tag][0][0] for tag in again), default=None)
+        if resumed_at is not None:
             for curve in merged.values():
                 while curve and curve[-1][0] >= resumed_at:
                     curve.pop()
-        for tag, curve in points.items():
+        for tag, curve in file.points.items():
             into = merged.setdefault(tag, [])
             for step, number in curve:
                 _append(into, step, number)
@@ -161,46 +72,6 @@ def read_scalars(folder: str | Path) -> dict[str, Curve]:
         for tag, curve in merged.items()
         if curve
     }
-
-
-def read_monitored_runs(logdirs: Sequence[str | Path]) -> list[MonitoredRun]:
-    """Reads all runs that had the `StepsizeMonitor` below some folders.
-
-    Of a run with several optimizers each counts as one, with the optimizer's name in its label.
-
-    Args:
-        logdirs: The folders to search, at any depth.
-
-    Returns:
-        The runs in the order in which `find_runs` finds them.
-
-    Raises:
-        EventsError: If a folder does not exist or holds no event files, or if no run in them has
-            the monitor's tags.
-    """
-    runs: list[MonitoredRun] = []
-    folders = find_runs(logdirs)
-    for folder, label in folders.items():
-        scalars = read_scalars(folder)
-        by_optimizer: dict[str | None, MonitoredRun] = {}
-        for tag, curve in scalars.items():
-            if match := _MONITOR_TAG.fullmatch(tag):
-                name = match["optimizer"]
-                run = by_optimizer.setdefault(
-                    name,
-                    MonitoredRun(
-                        f"{label} {name}" if name else label, folder, epoch=scalars.get("epoch")
-                    ),
-                )
-                (run.mean if match["statistic"] == "mean" else run.std)[match["layer"]] = curve
-        runs += by_optimizer.values()
-    if not runs:
-        raise EventsError(
-            f"none of the {len(folders)} run(s) below {', '.join(map(str, logdirs))} has a scalar "
-            "stepsize_mean/<layer> or stepsize_std/<layer>; the callback "
-            "aida_lightning.callbacks.StepsizeMonitor() writes them during training"
-        )
-    return runs
 
 
 def epochs_at(steps: IntArray, epoch: Curve) -> FloatArray:
@@ -233,12 +104,38 @@ def epochs_at(steps: IntArray, epoch: Curve) -> FloatArray:
     return np.asarray(np.interp(steps + 1.0, ends, numbers), dtype=np.float64)
 
 
-def _append(points: list[tuple[int, float]], step: int, value: float) -> None:
+@dataclass
+class _File:
+    name: str
+    started: float = math.inf
+    restart: int | None = None  # the step from which on it replaces what the run had logged
+    points: dict[str, _Points] = field(default_factory=dict)
+
+
+def _read_file(path: Path) -> _File:
+    from tensorboard.backend.event_processing.event_file_loader import (
+        LegacyEventFileLoader,
+    )
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+    from tensorboard.util.tensor_util import make_ndarray
+
+    file = _File(path.name)
+    for event in LegacyEventFileLoader(str(path)).Load():
+        file.started = min(file.started, event.wall_time)
+        if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+            file.restart = event.step if file.restart is None else min(file.restart, event.step)
+        for value in event.summary.value:
+            kind = value.WhichOneof("value")
+            points = file.points.setdefault(value.tag, [])
+            if kind == "simple_value":
+                _append(points, event.step, value.simple_value)
+            elif kind == "tensor" and value.metadata.plugin_data.plugin_name == "scalars":
+                _append(points, event.step, float(make_ndarray(value.tensor).item()))
+    file.points = {tag: points for tag, points in file.points.items() if points}
+    return file
+
+
+def _append(points: _Points, step: int, value: float) -> None:
     while points and points[-1][0] >= step:
         points.pop()
     points.append((step, value))
-
-
-def _natural_key(path: Path) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", path.as_posix())
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

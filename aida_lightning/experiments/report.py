@@ -1,134 +1,166 @@
-"""What a comparison found: a row a run in `results.csv`, a row an optimizer on the terminal."""
+"""What a comparison found: a row a run in `results.csv`, a row a method on the terminal."""
 
 import csv
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from rich.table import Table
 
-from aida_lightning.experiments.events import read_scalars
+from aida_lightning.experiments.experiment import Experiment, Metric
+from aida_lightning.experiments.methods import Published, method_label
+from aida_lightning.experiments.results import RunResult
 
-Status = Literal["completed", "interrupted", "diverged", "failed"]
-
-# What a run logs beside the monitor's tags; the metrics' names are the example modules'.
-ACCURACY_TAG = "val_accuracy"
-LOSS_TAGS = ("train_loss", "train_loss_step", "train_loss_epoch", "val_loss")
-STATE_BYTES_TAG = "optimizer_state_bytes"
-
-_COLUMNS = [
-    "label",
-    "optimizer",
-    "options",
-    "seed",
-    "best_val_accuracy",
-    "last_val_accuracy",
-    "wall_time_s",
-    "optimizer_state_bytes",
-    "epochs",
-    "status",
-]
+_DASH = "–"
+# Changes that the table shows in another way, or that do not change a result.
+_TOLD_OTHERWISE = {
+    "data",
+    "data.init_args.root",
+    "data.init_args.download",
+    "data.init_args.num_workers",
+    "optimizers",
+    "seeds",
+    "trainer.accelerator",
+    "trainer.max_epochs",
+}
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """One trained run.
+def write_csv(results: Sequence[RunResult], experiment: Experiment, path: Path) -> None:
+    """Writes one row a run, with the paper's number beside it; a reader never sees half a file.
 
-    Args:
-        label: The optimizer's label.
-        optimizer: The optimizer's name.
-        options: The optimizer's options.
-        seed: The seed of initialisation and data order.
-        best_val_accuracy: The best validation accuracy, from 0 to 1; None if there was none.
-        last_val_accuracy: The last one.
-        wall_time_s: Seconds from the start of the fit to its end.
-        optimizer_state_bytes: The size of all tensors in the optimizer's state.
-        epochs: How many epochs were trained and validated.
-        status: How the run ended.
-        message: Why, if it did not complete.
+    The columns `best_<metric>` and `last_<metric>` have the metric as it was logged, `paper_mean`
+    and `paper_std` the paper's in the table's unit.
     """
-
-    label: str
-    optimizer: str
-    options: dict[str, Any]
-    seed: int
-    best_val_accuracy: float | None
-    last_val_accuracy: float | None
-    wall_time_s: float
-    optimizer_state_bytes: int | None
-    epochs: int
-    status: Status
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What the event files of one run say about it; the fields are those of `RunResult`."""
-
-    best_val_accuracy: float | None = None
-    last_val_accuracy: float | None = None
-    optimizer_state_bytes: int | None = None
-    epochs: int = 0
-    diverged: bool = False
-
-
-def measure(folder: Path) -> Measurements:
-    """Reads a run's results from its event files, whichever process wrote them."""
-    scalars = read_scalars(folder)
-    accuracy = scalars[ACCURACY_TAG].values if ACCURACY_TAG in scalars else np.empty(0)
-    finite = accuracy[np.isfinite(accuracy)]
-    return Measurements(
-        best_val_accuracy=float(finite.max()) if len(finite) else None,
-        last_val_accuracy=float(accuracy[-1]) if len(accuracy) else None,
-        optimizer_state_bytes=(
-            int(scalars[STATE_BYTES_TAG].values[-1]) if STATE_BYTES_TAG in scalars else None
-        ),
-        epochs=len(accuracy),
-        diverged=any(
-            not np.isfinite(scalars[tag].values[-1]) for tag in LOSS_TAGS if tag in scalars
-        ),
-    )
-
-
-def write_csv(results: Sequence[RunResult], path: Path) -> None:
-    """Writes one row a run; a reader never sees half a file."""
+    name = experiment.metric.name
     unfinished = path.with_suffix(".csv.tmp")
     with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
+        columns = ["label", "method", "optimizer", "options", "seed"]
+        columns += ["metric", f"best_{name}", f"last_{name}", "floor", "paper_mean", "paper_std"]
+        columns += ["wall_time_s", "optimizer_state_bytes", "epochs", "paper_epochs", "status"]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for result in results:
-            row = {name: getattr(result, name) for name in _COLUMNS}
-            row["options"] = json.dumps(result.options, default=str)
-            row["wall_time_s"] = f"{result.wall_time_s:.2f}"
+            paper = published(experiment, result)
+            row = asdict(result) | {
+                "options": json.dumps(result.options, default=str),
+                f"best_{name}": result.best,
+                f"last_{name}": result.last,
+                "paper_mean": paper.mean if paper else None,
+                "paper_std": paper.std if paper else None,
+                "paper_epochs": experiment.paper.epochs if experiment.paper else None,
+                "wall_time_s": f"{result.wall_time_s:.2f}",
+            }
             writer.writerow(row)
     unfinished.replace(path)
 
 
-def results_table(results: Sequence[RunResult]) -> Table:
-    """Draws up one row an optimizer: means and standard deviations over its completed seeds."""
-    table = Table(title="Validation accuracy in %, mean ± std over the completed seeds")
+def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table:
+    """Draws up one row a method, with the paper's number and the difference from it.
+
+    Means and sample standard deviations are over the completed seeds. Of a grid the best point
+    stands for the method, and is named.
+    """
+    metric = experiment.metric
+    names = {result.metric for result in results} or {metric.name}
+    title = metric.title + (" in %" if metric.percent else "")
+    if names != {metric.name}:
+        title = f"{', '.join(sorted(names))} (a proxy is not the paper's {metric.title})"
+    spread = "best of" if metric.over_seeds == "best" else "mean ± std over"
+    table = Table(
+        title=f"{title[0].upper()}{title[1:]}, {spread} the completed seeds",
+        caption="\n".join(notes(results, experiment)) or None,
+        caption_justify="left",
+    )
     table.add_column("Optimizer")
-    for name in ("Best", "Last", "Time a run", "State"):
+    has_paper = any(published(experiment, result) for result in results)
+    columns = ["Best", "Last", *(["Paper", "Difference"] if has_paper else [])]
+    for name in [*columns, "Time", "State", "Runs"]:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Runs")
-    for label in dict.fromkeys(result.label for result in results):
-        runs = [result for result in results if result.label == label]
-        # Where no run completed, what is known of the others says more than nothing.
-        rows = [run for run in runs if run.status == "completed"] or runs
+    for name, runs in representatives(results, metric).items():
+        rows = _counted(runs)
         sizes = [run.optimizer_state_bytes for run in runs if run.optimizer_state_bytes is not None]
-        table.add_row(
-            label,
-            _percent([run.best_val_accuracy for run in rows]),
-            _percent([run.last_val_accuracy for run in rows]),
-            format_seconds(statistics.mean(run.wall_time_s for run in rows)),
-            format_bytes(max(sizes)) if sizes else "–",
-            _outcomes(runs),
-        )
+        all_of_method = [result for result in results if result.method == name]
+        labels = {result.label for result in all_of_method}
+        suffix = runs[0].label.removeprefix(name).strip()
+        cells = [name]
+        if len(labels) > 1:
+            known = reported(rows, metric) is not None
+            settings = f"best of {len(labels)}: {suffix}" if known else f"{len(labels)} settings"
+            cells = [f"{name}, {settings}"]
+        cells += [_spread([run.best for run in rows], metric)]
+        cells += [_spread([run.last for run in rows], metric)]
+        if has_paper:
+            cells += _beside_paper(rows, experiment)
+        cells += [format_seconds(statistics.mean(run.wall_time_s for run in rows))]
+        cells += [format_bytes(max(sizes)) if sizes else _DASH, _completed(all_of_method)]
+        table.add_row(*cells)
     return table
+
+
+def representatives(results: Sequence[RunResult], metric: Metric) -> dict[str, list[RunResult]]:
+    """Chooses for each method the runs of the point of its grid with the best reported value."""
+    chosen: dict[str, list[RunResult]] = {}
+    for method in dict.fromkeys(result.method for result in results):
+        by_label: dict[str, list[RunResult]] = {}
+        for result in results:
+            if result.method == method:
+                by_label.setdefault(result.label, []).append(result)
+        sign = 1 if metric.better == "max" else -1
+        values = {
+            name: sign * value
+            for name, runs in by_label.items()
+            if (value := reported(_counted(runs), metric)) is not None
+        }
+        chosen[method] = by_label[max(values or by_label, key=lambda name: values.get(name, 0.0))]
+    return chosen
+
+
+def reported(runs: Sequence[RunResult], metric: Metric) -> float | None:
+    """The value that the paper's number stands for, of the runs of one label, in its unit."""
+    values = [run.best if metric.report == "best" else run.last for run in runs]
+    known = _scaled(values, metric)
+    if not known or not np.isfinite(known).all():
+        return None
+    if metric.over_seeds == "best":
+        return max(known) if metric.better == "max" else min(known)
+    return statistics.mean(known)
+
+
+def published(experiment: Experiment, result: RunResult) -> Published | None:
+    """The paper's number for a run; None beside a proxy, or beside other data than the paper's."""
+    if result.metric != experiment.metric.name or "data" in experiment.changes:
+        return None
+    found = [
+        method.paper for method in experiment.optimizers if method_label(method) == result.method
+    ]
+    return found[0] if found else None
+
+
+def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
+    """Says where the paper's numbers are from, and in what the runs were not the paper's."""
+    lines = [
+        f"{result.label}, seed {result.seed}: {result.status}."
+        for result in results
+        if result.status != "completed"
+    ]
+    if experiment.changes.get("data") == "sample":
+        lines.append("On the built-in sample, so no number of the paper compares.")
+    elif experiment.paper is not None:
+        if any(method.paper for method in experiment.optimizers):
+            lines.append(f"Paper: {experiment.paper.source}.")
+        epochs = sorted({result.epochs for result in results})
+        if epochs and epochs != [experiment.paper.epochs]:
+            span = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
+            lines.append(f"Epochs: {span}, where the paper's runs have {experiment.paper.epochs}.")
+    others = {key: v for key, v in experiment.changes.items() if key not in _TOLD_OTHERWISE}
+    if others:
+        lines.append("Changed: " + ", ".join(f"{key}={value}" for key, value in others.items()))
+    floors = sorted({(r.metric, r.floor) for r in results if r.floor is not None})
+    lines += [f"Floor, real against real ({name}): {value:.4g}" for name, value in floors]
+    return lines
 
 
 def format_bytes(count: int) -> str:
@@ -159,18 +191,33 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _percent(fractions: Sequence[float | None]) -> str:
-    known = [100 * fraction for fraction in fractions if fraction is not None]
+def _counted(runs: Sequence[RunResult]) -> Sequence[RunResult]:
+    # Where no run completed, what is known of the others says more than nothing.
+    return [run for run in runs if run.status == "completed"] or runs
+
+
+def _scaled(values: Sequence[float | None], metric: Metric) -> list[float]:
+    return [(100 if metric.percent else 1) * value for value in values if value is not None]
+
+
+def _spread(values: Sequence[float | None], metric: Metric) -> str:
+    known = _scaled(values, metric)
     if not known:
-        return "–"
+        return _DASH
+    if metric.over_seeds == "best":
+        return f"{max(known) if metric.better == 'max' else min(known):.2f}"
     spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
     return f"{statistics.mean(known):.2f}{spread}"
 
 
-def _outcomes(runs: Sequence[RunResult]) -> str:
-    parts = []
-    for status in ("completed", "interrupted", "diverged", "failed"):
-        if seeds := [str(run.seed) for run in runs if run.status == status]:
-            detail = "" if status == "completed" else f" (seed {', '.join(seeds)})"
-            parts.append(f"{len(seeds)} {status}{detail}")
-    return ", ".join(parts)
+def _beside_paper(runs: Sequence[RunResult], experiment: Experiment) -> list[str]:
+    paper, value = published(experiment, runs[0]), reported(runs, experiment.metric)
+    if paper is None:
+        return [_DASH, _DASH]
+    spread = "" if paper.std is None else f" ± {paper.std:.2f}"
+    difference = _DASH if value is None else f"{value - paper.mean:+.2f}"
+    return [f"{paper.mean:.2f}{spread}", difference]
+
+
+def _completed(runs: Sequence[RunResult]) -> str:
+    return f"{sum(run.status == 'completed' for run in runs)} of {len(runs)}"

@@ -1,8 +1,9 @@
-"""Names with options, as a user writes them."""
+"""Optimizers as a user asks for them."""
 
 import pytest
 
-from aida_lightning.experiments.choices import UsageError, choose_optimizers, parse_choice
+from aida_lightning.experiments.choices import choose_optimizers, parse_choice, pick_methods
+from aida_lightning.experiments.methods import Method, UsageError, method_label
 
 
 @pytest.mark.parametrize(
@@ -14,23 +15,15 @@ from aida_lightning.experiments.choices import UsageError, choose_optimizers, pa
         ("x:betas=[0.9,0.99],b=(1,2)", "x", {"betas": (0.9, 0.99), "b": (1, 2)}),
         ("x:a=true,b=None,c=some text", "x", {"a": True, "b": None, "c": "some text"}),
         ("cifar10:root=/data/a=b", "cifar10", {"root": "/data/a=b"}),
-        ({"name": "aida", "k": 1, "betas": [0.9, 0.99]}, "aida", {"k": 1, "betas": (0.9, 0.99)}),
     ],
 )
 def test_a_name_and_its_options_are_read(text, name, options):
-    choice = parse_choice(text)
-    assert (choice.name, choice.options, choice.label) == (name, options, None)
+    assert parse_choice(text) == (name, options)
 
 
-def test_a_label_is_no_option():
-    for text in ("aida:k=1,label=mine", {"name": "aida", "k": 1, "label": "mine"}):
-        choice = parse_choice(text)
-        assert (choice.options, choice.label) == ({"k": 1}, "mine")
-
-
-@pytest.mark.parametrize("text", ["aida:k", "aida:=1", {"k": 1}, {"name": 3}])
+@pytest.mark.parametrize("text", ["aida:k", "aida:=1"])
 def test_what_cannot_be_read_is_refused(text):
-    with pytest.raises(UsageError, match=r"option|name"):
+    with pytest.raises(UsageError, match="option"):
         parse_choice(text)
 
 
@@ -45,13 +38,54 @@ def test_what_cannot_be_read_is_refused(text):
     ],
 )
 def test_labels_tell_the_options_and_name_the_folder(text, label, folder):
-    (chosen,) = choose_optimizers([text])
+    (chosen,) = choose_optimizers(pick_methods([], [text]))
     assert (chosen.label, chosen.folder) == (label, folder)
     assert chosen.folder.replace("_", " ") == chosen.label
 
 
+METHODS = [
+    Method("aida", {"k": 2}, "Aida K=2"),
+    Method("aida", {"k": 1, "lr": 0.5}, "Aida K=1"),
+    Method("sgd", label="SGD"),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "labels"),
+    [
+        (["aida_k=1"], ["Aida K=1"]),
+        (["SGD", "aida*"], ["SGD", "Aida K=2", "Aida K=1"]),
+        (["*", "sgd"], ["Aida K=2", "Aida K=1", "SGD"]),
+        (["aida", "sgd:lr=3.0"], ["Aida", "SGD lr=3.0"]),
+    ],
+)
+def test_methods_are_picked_by_label_or_glob_and_others_join_by_name(wanted, labels):
+    picked = pick_methods(METHODS, wanted)
+    assert [method_label(method) for method in picked] == labels
+
+
+def test_a_picked_method_keeps_its_options():
+    assert pick_methods(METHODS, ["AIDA K=1"]) == [METHODS[1]]
+
+
+def test_a_glob_that_matches_nothing_is_refused_with_the_labels_that_there_are():
+    with pytest.raises(UsageError, match=r"'adam\*' matches none of Aida K=2, Aida K=1, SGD"):
+        pick_methods(METHODS, ["adam*"])
+
+
+def test_a_grid_is_every_combination_and_all_stand_for_one_method():
+    grid = {"eps": [1e-8, 1e-16], "lr": [0.1, 0.01]}
+    chosen = choose_optimizers([Method("adabelief", {"weight_decay": 0.5}, grid=grid)])
+    assert [choice.options for choice in chosen] == [
+        {"weight_decay": 0.5, "eps": eps, "lr": lr} for eps in grid["eps"] for lr in grid["lr"]
+    ]
+    assert {choice.method for choice in chosen} == {"AdaBelief weight decay=0.5"}
+    assert len({choice.folder for choice in chosen}) == 4
+
+
 def test_weight_decay_reaches_every_optimizer_that_takes_it_and_has_none_of_its_own():
-    chosen = choose_optimizers(["aida", "adabelief:weight_decay=0.1", "fromage"], 5e-4)
+    methods = pick_methods([], ["aida", "adabelief:weight_decay=0.1", "fromage"])
+    chosen = choose_optimizers(methods, {"weight_decay": 5e-4})
     assert [choice.options for choice in chosen] == [
         {"weight_decay": 5e-4},
         {"weight_decay": 0.1},
@@ -73,4 +107,9 @@ def test_weight_decay_reaches_every_optimizer_that_takes_it_and_has_none_of_its_
 )
 def test_a_bad_request_is_refused_with_what_is_wrong(texts, message):
     with pytest.raises(UsageError, match=message):
-        choose_optimizers(texts)
+        choose_optimizers(pick_methods([], texts))
+
+
+def test_an_empty_grid_is_refused():
+    with pytest.raises(UsageError, match="grid of 'lr' has no value"):
+        choose_optimizers([Method("aida", grid={"lr": []})])

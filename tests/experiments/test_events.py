@@ -4,15 +4,11 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from aida_lightning.experiments.events import (
     Curve,
-    EventsError,
     epochs_at,
-    find_runs,
-    read_monitored_runs,
     read_scalars,
 )
 
@@ -107,79 +103,6 @@ def test_an_empty_event_file_is_no_error(tmp_path):
     assert as_dict(read_scalars(tmp_path)["loss"]) == {0: 1.0}
 
 
-@pytest.mark.parametrize(
-    ("logdir", "labels"),
-    [
-        ("", ["Aida K=1", "AdaBelief-L wd=0.1", "other/lightning_logs/version_3"]),
-        ("a", ["Aida K=1", "AdaBelief-L wd=0.1"]),
-        ("a/Aida_K=1", ["Aida K=1"]),
-        ("a/Aida_K=1/seed_2", ["Aida K=1"]),
-        ("other/lightning_logs", ["version_3"]),
-        ("other/lightning_logs/version_3", ["version_3"]),
-    ],
-)
-def test_labels_come_from_the_folders_alone(tmp_path, logdir, labels):
-    for run in (
-        "a/Aida_K=1/seed_2",
-        "a/Aida_K=1/seed_10",
-        "a/AdaBelief-L_wd=0.1/seed_0",
-        "other/lightning_logs/version_3",
-    ):
-        write(tmp_path / run, "loss", {0: 1.0})
-    assert set(find_runs([tmp_path / logdir]).values()) == set(labels)
-
-
-def test_equal_labels_in_two_comparisons_are_told_apart(tmp_path):
-    for run in ("a/Aida/seed_0", "a/Aida/seed_1", "b/Aida/seed_0", "b/Adam+/seed_0"):
-        write(tmp_path / run, "loss", {0: 1.0})
-    assert list(find_runs([tmp_path]).values()) == ["a/Aida", "a/Aida", "Adam+", "b/Aida"]
-    found = find_runs([tmp_path / "a", tmp_path / "b"])
-    both = [(tmp_path / name / "Aida").resolve().as_posix() for name in ("a", "b")]
-    assert list(found.values()) == [both[0], both[0], "Adam+", both[1]]
-
-
-def test_seeds_are_in_the_order_of_their_numbers(tmp_path):
-    for seed in (10, 9, 1):
-        write(tmp_path / f"Aida/seed_{seed}", "loss", {0: 1.0})
-    names = [run.name for run in find_runs([tmp_path])]
-    assert names == ["seed_1", "seed_9", "seed_10"]
-
-
-def test_layers_are_read_from_input_to_output_with_their_statistics(tmp_path):
-    with SummaryWriter(str(tmp_path / "Aida/seed_0")) as writer:
-        for layer, value in (("net.10.weight", 3.0), ("net.9.weight", 4.0)):
-            writer.add_scalar(f"stepsize_mean/{layer}", value, 0)
-            writer.add_scalar(f"stepsize_std/{layer}", value / 2, 0)
-    (run,) = read_monitored_runs([tmp_path])
-    assert run.label == "Aida"
-    assert run.layers == ["net.10.weight", "net.9.weight"]
-    assert as_dict(run.mean["net.9.weight"]) == {0: 4.0}
-    assert as_dict(run.std["net.9.weight"]) == {0: 2.0}
-
-
-def test_several_optimizers_of_one_run_are_runs_of_their_own(tmp_path):
-    with SummaryWriter(str(tmp_path / "gan")) as writer:
-        for name in ("Aida", "Adam"):
-            writer.add_scalar(f"{name}/stepsize_mean/critic.weight", 1.0, 0)
-    assert [run.label for run in read_monitored_runs([tmp_path])] == ["gan Aida", "gan Adam"]
-
-
-def test_a_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(EventsError, match="nowhere: no such folder"):
-        find_runs([tmp_path / "nowhere"])
-
-
-def test_a_folder_without_event_files_is_named(tmp_path):
-    with pytest.raises(EventsError, match=r"no TensorBoard event files \(\*tfevents\*\)"):
-        read_monitored_runs([tmp_path])
-
-
-def test_runs_without_the_monitor_are_refused_with_what_would_help(tmp_path):
-    write(tmp_path, "loss", {0: 1.0})
-    with pytest.raises(EventsError, match=r"stepsize_mean/<layer>.*StepsizeMonitor\(\)"):
-        read_monitored_runs([tmp_path])
-
-
 def test_epochs_are_exact_where_metrics_are_logged_at_the_end_of_each():
     epoch = curve({49: 0, 89: 0, 99: 1, 149: 1, 179: 1, 199: 2, 269: 2})
     np.testing.assert_array_equal(
@@ -203,3 +126,15 @@ def test_epochs_of_different_lengths_are_interpolated_one_by_one():
     np.testing.assert_allclose(
         epochs_at(np.array([49, 99, 124, 149, 199, 224]), epoch), [0.5, 1, 1.5, 2, 3, 3.5]
     )
+
+
+def test_a_resumed_run_that_notes_its_step_replaces_only_what_came_from_there_on(tmp_path):
+    with SummaryWriter(str(tmp_path), filename_suffix=".first") as writer:
+        for step in range(8):
+            writer.add_scalar("loss", 1.0, step)
+        writer.add_scalar("val_loss", 1.0, 3)
+    with SummaryWriter(str(tmp_path), purge_step=6, filename_suffix=".second") as writer:
+        writer.add_scalar("loss", 2.0, 7)  # logs less often, so that step 6 has no point
+    scalars = read_scalars(tmp_path)
+    assert as_dict(scalars["loss"]) == {**dict.fromkeys(range(6), 1.0), 7: 2.0}
+    assert as_dict(scalars["val_loss"]) == {3: 1.0}

@@ -9,14 +9,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from aida_lightning.experiments.events import read_monitored_runs
-from aida_lightning.experiments.figures import (
-    draw_figures,
-    fig1,
-    fig2,
-    fig6,
-    optimizer_colors,
-)
+from aida_lightning.experiments.curve_figures import metric_curves
+from aida_lightning.experiments.events import EventsError
+from aida_lightning.experiments.experiment import Metric
+from aida_lightning.experiments.figures import draw_figures
+from aida_lightning.experiments.plotting import Look, optimizer_colors
+from aida_lightning.experiments.runs import read_monitored_runs, read_runs
+from aida_lightning.experiments.stepsize_figures import fig1, fig2, fig4, fig6
 
 STEPS_AN_EPOCH = 4
 
@@ -155,3 +154,83 @@ def test_twelve_optimizers_can_be_drawn(tmp_path):
         write_run(tmp_path / f"optimizer {number}", layers=2, level=number + 1.0)
     fig1(read_monitored_runs([tmp_path])).savefig(tmp_path / "fig1.png")
     assert_is_a_picture(tmp_path / "fig1.png")
+
+
+def test_figure_4_shows_the_means_alone(tmp_path):
+    write_run(tmp_path / "AdamL/seed_0")
+    shown = panels(fig4(read_monitored_runs([tmp_path])))
+    assert list(shown) == ["layer 2: net.2", "layer 6: net.6", "layer 11: net.11"]
+    assert [y[0] for _, y in shown["layer 6: net.6"]] == [60.0]
+
+
+@pytest.mark.parametrize("layers", [["3", "5"], ["net.3.weight", "*.5.weight"]])
+def test_layers_are_chosen_by_number_name_or_glob(tmp_path, layers):
+    write_run(tmp_path / "run")
+    runs = read_monitored_runs([tmp_path])
+    assert list(panels(fig6(runs, Look(layers)))) == ["layer 3: net.3", "layer 5: net.5"]
+    assert len(panels(fig2(runs, Look(layers)))["run"]) == 2
+
+
+def test_a_layer_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    write_run(tmp_path / "run", layers=2)
+    runs = read_monitored_runs([tmp_path])
+    with pytest.raises(EventsError, match=r"'7' is none of 1 net.1.weight, 2 net.2.weight, 3 net"):
+        fig6(runs, Look(["7"]))
+
+
+def test_runs_of_several_folders_are_compared_and_chosen_by_label(tmp_path):
+    for name in ("one/Aida/seed_0", "two/Adam+/seed_0", "two/SGD/seed_0"):
+        write_run(tmp_path / name, layers=1)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    with pytest.raises(EventsError, match="'x' matches none of Aida, Adam\\+, SGD"):
+        draw_figures(folders, tmp_path / "out", optimizers=["x"])
+    paths = draw_figures(
+        folders, tmp_path / "out", ["fig6"], ["svg", "pdf"], optimizers=["ad*", "aida"]
+    )
+    assert [path.name for path in paths] == ["fig6.svg", "fig6.pdf"]
+    text = paths[0].read_text()
+    assert "<!-- Aida -->" in text
+    assert "<!-- Adam+ -->" in text
+    assert "<!-- SGD -->" not in text
+    assert paths[1].read_bytes().startswith(b"%PDF")
+
+
+def test_axes_are_logarithmic_on_demand(tmp_path):
+    write_run(tmp_path / "run", layers=1)
+    runs = read_monitored_runs([tmp_path])
+    axis = fig6(runs, Look(log_x=True, log_y=True)).axes[0]
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert fig6(runs, Look(log_y=False)).axes[0].get_yscale() == "linear"
+
+
+def test_smoothing_is_tensorboards(tmp_path):
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for step, value in enumerate([1.0, 1.0, 4.0]):
+            writer.add_scalar("stepsize_mean/w", value, step)
+    ((_, y),) = panels(fig2(read_monitored_runs([tmp_path]), Look(smooth=0.5)))["run"]
+    np.testing.assert_allclose(y, [1.0, 1.0, (0.5 * 4 + 0.25 + 0.125) / 0.875])
+
+
+def write_accuracy(folder: Path, values: list[float]) -> None:
+    with SummaryWriter(str(folder)) as writer:
+        for epoch, value in enumerate(values):
+            writer.add_scalar("val_accuracy", value, 10 * epoch + 9)
+            writer.add_scalar("epoch", epoch, 10 * epoch + 9)
+
+
+def test_a_metric_is_drawn_over_the_epochs_with_the_spread_of_its_seeds(tmp_path):
+    write_accuracy(tmp_path / "vgg/Aida/seed_0", [0.5, 0.7])
+    write_accuracy(tmp_path / "vgg/Aida/seed_1", [0.6, 0.9])
+    write_accuracy(tmp_path / "resnet/SGD/seed_0", [0.4, 0.5])
+    groups = {name: read_runs([tmp_path / name]) for name in ("vgg", "resnet")}
+    figure = metric_curves(groups, Metric())
+    shown = panels(figure)
+    ((x, y),) = shown["vgg"]
+    np.testing.assert_allclose(x, [1, 2])
+    np.testing.assert_allclose(y, [55, 80])
+    (band,) = figure.axes[0].collections
+    corners = {tuple(np.round(v, 3).tolist()) for v in band.get_paths()[0].vertices}
+    assert {(1, 50), (1, 60), (2, 70), (2, 90)} <= corners
+    assert figure.axes[0].get_ylabel() == "validation accuracy in %"
+    with pytest.raises(EventsError, match="'fid'"):
+        metric_curves(groups, Metric("fid"))

@@ -1,0 +1,167 @@
+"""Experiments by name or path: found, read, changed by options, and checked."""
+
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from aida_lightning.experiments.experiment import Experiment
+from aida_lightning.experiments.methods import UsageError
+
+_CONFIGS = Path(str(files("aida_lightning.experiments") / "configs"))
+
+
+@dataclass(frozen=True)
+class LoadedExperiment:
+    """An experiment, and the text that it can be loaded from again.
+
+    Args:
+        name: The name of its file without the ending.
+        config: Its file's content, every default written out.
+        experiment: The experiment, ready to build its parts.
+    """
+
+    name: str
+    config: dict[str, Any]
+    experiment: Experiment
+
+
+def list_experiments() -> dict[str, str]:
+    """Returns the name of each experiment that is shipped, and its one line."""
+    paths = sorted(_CONFIGS.glob("*.yaml"), key=lambda path: path.stem)
+    return {path.stem: str(_read(path)["description"]) for path in paths}
+
+
+def find_experiment(name: str) -> Path:
+    """Finds the file of an experiment.
+
+    Args:
+        name: The name of one that is shipped, or the path of a YAML file.
+
+    Raises:
+        UsageError: If there is neither; the nearest names are given.
+    """
+    shipped = _CONFIGS / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    known = [path.stem for path in sorted(_CONFIGS.glob("*.yaml"))]
+    nearest = get_close_matches(name, known, n=3, cutoff=0.5) or known
+    raise UsageError(
+        f"experiment: {name!r} is neither a file nor one of those that are shipped; "
+        f"did you mean: {', '.join(nearest)}?"
+    )
+
+
+def load_experiment(
+    name: str, overrides: Mapping[str, Any] | None = None, sample: bool = False
+) -> LoadedExperiment:
+    """Reads and checks an experiment. Nothing of it is built yet.
+
+    Args:
+        name: The name of one that is shipped, or the path of a YAML file.
+        overrides: Values by dotted key that replace those of the file, as
+            `{"trainer.max_epochs": 1}`.
+        sample: Makes the changes that the file has under `sample`.
+
+    Raises:
+        UsageError: If there is no such file, or it or a value is not allowed; the message names
+            the file, the key, the value and what would be right.
+
+    Example:
+        >>> loaded = load_experiment("digits_vgg11", {"trainer.max_epochs": 1})
+        >>> loaded.experiment.trainer(logger=False, callbacks=[]).max_epochs
+        1
+    """
+    path = find_experiment(name)
+    _read(path)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Experiment, as_group=False)
+    arguments = [f"--config={path}"]
+    config = _parse(parser, arguments, str(path))
+    changes = {**(overrides or {})}
+    if sample and not config.sample:
+        raise UsageError(f"{path}: sample: the experiment has none, name the data itself")
+    made = {**(config.sample if sample else {}), **changes}
+    arguments += [f"--{key}={_written(value)}" for key, value in made.items()]
+    config = _parse(parser, arguments, f"{path} as changed on the command line")
+    config.pop("config")
+    noted = {key: _written(value) for key, value in changes.items()}
+    config.changes = {**config.changes, **noted, **({"data": "sample"} if sample else {})}
+    _settle_trainer(config.trainer.init_args)
+    return LoadedExperiment(
+        name=_name(path),
+        config=yaml.safe_load(parser.dump(config)),
+        experiment=Experiment(**vars(parser.instantiate(config))),
+    )
+
+
+def _name(path: Path) -> str:
+    if path.stem != "config":
+        return path.stem
+    # A comparison's own; its folder has the name of the experiment, and a digest perhaps.
+    return re.sub(r"-[0-9a-f]{8}$", "", path.absolute().parent.name)
+
+
+def _settle_trainer(options: Namespace) -> None:
+    """Sets what Lightning would choose by itself, and otherwise than a comparison needs it."""
+    if options.devices == "auto":
+        options.devices = 1
+    if options.strategy == "auto" and options.devices not in (1, "1", [0]):
+        # The usual "ddp" would start the whole comparison again in every process.
+        options.strategy = "ddp_spawn"
+    if options.num_sanity_val_steps is None:
+        options.num_sanity_val_steps = 0
+    if options.enable_model_summary is None:
+        options.enable_model_summary = False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as YAML: {error}") from error
+    keys = Experiment.__dataclass_fields__
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: an experiment is a mapping with the keys {', '.join(keys)}")
+    for key in content:
+        if key not in keys:
+            raise UsageError(f"{path}: unknown key {key!r}, it must be one of {', '.join(keys)}")
+    return content
+
+
+def _parse(parser: ArgumentParser, arguments: Sequence[str], source: str) -> Namespace:
+    try:
+        return parser.parse_args([*arguments])
+    except ArgumentError as error:
+        raise UsageError(f"{source}: {_explained(str(error))}") from error
+
+
+def _explained(message: str) -> str:
+    """Makes one line of jsonargparse's message: the key, what is wrong, and what would be right."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    # Of nested messages the innermost says what is wrong, the outer ones repeat the whole value.
+    text = message.rpartition('Parser key "')[2].partition('":\n')[2] or message
+    text = re.sub(r"Type .*? expects a function or a callable class: ", "", text)
+    text = re.sub(r"\.? ?Got value: Namespace\(.*", "", " ".join(text.split()))
+    lacking = re.search(r"Option '(\w+)' is not accepted.*class_path='([\w.]+)'", message, re.S)
+    if lacking:
+        options = [*inspect.signature(resolve_name(lacking[2])).parameters]
+        nearest = get_close_matches(lacking[1], options, n=3, cutoff=0.5) or options
+        text += f", {lacking[2]} has: {', '.join(nearest)}"
+    return f"{'.'.join(keys)}: {text}" if keys else text
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

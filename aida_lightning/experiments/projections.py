@@ -1,0 +1,229 @@
+"""Figure 5: the mutual projections of a layer's momentum and gradient, recorded and drawn."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from aida_lightning.experiments.events import EventsError, FloatArray
+from aida_lightning.experiments.plotting import x_axis
+from aida_lightning.experiments.runs import LoggedRun
+
+_TAG = "projection"
+_MOMENTUM, _GRADIENT = "#0072B2", "#D55E00"
+_MOMENTS = 3
+_K = 2
+
+
+class ProjectionRecorder(Callback):
+    """Logs the triangle of one layer's momentum m and gradient g: all that Figure 5 needs.
+
+    Every projection of the pair lies in the plane of m and g, so that two lengths and an angle
+    give the whole figure: `projection_m_norm/<layer>`, `projection_g_norm/<layer>` and
+    `projection_cosine/<layer>`. The gradient is the one that the optimizer averages, weight decay
+    and clipping included; it follows from the momentum before and after the step.
+
+    Args:
+        layer: The parameter's name.
+        every_n_steps: The steps between two recordings; None for the Trainer's
+            `log_every_n_steps`.
+
+    Raises:
+        MisconfigurationException: When training starts, if there is no such parameter.
+    """
+
+    def __init__(self, layer: str, every_n_steps: int | None = None) -> None:
+        self.layer = layer
+        self.every_n_steps = every_n_steps
+        self._before: Tensor | None = None
+        self._triangle: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        layers = dict(pl_module.named_parameters())
+        if self.layer not in layers:
+            raise MisconfigurationException(
+                f"ProjectionRecorder found no layer {self.layer!r}, there are: {[*layers]}"
+            )
+        param = layers[self.layer]
+        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            due = (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+            state = optimizer.state.get(param, {})
+            momentum = state.get("exp_avg", torch.zeros_like(param))
+            self._before = momentum.detach().clone() if due else None
+
+        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            momentum = optimizer.state.get(param, {}).get("exp_avg")
+            group = _group_of(optimizer, param)
+            if self._before is not None and momentum is not None and "betas" in group:
+                self._triangle = _triangle(momentum, self._before, group["betas"][0])
+            self._before = None
+
+        for optimizer in trainer.optimizers:
+            if trainer.is_global_zero and _group_of(optimizer, param):
+                self._handles.append(optimizer.register_step_pre_hook(before))
+                self._handles.append(optimizer.register_step_post_hook(after))
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if self._triangle is None:
+            return
+        m_norm, g_norm, cosine = self._triangle.tolist()
+        self._triangle = None
+        metrics = {
+            f"{_TAG}_m_norm/{self.layer}": m_norm,
+            f"{_TAG}_g_norm/{self.layer}": g_norm,
+            f"{_TAG}_cosine/{self.layer}": cosine,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def project(m: FloatArray, g: FloatArray, k: int) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Projects a pair of vectors on one another, k times (eq. 12 and 13, without xi).
+
+    Args:
+        m: The momentum, of any length.
+        g: The gradient, of the same length.
+        k: How often.
+
+    Returns:
+        The momenta from m to the k-th, and the gradients likewise.
+
+    Example:
+        >>> momenta, gradients = project(np.array([2.0, 0.0]), np.array([1.0, 1.0]), 1)
+        >>> momenta[1].tolist(), gradients[1].tolist()
+        ([1.0, 1.0], [1.0, 0.0])
+    """
+    momenta, gradients = [m], [g]
+    for _ in range(k):
+        m, g = momenta[-1], gradients[-1]
+        product = float(m @ g)
+        if product == 0:
+            momenta.append(np.zeros_like(m))
+            gradients.append(np.zeros_like(g))
+        else:
+            momenta.append(product / float(g @ g) * g)
+            gradients.append(product / float(m @ m) * m)
+    return momenta, gradients
+
+
+def fig5(runs: Sequence[LoggedRun]) -> Figure:
+    """Draws the mutual projections of a run at its first, middle and last recording.
+
+    Figure 5 of arXiv:2203.13273, of real vectors: the first run that had a `ProjectionRecorder`.
+
+    Raises:
+        EventsError: If no run had one.
+    """
+    for run in runs:
+        layers = [tag.partition("/")[2] for tag in run.scalars if tag.startswith(f"{_TAG}_cosine/")]
+        if layers:
+            break
+    else:
+        raise EventsError(
+            "no run has the scalars projection_cosine/<layer>; the callback "
+            "aida_lightning.experiments.projections.ProjectionRecorder(layer) writes them"
+        )
+    layer = layers[0]
+    m_norm, g_norm, cosine = (
+        run.scalars[f"{_TAG}_{name}/{layer}"] for name in ("m_norm", "g_norm", "cosine")
+    )
+    x_name, x_of = x_axis([run])
+    moments = x_of(run, cosine)
+    # At the very first step m is a multiple of g.
+    first = int(cosine.steps[0] == 0 and len(moments) > 1)
+    chosen = sorted({round(i) for i in np.linspace(first, len(moments) - 1, _MOMENTS)})
+    figure = Figure(figsize=(1 + 4.2 * len(chosen), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(chosen), squeeze=False)[0]
+    for axis, index in zip(axes, chosen, strict=True):
+        c = float(np.clip(cosine.values[index], -1, 1))
+        ratio = float(m_norm.values[index] / g_norm.values[index])
+        m = np.array([ratio, 0.0])
+        g = np.array([c, np.sqrt(1 - c * c)])
+        _draw_projections(axis, *project(m, g, _K))
+        axis.set_title(
+            f"{x_name} {moments[index]:.3g}: cos(m, g) = {c:.2f}, ‖m‖/‖g‖ = {ratio:.2f}",
+            fontsize="medium",
+        )
+    figure.suptitle(f"Mutual projections of momentum m and gradient g, {run.label}, {layer}")
+    return figure
+
+
+def _draw_projections(
+    axis: Axes, momenta: Sequence[FloatArray], gradients: Sequence[FloatArray]
+) -> None:
+    """Draws both chains from one origin, and the difference that is tracked at each k."""
+    for name, chain, color in (("m", momenta, _MOMENTUM), ("g", gradients, _GRADIENT)):
+        for k, vector in enumerate(chain):
+            axis.annotate(
+                "",
+                xy=(vector[0], vector[1]),
+                xytext=(0, 0),
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": color,
+                    "lw": 2.2 - 0.6 * k,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                },
+            )
+            on_the_line_of_m = (name == "m") == (k % 2 == 0)
+            axis.annotate(
+                f"${name}^{{({k})}}$",
+                xy=(vector[0], vector[1]),
+                xytext=(-6, -16) if on_the_line_of_m else (-26, 2),
+                textcoords="offset points",
+                color=color,
+            )
+        # Each vector drops at a right angle on the line of the other.
+        for start, end in pairwise(chain):
+            axis.plot(*zip(start, end, strict=True), ":", color=color, linewidth=1)
+    for k, (m, g) in enumerate(zip(momenta, gradients, strict=True)):
+        axis.plot(
+            *zip(m, g, strict=True),
+            color=str(0.65 - 0.3 * k),
+            linewidth=1.2,
+            label=f"$\\|m^{{({k})}} - g^{{({k})}}\\|$ = {np.linalg.norm(m - g):.2g} ‖g‖",
+        )
+    axis.update_datalim([(0.0, 0.0)])
+    axis.autoscale_view()
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.margins(0.15)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("along m, in ‖g‖")
+    axis.set_ylabel("across m, in ‖g‖")
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.18), frameon=False)
+
+
+def _group_of(optimizer: Optimizer, param: Tensor) -> dict[str, Any]:
+    for group in optimizer.param_groups:
+        if any(param is other for other in group["params"]):
+            return dict(group)
+    return {}
+
+
+def _triangle(momentum: Tensor, before: Tensor, beta1: float) -> Tensor:
+    m = momentum.detach().double().flatten()
+    g = (m - beta1 * before.double().flatten()) / (1 - beta1)
+    norms = torch.linalg.vector_norm(m), torch.linalg.vector_norm(g)
+    return torch.stack([*norms, (m @ g) / (norms[0] * norms[1])])

@@ -1,0 +1,93 @@
+"""What one run gave, read from its event files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from aida_lightning.experiments.events import read_scalars
+from aida_lightning.experiments.experiment import Metric
+
+Status = Literal["completed", "interrupted", "diverged", "failed"]
+
+STATE_BYTES_TAG = "optimizer_state_bytes"
+# What FIDMonitor logs in place of a metric that it could only approximate.
+_PROXY = "_proxy"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One trained run.
+
+    Args:
+        label: The optimizer's label.
+        method: The label of the method that it is a point of the grid of; else the same.
+        optimizer: The optimizer's name.
+        options: The optimizer's options.
+        seed: The seed of initialisation and data order.
+        metric: What the values are of: the experiment's metric, or a proxy of it.
+        best: The best value; None if there was none.
+        last: The last one.
+        floor: The best value that can be expected, where the run measured it.
+        wall_time_s: Seconds of training, those before an interruption included.
+        optimizer_state_bytes: The size of all tensors in the optimizer's state.
+        epochs: How many epochs were finished.
+        status: How the run ended.
+        message: Why, if it did not complete.
+    """
+
+    label: str
+    method: str
+    optimizer: str
+    options: dict[str, Any]
+    seed: int
+    metric: str
+    best: float | None
+    last: float | None
+    floor: float | None
+    wall_time_s: float
+    optimizer_state_bytes: int | None
+    epochs: int
+    status: Status
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the event files of one run say about it; the fields are those of `RunResult`."""
+
+    metric: str
+    best: float | None = None
+    last: float | None = None
+    floor: float | None = None
+    optimizer_state_bytes: int | None = None
+    diverged: bool = False
+
+
+def measure(folder: Path, metric: Metric) -> Measurements:
+    """Reads a run's results from its event files, whichever process wrote them.
+
+    Where the metric was not logged but a proxy of it was, `<name>_proxy`, the values are the
+    proxy's, and so is the name.
+    """
+    scalars = read_scalars(folder)
+    name = metric.name
+    if name not in scalars and name + _PROXY in scalars:
+        name += _PROXY
+    values = scalars[name].values if name in scalars else np.empty(0)
+    finite = values[np.isfinite(values)]
+    floor, state = scalars.get(f"{name}_floor"), scalars.get(STATE_BYTES_TAG)
+    best = finite.max if metric.better == "max" else finite.min
+    return Measurements(
+        metric=name,
+        best=float(best()) if len(finite) else None,
+        last=float(values[-1]) if len(values) else None,
+        floor=None if floor is None else float(floor.values[-1]),
+        optimizer_state_bytes=None if state is None else int(state.values[-1]),
+        diverged=any(
+            not np.isfinite(curve.values[-1])
+            for tag, curve in scalars.items()
+            if tag.removesuffix("_step").removesuffix("_epoch").endswith("loss")
+        ),
+    )

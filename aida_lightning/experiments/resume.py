@@ -1,0 +1,208 @@
+"""Runs that go on where they were killed, and are not run again once they are finished."""
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
+
+from aida_lightning.experiments.methods import OptimizerChoice, UsageError
+from aida_lightning.experiments.results import RunResult
+
+CHECKPOINT = "last.ckpt"
+_SETTINGS = "run.yaml"
+_RESULT = "result.json"
+# What may differ when a run goes on, for example on another machine.
+_INCIDENTAL = {
+    "data.init_args.root",
+    "data.init_args.download",
+    "data.init_args.num_workers",
+    "trainer.init_args.accelerator",
+    "trainer.init_args.default_root_dir",
+    "trainer.init_args.enable_progress_bar",
+}
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on.
+
+    Args:
+        checkpoint: The checkpoint, or None for a run from the start.
+        epochs: The epochs that were trained.
+        steps: The batches after which an optimizer stepped.
+        seconds: How long they took.
+    """
+
+    checkpoint: Path | None = None
+    epochs: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class Resumable(Callback):
+    """Keeps in each checkpoint what a resumed run needs to equal an unbroken one.
+
+    The random numbers of an epoch follow from the seed, the epoch and the process alone, so that
+    no generator has to be saved; and event files are complete up to the step of each checkpoint.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._done: dict[str, float] = {"epochs": 0, "steps": 0, "seconds": 0.0}
+        self._started = 0.0
+        self._seeded = -1
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._done)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._done = dict(state_dict)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter() - self._done["seconds"]
+        # The first epoch's batches are drawn before its start is announced.
+        self._reseed(int(self._done["epochs"]), trainer.global_rank)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._seeded != trainer.current_epoch:
+            self._reseed(trainer.current_epoch, trainer.global_rank)
+        _flush(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._done = {
+            "epochs": trainer.current_epoch + 1,
+            "steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "seconds": time.perf_counter() - self._started,
+        }
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        _flush(trainer)
+
+    def _reseed(self, epoch: int, rank: int) -> None:
+        self._seeded = epoch
+        for_torch, for_numpy, for_python = np.random.SeedSequence(
+            (self.seed, epoch, rank)
+        ).generate_state(3)
+        torch.manual_seed(int(for_torch))
+        np.random.seed(for_numpy)
+        random.seed(int(for_python))
+
+
+def run_settings(
+    config: Mapping[str, Any], optimizer: OptimizerChoice, seed: int
+) -> dict[str, Any]:
+    """All that the weights of a run depend on, of an experiment's resolved file."""
+    settings = {
+        **{key: config[key] for key in ("model", "data", "trainer")},
+        "callbacks": config.get("callbacks", []),
+        "optimizer": {"name": optimizer.name, "options": optimizer.options},
+        "seed": seed,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def settings_digest(config: Mapping[str, Any]) -> str:
+    """Eight letters that follow from what all runs of an experiment have in common."""
+    common = {key: config.get(key) for key in ("model", "data", "trainer", "callbacks")}
+    common["optimizer_options"] = config.get("optimizer_options")
+    flat = {key: value for key, value in _flat(common).items() if key not in _INCIDENTAL}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses a folder that holds a run with other settings.
+
+    Raises:
+        UsageError: If there is one; the message names what differs.
+    """
+    if not (folder / _SETTINGS).is_file():
+        return
+    there = _flat(yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8")))
+    here = _flat(settings)
+    differences = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in dict.fromkeys([*there, *here])
+        if there.get(key) != here.get(key) and key not in _INCIDENTAL
+    ]
+    if differences:
+        raise UsageError(
+            f"output: {folder} holds a run with other settings, which is kept: "
+            f"{'; '.join(differences)}. Give another folder"
+        )
+
+
+def begin_run(folder: Path, settings: Mapping[str, Any]) -> ResumePoint:
+    """Makes a run's folder with a note of its settings, and tells where the run goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    _write(folder / _SETTINGS, text)
+    return resume_point(folder)
+
+
+def resume_point(folder: Path) -> ResumePoint:
+    """Reads from a run's last checkpoint how far it got."""
+    if not (folder / CHECKPOINT).is_file():
+        return ResumePoint()
+    checkpoint = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True, mmap=True)
+    done = checkpoint["callbacks"][Resumable.__qualname__]
+    return ResumePoint(folder / CHECKPOINT, **done)
+
+
+def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
+    """Marks a run as finished, and removes what only its going on had needed."""
+    _write(folder / _RESULT, json.dumps(asdict(result), indent=2, default=str))
+    if not keep_checkpoint:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def finished_run(folder: Path) -> RunResult | None:
+    """Returns the result of a run that is finished, or None."""
+    try:
+        text = (folder / _RESULT).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return RunResult(**json.loads(text))
+
+
+def _flush(trainer: Trainer) -> None:
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        items = {f"{key}.{name}" if key else str(name): v for name, v in value.items()}
+        return {k: v for name, item in items.items() for k, v in _flat(item, name).items()}
+    return {key: value}
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces a file as a whole, so that a kill leaves no half of it."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

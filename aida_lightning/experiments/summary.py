@@ -1,0 +1,108 @@
+"""The adaptive stepsizes of each layer as a table, from event files alone."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from aida_lightning.experiments.events import EventsError
+from aida_lightning.experiments.plotting import Look
+from aida_lightning.experiments.runs import MonitoredRun, read_monitored_runs
+from aida_lightning.experiments.stepsize_figures import pick_layers, short_name
+
+# The column, the monitor's tag, and the name by which the monitor is asked for it.
+_COLUMNS = {
+    "Mean": ("stepsize_mean", "mean"),
+    "Std": ("stepsize_std", "std"),
+    "Std/mean": ("stepsize_std_over_mean", "std_over_mean"),
+    "Min": ("stepsize_min", "min"),
+    "Max": ("stepsize_max", "max"),
+    "At ceiling": ("stepsize_ceiling_share", "ceiling_share"),
+    "Effective": ("stepsize_effective_mean", "effective_mean"),
+}
+_RATIO, _SHARE = "stepsize_std_over_mean", "stepsize_ceiling_share"
+
+
+def summarize(
+    logdirs: Sequence[str | Path],
+    layers: Sequence[str] | None = None,
+    optimizers: Sequence[str] | None = None,
+) -> list[Table]:
+    """Draws up a table an optimizer, with a row a layer, of what was logged last.
+
+    Of several seeds it has the means. "Effective" is the mean stepsize with the learning rate and
+    the momentum's bias correction in it.
+
+    Args:
+        logdirs: Folders that hold runs with the `StepsizeMonitor`, at any depth.
+        layers: Names, globs of names or numbers of the layers to show; None for all.
+        optimizers: Globs of the labels to show, in any case; None for all.
+
+    Raises:
+        EventsError: If there is no such run, layer or optimizer.
+    """
+    runs = read_monitored_runs(logdirs)
+    labels = list(dict.fromkeys(run.label for run in runs))
+    if optimizers is not None:
+        patterns = [pattern.lower().replace("_", " ") for pattern in optimizers]
+        shown = [name for name in labels if any(fnmatchcase(name.lower(), p) for p in patterns)]
+        if not shown:
+            raise EventsError(f"optimizers: {[*optimizers]} match none of {', '.join(labels)}")
+        labels = shown
+    return [_table(label, [run for run in runs if run.label == label], layers) for label in labels]
+
+
+def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | None) -> Table:
+    everything = range(1, 1 + max(len(run.layers) for run in seeds))
+    numbered = pick_layers(seeds, Look(layers=layers), everything)
+    values = {
+        column: {layer: _last(seeds, layer, tag) for layer in numbered.values()}
+        for column, (tag, _) in _COLUMNS.items()
+    }
+    missing = [
+        name
+        for column, (_, name) in _COLUMNS.items()
+        if all(value is None for value in values[column].values())
+    ]
+    step = max(
+        int(c.steps[-1]) for run in seeds for s in run.statistics.values() for c in s.values()
+    )
+    table = Table(
+        title=f"{label}: adaptive stepsizes at step {step}"
+        + (f", means over {len(seeds)} seeds" if len(seeds) > 1 else ""),
+        caption=f"Not logged: {', '.join(missing)}; StepsizeMonitor(statistics=[…]) does."
+        if missing
+        else None,
+        caption_justify="left",
+    )
+    table.add_column("", justify="right")
+    table.add_column("Layer", overflow="fold")
+    columns = [column for column, (_, name) in _COLUMNS.items() if name not in missing]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for number, layer in numbered.items():
+        cells = [_written(column, values[column][layer]) for column in columns]
+        table.add_row(str(number), short_name(layer), *cells)
+    return table
+
+
+def _last(seeds: Sequence[MonitoredRun], layer: str, tag: str) -> float | None:
+    found = [
+        float(curve.values[-1])
+        for run in seeds
+        if (curve := run.statistics.get(tag, {}).get(layer)) is not None
+    ]
+    if found:
+        return float(np.mean(found))
+    if tag == _RATIO:  # it follows from two others
+        mean, std = _last(seeds, layer, "stepsize_mean"), _last(seeds, layer, "stepsize_std")
+        return std / mean if mean and std is not None else None
+    return None
+
+
+def _written(column: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if _COLUMNS[column][0] == _SHARE else f"{value:.4g}"

@@ -1,0 +1,139 @@
+"""Experiments are data: found, read, changed and checked before anything is built."""
+
+import pytest
+import yaml
+from experiments.tiny import EXPERIMENT, TinyClassifier, write_experiment
+
+from aida_lightning.experiments.choices import choose_optimizers
+from aida_lightning.experiments.cli import main
+from aida_lightning.experiments.loading import (
+    find_experiment,
+    list_experiments,
+    load_experiment,
+)
+from aida_lightning.experiments.methods import UsageError
+
+ISSUED = {
+    "digits_vgg11",
+    "fig1_2_6_vgg11",
+    "fig4_vgg11",
+    "fig3_vgg11",
+    "fig3_resnet34",
+    "table1_vgg11",
+    "table1_resnet34",
+    "fig7_lstm1",
+    "fig7_lstm2",
+    "fig7_lstm3",
+    "table2_transformer",
+    "table2_transformer_code",
+    "table3_wgan_gp",
+}
+
+
+def test_every_experiment_is_listed_with_a_line(capsys):
+    assert main(["compare", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == ISSUED
+    assert all(len(line) <= 120 for line in lines)
+    assert list_experiments()["table1_vgg11"] in lines[[*list_experiments()].index("table1_vgg11")]
+
+
+def test_classes_are_built_anew_each_time_with_the_optimizer_of_the_run(tmp_path):
+    experiment = load_experiment(
+        write_experiment(tmp_path), {"model.init_args.width": 5}
+    ).experiment
+    one, other = (experiment.model(optimizer="aida", optimizer_options={"k": k}) for k in (1, 2))
+    assert isinstance(one, TinyClassifier)
+    assert one is not other
+    assert (one.optimizer_options, other.optimizer_options) == ({"k": 1}, {"k": 2})
+    assert one.first.weight.shape == (5, 4)
+    assert experiment.data() is not experiment.data()
+
+
+def test_defaults_are_written_out_and_the_whole_loads_again(tmp_path):
+    loaded = load_experiment(write_experiment(tmp_path))
+    assert loaded.config["model"]["init_args"]["width"] == 6
+    assert loaded.config["trainer"]["init_args"]["devices"] == 1
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(loaded.config))
+    assert load_experiment(str(again)).config == loaded.config
+
+
+def test_several_devices_get_a_strategy_that_a_comparison_can_have(tmp_path):
+    loaded = load_experiment(write_experiment(tmp_path), {"trainer.devices": "2"})
+    options = loaded.config["trainer"]["init_args"]
+    assert (options["devices"], options["strategy"]) == ("2", "ddp_spawn")
+
+
+def test_changes_are_noted_and_the_sample_is_one(tmp_path):
+    path = write_experiment(tmp_path)
+    loaded = load_experiment(path, {"trainer.max_epochs": 7}, sample=True)
+    assert loaded.experiment.changes == {"trainer.max_epochs": "7", "data": "sample"}
+    assert loaded.experiment.data().batch_size == 30
+    assert loaded.config["trainer"]["init_args"]["max_epochs"] == 7
+
+
+def test_small_numbers_are_numbers_however_they_are_written(tmp_path):
+    path = tmp_path / "small.yaml"
+    content = {**EXPERIMENT, "optimizers": [{"name": "aida"}]}
+    path.write_text(yaml.safe_dump(content) + "\nsample: {optimizer_options: {eps: 1e-16}}\n")
+    experiment = load_experiment(str(path), sample=True).experiment
+    (choice,) = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
+    assert choice.options["eps"] == 1e-16
+
+
+TRAINER = EXPERIMENT["trainer"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"description": None}, "description"),
+        ({"colour": 3}, "unknown key 'colour', it must be one of description, model"),
+        ({"trainer": {"max_epoch": 3}}, "trainer: .*'max_epoch'.*has: max_epochs"),
+        ({"trainer": {"max_epochs": "x"}}, r"trainer.max_epochs: .*Given value: x"),
+        ({"model": {"class_path": "nowhere.Model"}}, "model: .*nowhere"),
+        (
+            {"model": {"class_path": "torch.nn.Linear"}},
+            "model: .*(Linear.*LightningModule|in_features)",
+        ),
+        (
+            {"model": {"class_path": "experiments.tiny.TinyClassifier", "init_args": {"wide": 3}}},
+            "model: .*'wide' is not accepted, experiments.tiny.TinyClassifier has: width",
+        ),
+        ({"optimizers": [{"name": 3}]}, "optimizers.name: .*str.*3"),
+        ({"optimizers": [{"nam": "aida"}]}, "optimizers: .*'nam'"),
+        ({"metric": {"better": "most"}}, r"metric.better: .*'max', 'min'.*most"),
+        ({"figures": ["fig9"]}, "figures: .*fig9"),
+        ({"seeds": "many"}, "seeds: .*many"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_file_the_key_and_the_value(tmp_path, changes, message):
+    path = write_experiment(tmp_path, **changes)
+    with pytest.raises(UsageError, match=message) as error:
+        load_experiment(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path):
+    path = tmp_path / "bad.yaml"
+    for text, message in (("a: [", "cannot be read as YAML"), ("- a", "is a mapping")):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            load_experiment(str(path))
+
+
+def test_a_bad_change_is_refused_as_one_of_the_command_line(tmp_path):
+    path = write_experiment(tmp_path)
+    with pytest.raises(UsageError, match=r"tiny.yaml as changed .*: metric.better: .*most"):
+        load_experiment(path, {"metric.better": "most"})
+
+
+def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match=r"'table1_vgg12'.*table1_vgg11"):
+        find_experiment("table1_vgg12")
+
+
+def test_an_experiment_without_sample_says_so(tmp_path):
+    with pytest.raises(UsageError, match="sample: the experiment has none"):
+        load_experiment(write_experiment(tmp_path, sample=None), sample=True)
