@@ -1,4 +1,4 @@
-"""The adaptive stepsizes of an optimizer, and their statistics: pure functions of its state."""
+"""The adaptive stepsizes of an optimizer, and what else its state tells: pure functions."""
 
 from functools import singledispatch
 from typing import Any
@@ -55,25 +55,97 @@ def has_stepsize(optimizer: Optimizer) -> bool:
     return stepsize.dispatch(type(optimizer)) is not stepsize.dispatch(object)
 
 
-def mean_and_std(values: Tensor) -> Tensor:
-    """Compute the mean and the population standard deviation over all elements.
+@singledispatch
+def stepsize_ceiling(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
+    r"""Give the largest value that an adaptive stepsize of a group can have, by its options.
+
+    It is :math:`\sqrt{(1 - \beta_2) / \epsilon}` for the family, which adds :math:`\epsilon` to
+    :math:`v` at every step; AdaBelief and Adam+ add it to the denominator as well, and stay just
+    below. To add an optimizer, register a function for its class.
 
     Args:
-        values: a real tensor of any shape with at least one element.
+        optimizer: the optimizer; its class chooses the function.
+        group: the parameter group.
 
     Returns:
-        A tensor of shape (2,), on ``values``' device, in its dtype or, for half precision,
-        in float32. Both come from one pass that merges (n, mean, M2), so a spread far below the
-        mean is not lost.
+        The ceiling, or None where the class has none that is known.
 
     Example:
         >>> import torch
-        >>> mean_and_std(torch.tensor([1.0, 3.0]))
-        tensor([2., 1.])
+        >>> from aida_lightning import Aida
+        >>> optimizer = Aida([torch.zeros(1)], betas=(0.9, 0.999), eps=1e-5)
+        >>> round(stepsize_ceiling(optimizer, optimizer.param_groups[0]), 2)
+        10.0
     """
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    variance, mean = torch.var_mean(values, correction=0)
-    return torch.stack((mean, variance.sqrt()))
+    return None
+
+
+def effective_learning_rate(
+    group: dict[str, Any], state: dict[str, Any], lr: float | Tensor | None = None
+) -> float | Tensor:
+    r"""Give :math:`\eta / (1 - \beta_1^t)`, what multiplied :math:`m \, s` in the last update.
+
+    Args:
+        group: the parameter group that the layer is in; without ``betas`` there is no correction
+            of the momentum's bias, and the learning rate itself is given.
+        state: ``optimizer.state[parameter]`` of the layer.
+        lr: the learning rate of that update; None for the one that is in the group now.
+
+    Returns:
+        A float, or a 0-dim tensor on the device of the learning rate or of the step if either is a
+        tensor there, which is not read on the host.
+
+    Example:
+        >>> round(effective_learning_rate({"lr": 1e-3, "betas": (0.9, 0.999)}, {"step": 1}), 6)
+        0.01
+    """
+    lr = group["lr"] if lr is None else lr
+    lr = lr.squeeze() if isinstance(lr, Tensor) else lr
+    if "betas" not in group or "step" not in state:
+        return lr
+    step = state["step"]
+    if isinstance(step, Tensor):
+        step = step.item() if step.device.type == "cpu" else step.double()
+    corrected: float | Tensor = lr / (1 - group["betas"][0] ** step)
+    return corrected
+
+
+@singledispatch
+def last_update(
+    optimizer: Optimizer,
+    group: dict[str, Any],
+    state: dict[str, Any],
+    param: Tensor,
+    lr: float | Tensor | None = None,
+) -> Tensor | None:
+    r"""Compute from a layer's state what its last step added to the parameter.
+
+    It is :math:`-\eta \, m / (1 - \beta_1^t) \, s`, and decoupled weight decay's part. It is known
+    of the family; in half precision it is the update before :math:`x` was rounded.
+
+    Args:
+        optimizer: the optimizer; its class chooses the function.
+        group: the parameter group that the layer is in.
+        state: ``optimizer.state[parameter]`` of the layer, which is not empty.
+        param: the parameter, which no one has changed since.
+        lr: the learning rate of that update; None for the one that is in the group now.
+
+    Returns:
+        A tensor of the parameter's shape (complex parameters: a last dimension of 2 is added), or
+        None where the class is not known: then only a copy of the parameter from before tells.
+
+    Example:
+        >>> import torch
+        >>> from aida_lightning import Aida
+        >>> param = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = Aida([param])
+        >>> param.grad = torch.ones(2)
+        >>> optimizer.step()
+        >>> (group,) = optimizer.param_groups
+        >>> torch.allclose(last_update(optimizer, group, optimizer.state[param], param), param)
+        True
+    """
+    return None
 
 
 @stepsize.register
@@ -81,6 +153,33 @@ def _layerwise(
     optimizer: LayerwiseOptimizer, group: dict[str, Any], state: dict[str, Any]
 ) -> Tensor:
     return optimizer._stepsize(group, state)
+
+
+@stepsize_ceiling.register
+def _(optimizer: LayerwiseOptimizer, group: dict[str, Any]) -> float:
+    lowest_root: float = (group["eps"] / (1 - group["betas"][1])) ** 0.5
+    return 1 / (lowest_root + float(group["eps"] if optimizer.eps_in_denominator else 0.0))
+
+
+@last_update.register
+@torch.no_grad()
+def _(
+    optimizer: LayerwiseOptimizer,
+    group: dict[str, Any],
+    state: dict[str, Any],
+    param: Tensor,
+    lr: float | Tensor | None = None,
+) -> Tensor:
+    s = optimizer._stepsize(group, state)
+    if optimizer.layer_mean == "stepsize":
+        s = s.mean()
+    x, m = (torch.view_as_real(t) if t.is_complex() else t for t in (param, state["exp_avg"]))
+    update = m * s * -effective_learning_rate(group, state, lr)
+    if group["decoupled_weight_decay"] and group["weight_decay"]:
+        decay = (group["lr"] if lr is None else lr) * group["weight_decay"]
+        # x = (1 - decay) * x_before + update
+        update = x - (x - update) / (1 - decay)
+    return update
 
 
 @stepsize.register(Adam)

@@ -1,30 +1,40 @@
 """The monitor of each layer's adaptive stepsizes."""
 
-from collections import Counter
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import torch
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
+from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
-from aida_lightning.diagnostics import has_stepsize, mean_and_std, stepsize
+from aida_lightning.callbacks._events import drop_orphans
+from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
+from aida_lightning.callbacks._layers import check_layers, choose_layers
+from aida_lightning.callbacks._layout import show
+from aida_lightning.callbacks._options import check_count, check_interval, check_not_empty
+from aida_lightning.callbacks._pictures import (
+    FIGURE_MEASURES,
+    HISTOGRAM_MEASURES,
+    History,
+    log_histograms,
+)
+from aida_lightning.callbacks._points import Point, points_of, scalars_of
+from aida_lightning.callbacks._statistics import choose_statistics
+from aida_lightning.callbacks._tensorboard import log_scalars
+from aida_lightning.callbacks._watched import Watched, watch
 
-STATISTICS = ("stepsize_mean", "stepsize_std")
+# Where in a checkpoint it is noted when it was saved, and before which step.
+_SAVED = "aida_lightning.StepsizeMonitor"
 
 
 class StepsizeMonitor(Callback):
-    r"""Log the mean and the standard deviation of each layer's adaptive stepsizes.
+    r"""Log statistics of each layer's adaptive stepsizes, by default their mean and deviation.
 
     A layer is one parameter tensor; its adaptive stepsizes are the elements of
-    :math:`s = 1 / \sqrt{v / (1 - \beta_2^t)}`, without the learning rate. Both numbers go to every
+    :math:`s = 1 / \sqrt{v / (1 - \beta_2^t)}`, without the learning rate. The numbers go to every
     logger of the Trainer, as ``stepsize_mean/<layer>`` and ``stepsize_std/<layer>`` with the
     parameter's name in the module; the deviation is the population's (divided by n). Where there
     are several optimizers their names go first: ``Adam/stepsize_mean/<layer>``,
@@ -33,7 +43,23 @@ class StepsizeMonitor(Callback):
 
     A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
     and not if the gradient scaler of mixed precision left it out. Steps in between are counted;
-    a sampled one costs a pass over the watched layers and one transfer to the host.
+    a sampled one costs a pass over the watched layers, one transfer to the host, and one write.
+
+    TensorBoard's Custom Scalars tab shows the layers as lines of few charts, and of each layer the
+    band from mean - std to mean + std, whose edges are two more tags a layer. A run that was killed
+    and is resumed in the same folder shows no point twice.
+
+    The statistics that ``statistics`` may name, of the stepsizes unless said otherwise:
+
+    - ``mean``, ``std``, ``min``, ``max``, ``std_over_mean``, ``median``, and ``q01`` to ``q99``,
+      the quantiles (logged as ``stepsize_<name>/<layer>``). Quantiles sort the layer.
+    - ``ceiling_share``: the share of elements within 0.1 % of the family's ceiling
+      :math:`\sqrt{(1 - \beta_2) / \epsilon}`.
+    - ``effective_mean``, ``effective_std``: those times :math:`\eta / (1 - \beta_1^t)`.
+    - ``update_ratio``: :math:`\|\Delta x\| / \|x\|` of the step, :math:`x` from before it. Outside
+      of the family it takes a copy of the watched layers, before each step that is logged.
+    - ``gradient_cosine``: the cosine of the angle between the momentum and the gradient as the
+      optimizer was given it.
 
     Args:
         layers: globs of parameter names, such as ``["features.*.weight"]``. None chooses the weight
@@ -41,10 +67,21 @@ class StepsizeMonitor(Callback):
         every_n_steps: log every n-th step of an optimizer. None takes the Trainer's
             ``log_every_n_steps``.
         logging_interval: ``"step"``, or ``"epoch"`` to log at the end of each training epoch.
+        statistics: names of statistics, see above.
+        max_layers: log so many layers at most, evenly spread over the module, and warn; None logs
+            all. The usual networks have fewer than the default, and each is four tags to look at.
+        custom_scalars: write TensorBoard's Custom Scalars layout and the edges of its bands.
+            Categories of a layout that was written before are kept.
+        histograms: log the stepsizes' histograms to TensorBoard, as ``stepsizes/<layer>``.
+        figures: draw Figures 1 and 2 of arXiv:2203.13273, all that was logged since the run started
+            or went on, into TensorBoard's Images tab at the end of each training epoch.
+        health: warn, once each, with the layers' names, when a number is not finite, and, from
+            step :math:`1 / (1 - \beta_2)` on, when all stepsizes of a layer are at the ceiling or
+            their deviation exceeds 10 times their mean.
 
     Raises:
-        MisconfigurationException: an argument is not allowed, the Trainer has no logger, or a glob
-            matches no layer.
+        MisconfigurationException: an argument is not allowed, the Trainer has no logger (histograms
+            and figures: no TensorBoardLogger), or a glob matches no layer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -58,31 +95,39 @@ class StepsizeMonitor(Callback):
         layers: Sequence[str] | str | None = None,
         every_n_steps: int | None = None,
         logging_interval: Literal["step", "epoch"] = "step",
+        statistics: Sequence[str] | str = ("mean", "std"),
+        max_layers: int | None = 256,
+        custom_scalars: bool = True,
+        histograms: bool = False,
+        figures: bool = False,
+        health: bool = True,
     ) -> None:
-        if logging_interval not in ("step", "epoch"):
-            raise MisconfigurationException(
-                f"logging_interval must be 'step' or 'epoch', got {logging_interval!r}"
-            )
-        if every_n_steps is not None:
-            if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int):
-                raise MisconfigurationException(
-                    f"every_n_steps must be an int >= 1 or None, got {every_n_steps!r}"
-                )
-            if every_n_steps < 1:
-                raise MisconfigurationException(f"every_n_steps must be >= 1, got {every_n_steps}")
-            if logging_interval == "epoch":
-                raise MisconfigurationException(
-                    f"every_n_steps={every_n_steps} has no meaning with logging_interval='epoch'"
-                )
+        check_count("every_n_steps", every_n_steps)
+        check_interval(logging_interval, every_n_steps)
+        check_count("max_layers", max_layers)
         self.layers = [layers] if isinstance(layers, str) else layers
-        if self.layers is not None and not self.layers:
-            raise MisconfigurationException(
-                "layers must name at least one glob, or be None, got []"
-            )
+        if self.layers is not None:
+            check_not_empty("layers", self.layers, "glob")
+        self.statistics = [statistics] if isinstance(statistics, str) else [*statistics]
+        check_not_empty("statistics", self.statistics, "statistic")
         self.every_n_steps = every_n_steps
         self.logging_interval = logging_interval
-        self._watched: list[_Watched] = []
+        self.max_layers = max_layers
+        self.custom_scalars = custom_scalars
+        self.histograms = histograms
+        self.figures = figures
+        self.health = health
+        self._chosen = choose_statistics(self.statistics)
+        self._watched: list[Watched] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what earlier runs left behind; what a checkpoint holds is restored after this."""
         self._steps: dict[str, int] = {}
+        self._saved: dict[str, Any] | None = None
+        self._in_batch = False
+        self._health = Health()
+        self._history = History()
 
     @property
     @override
@@ -95,7 +140,7 @@ class StepsizeMonitor(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._steps = {}  # what a checkpoint holds is restored after this
+        self._begin()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -107,31 +152,30 @@ class StepsizeMonitor(Callback):
         self._steps = dict(state_dict["steps"])
 
     @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[_SAVED] = {"at": time.time(), "next_step": self._next_step(trainer)}
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()  # so that a run that is killed has logged all up to here
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._saved = checkpoint.get(_SAVED)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.loggers:
-            raise MisconfigurationException(
-                "Cannot use `StepsizeMonitor` callback with `Trainer` that has no logger."
-            )
+        self._check_loggers(trainer)
         self._detach()
-        layers = self._choose_layers(pl_module)
-        every_n_steps: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        for name, optimizer in _named(trainer.optimizers):
-            if not has_stepsize(optimizer):
-                rank_zero_warn(
-                    f"StepsizeMonitor logs nothing of {type(optimizer).__name__}, which has no "
-                    "adaptive stepsizes that are known; if it has any, register a function for "
-                    "its class with `aida_lightning.stepsize.register`."
-                )
-                continue
-            prefix = (name,) if len(trainer.optimizers) > 1 else ()
-            watched = _Watched(name, optimizer, prefix, layers, self._steps.get(name))
-            # Rank zero alone samples and writes, so that no process ever waits for another.
-            if self.logging_interval == "step" and every_n_steps and trainer.is_global_zero:
-                watched.sample_after_steps(every_n_steps, trainer)
-            self._watched.append(watched)
+        self._resume(trainer)
+        self._watch(trainer, pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self._in_batch = True
         for watched in self._watched:
             watched.depth = 0  # were it not, a step had raised
 
@@ -141,11 +185,16 @@ class StepsizeMonitor(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.logging_interval == "epoch" and trainer.is_global_zero:
+        self._in_batch = False
+        # The epoch's last step, which the Trainer logs its own epoch metrics at.
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+        if self.logging_interval == "epoch":
             for watched in self._watched:
                 watched.sample()
-            # The epoch's last step, which the Trainer logs its own epoch metrics at.
-            self._log(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+            self._log(trainer, step)
+        if self.figures and trainer.is_global_zero:
+            for logger in _tensorboards(trainer):
+                self._history.log_figures(logger, self._labels(), step)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,51 +206,76 @@ class StepsizeMonitor(Callback):
     ) -> None:
         self._detach()
 
-    def _choose_layers(self, pl_module: LightningModule) -> dict[Tensor, str]:
-        """Map the parameters to log to their names, in the module's order.
+    def _check_loggers(self, trainer: Trainer) -> None:
+        if not trainer.loggers:
+            raise MisconfigurationException(
+                "Cannot use `StepsizeMonitor` callback with `Trainer` that has no logger."
+            )
+        for name in ("histograms", "figures"):
+            if getattr(self, name) and not _tensorboards(trainer):
+                there = [type(logger).__name__ for logger in trainer.loggers]
+                raise MisconfigurationException(
+                    f"StepsizeMonitor({name}=True) needs a TensorBoardLogger, there are: {there}"
+                )
 
-        Those that no optimizer has yet are among them, for a callback may unfreeze them later.
-        """
-        # torch.compile wraps a module and adds to its parameters' names.
-        names: dict[Tensor, str] = {
-            param: name.replace("_orig_mod.", "") for name, param in pl_module.named_parameters()
-        }
-        there = [*names.values()]
-        if self.layers is None:
-            chosen = {param: name for param, name in names.items() if param.ndim >= 2}
-            if not chosen:
-                raise MisconfigurationException(
-                    "StepsizeMonitor found no parameter of 2 or more dimensions; choose layers "
-                    f"with `layers`, there are: {there}"
-                )
-            return chosen
-        for pattern in self.layers:
-            if not any(fnmatchcase(name, pattern) for name in there):
-                raise MisconfigurationException(
-                    f"StepsizeMonitor found no layer that matches {pattern!r}, there are: {there}"
-                )
-        return {
-            param: name
-            for param, name in names.items()
-            if any(fnmatchcase(name, pattern) for pattern in self.layers)
-        }
+    def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_layers(pl_module, trainer.optimizers)
+        layers = choose_layers(pl_module, self.layers, self.max_layers)
+        every_n_steps: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._watched = watch(trainer.optimizers, layers, self._measures(), self._steps)
+        for watched in self._watched:
+            if self.logging_interval == "epoch":
+                watched.prepare_for_epochs_end(trainer)
+            elif every_n_steps:
+                watched.sample_after_steps(every_n_steps, trainer)
+
+    def _measures(self) -> tuple[str, ...]:
+        measures = [name for statistic in self._chosen.values() for name in statistic.measures]
+        for wanted, more in (
+            (self.health, HEALTH_MEASURES),
+            (self.histograms, HISTOGRAM_MEASURES),
+            (self.figures, FIGURE_MEASURES),
+        ):
+            measures += more if wanted else ()
+        return tuple(dict.fromkeys(measures))
 
     def _log(self, trainer: Trainer, step: int) -> None:
-        samples = [sample for watched in self._watched for sample in watched.take_samples()]
-        if not samples:
+        samples = [sample for watched in self._watched if (sample := watched.take_sample())]
+        # Every process samples, so that none has less to do than another; one writes.
+        if not samples or not trainer.is_global_zero:
             return
-        # The one transfer to the host.
-        values = torch.stack([sample.values.to(samples[0].values) for sample in samples]).tolist()
+        points = points_of(samples, self._chosen.values())
         for logger in trainer.loggers:
-            separator = logger.group_separator
-            metrics = {
-                separator.join([*sample.prefix, statistic, sample.layer]): number
-                for sample, (*numbers, skipped) in zip(samples, values, strict=True)
-                if not skipped
-                for statistic, number in zip(STATISTICS, numbers, strict=True)
-            }
-            if metrics:
-                logger.log_metrics(metrics, step=step)
+            self._log_to(logger, points, step)
+        if self.health:
+            self._health.check(points, step)
+        if self.figures:
+            self._history.add(points, step, trainer.current_epoch)
+
+    def _log_to(self, logger: Logger, points: list[Point], step: int) -> None:
+        if not isinstance(logger, TensorBoardLogger):
+            log_scalars(logger, scalars_of(points), step)
+            return
+        scalars = scalars_of(points, margins=self.custom_scalars)
+        log_scalars(logger, scalars, step)
+        if self.custom_scalars:
+            show(logger, scalars)
+        if self.histograms:
+            log_histograms(logger, points, step)
+
+    def _labels(self) -> dict[str, str]:
+        return {watched.prefix: watched.name for watched in self._watched}
+
+    def _next_step(self, trainer: Trainer) -> int:
+        """Give the step that the Trainer is going to log at when it goes on from here."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        # Of the batch that is being finished it is counted only after its checkpoints are saved.
+        return step + (self._in_batch and not trainer.fit_loop._should_accumulate())
+
+    def _resume(self, trainer: Trainer) -> None:
+        if trainer.ckpt_path and self._saved and trainer.is_global_zero:
+            for logger in _tensorboards(trainer):
+                drop_orphans(logger, self._saved["next_step"], self._saved["at"])
 
     def _detach(self) -> None:
         self._steps = self.state_dict()["steps"]
@@ -210,79 +284,5 @@ class StepsizeMonitor(Callback):
         self._watched = []
 
 
-@dataclass
-class _Sample:
-    prefix: tuple[str, ...]
-    layer: str
-    values: Tensor  # mean, standard deviation, and whether the step was left out
-
-
-@dataclass
-class _Watched:
-    """An optimizer whose steps are counted and, now and then, sampled."""
-
-    name: str
-    optimizer: Optimizer
-    prefix: tuple[str, ...]
-    layers: dict[Tensor, str]
-    steps: int | None  # taken so far; None until the first of a run that restored no count
-    depth: int = 0
-    samples: list[_Sample] = field(default_factory=list)
-    handles: list[RemovableHandle] = field(default_factory=list)
-
-    def sample_after_steps(self, every_n_steps: int, trainer: Trainer) -> None:
-        """Count the steps that had a gradient to take, and sample every n-th."""
-
-        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            self.depth += 1
-
-        def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            # torch calls the hooks again where a subclass's step calls that of its base.
-            self.depth -= 1
-            params = (param for group in optimizer.param_groups for param in group["params"])
-            if self.depth or all(param.grad is None for param in params):
-                return
-            if self.steps is None:
-                self.steps = trainer.fit_loop.epoch_loop._batches_that_stepped
-            self.steps += 1
-            if self.steps % every_n_steps == 0:
-                self.sample()
-
-        self.handles = [
-            self.optimizer.register_step_pre_hook(before_step),
-            self.optimizer.register_step_post_hook(after_step),
-        ]
-
-    def sample(self) -> None:
-        """Compute the statistics, on the device; of several steps in one batch the last counts."""
-        groups = {
-            param: group for group in self.optimizer.param_groups for param in group["params"]
-        }
-        # Set while a gradient scaler leaves it to the optimizer, as torch's fused Adam, to skip a
-        # step; whether it did is known on the device only.
-        skipped = getattr(self.optimizer, "found_inf", None)
-        self.samples = []
-        for param, name in self.layers.items():
-            if param in groups and param.numel() and (state := self.optimizer.state.get(param)):
-                values = mean_and_std(stepsize(self.optimizer, groups[param], state))
-                flag = values.new_zeros(1) if skipped is None else skipped.reshape(1).to(values)
-                self.samples.append(_Sample(self.prefix, name, torch.cat((values, flag))))
-
-    def take_samples(self) -> list[_Sample]:
-        samples, self.samples = self.samples, []
-        return samples
-
-    def detach(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-def _named(optimizers: list[Optimizer]) -> list[tuple[str, Optimizer]]:
-    """Name the optimizers by their classes; those of one class are Adam, Adam-1, Adam-2."""
-    seen: Counter[str] = Counter()
-    named = []
-    for optimizer in optimizers:
-        name = type(optimizer).__name__
-        named.append((f"{name}-{seen[name]}" if seen[name] else name, optimizer))
-        seen[name] += 1
-    return named
+def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

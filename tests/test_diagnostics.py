@@ -2,8 +2,25 @@ import pytest
 import torch
 from torch import nn
 
-from aida_lightning import AdaBelief, Aida, LAida, Yogi, stepsize
-from aida_lightning.diagnostics import has_stepsize, mean_and_std
+from aida_lightning import (
+    AdaBelief,
+    AdaBeliefL,
+    AdamL,
+    AdamPlus,
+    Aida,
+    AidaGrad,
+    LAdaBelief,
+    LAdam,
+    LAida,
+    Yogi,
+    stepsize,
+)
+from aida_lightning.diagnostics import (
+    effective_learning_rate,
+    has_stepsize,
+    last_update,
+    stepsize_ceiling,
+)
 
 
 def step(optimizer_class, steps=8, **options):
@@ -75,9 +92,79 @@ def test_users_can_register_their_own_optimizer():
     assert stepsize(optimizer, group, state).tolist() == [0.25, 0.25]
 
 
-def test_a_spread_far_below_the_mean_is_not_lost():
-    values = 300 + torch.linspace(-1e-2, 1e-2, 100_001)
-    mean, std = mean_and_std(values).tolist()
-    assert mean == pytest.approx(values.double().mean().item(), rel=1e-6)
-    assert std == pytest.approx(values.double().std(correction=0).item(), rel=1e-4)
-    assert mean_and_std(torch.tensor(7.0)).tolist() == [7.0, 0.0]
+FAMILY = [Aida, LAida, AdaBelief, AdaBeliefL, AdamPlus, AdamL, LAdam, LAdaBelief, AidaGrad]
+
+
+@pytest.mark.parametrize("optimizer_class", FAMILY)
+@pytest.mark.parametrize("steps", [1, 3, 8])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.1, "decoupled_weight_decay": True, "lr": 0.5},
+        {"lr": torch.tensor(0.1, dtype=torch.float64), "maximize": True},
+    ],
+)
+def test_the_familys_last_update_is_what_the_parameter_moved_by(optimizer_class, steps, options):
+    optimizer, group, state, moved = step(optimizer_class, steps, **options)
+    (param,) = group["params"]
+    before = {name: value.clone() for name, value in state.items()}
+    update = last_update(optimizer, group, state, param.detach())
+    torch.testing.assert_close(update, moved, rtol=1e-8, atol=1e-15)
+    assert all(torch.equal(before[name], state[name]) for name in state)
+    # A scheduler that has changed the learning rate since does not matter.
+    lr = group["lr"]
+    group["lr"] = 100.0
+    torch.testing.assert_close(
+        last_update(optimizer, group, state, param.detach(), lr), moved, rtol=1e-8, atol=1e-15
+    )
+
+
+def test_the_last_update_of_complex_layers_is_real():
+    param = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = Aida([param])
+    param.grad = torch.tensor([1 + 2j, 3 - 1j])
+    optimizer.step()
+    update = last_update(
+        optimizer, optimizer.param_groups[0], optimizer.state[param], param.detach()
+    )
+    torch.testing.assert_close(torch.view_as_complex(update), param.detach() - 1)
+
+
+def test_the_last_update_of_other_optimizers_is_not_known():
+    optimizer, group, state, _ = step(torch.optim.Adam)
+    assert last_update(optimizer, group, state, group["params"][0]) is None
+
+
+@pytest.mark.parametrize("optimizer_class", FAMILY)
+@pytest.mark.parametrize("options", [{}, {"eps": 1e-2}, {"betas": (0.9, 0.5), "eps": 1e-4}])
+def test_without_gradient_stepsizes_reach_the_ceiling_and_stay_there(optimizer_class, options):
+    param = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = optimizer_class([param], **options)
+    (group,) = optimizer.param_groups
+    ceiling = stepsize_ceiling(optimizer, group)
+    for _ in range(5):
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        s = stepsize(optimizer, group, optimizer.state[param])
+        torch.testing.assert_close(s, torch.full_like(s, ceiling), rtol=1e-10, atol=0)
+
+
+def test_other_optimizers_have_no_ceiling_that_is_known():
+    for optimizer_class in (torch.optim.Adam, Yogi):
+        optimizer, group, _, _ = step(optimizer_class)
+        assert stepsize_ceiling(optimizer, group) is None
+
+
+def test_the_effective_learning_rate_has_the_corrected_bias_of_the_momentum():
+    for steps in (1, 8):
+        _, group, state, _ = step(torch.optim.Adam, steps, lr=0.1)
+        expected = 0.1 / (1 - 0.9**steps)
+        assert effective_learning_rate(group, state) == pytest.approx(expected)
+        assert effective_learning_rate(group, state, 0.2) == pytest.approx(2 * expected)
+    tensor = effective_learning_rate(group, state, torch.tensor([0.1]))
+    assert tensor.shape == ()
+    assert tensor.item() == pytest.approx(expected)
+    _, group, state, _ = step(torch.optim.RMSprop, lr=0.1)
+    assert effective_learning_rate(group, state) == 0.1

@@ -5,7 +5,7 @@ and each dimension of the mesh either splits it or repeats it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,21 @@ def is_distributed(param: Tensor) -> bool:
     return hasattr(param, "placements")
 
 
-def check_whole(optimizer: object, param: Any) -> None:
-    """Raise where a sum over the layer could not be right, for nobody knows who has the rest."""
+def check_whole(optimizer: object, param: Any, added: Container[int] | None) -> None:
+    """Raise where a sum over the layer could not be right, for nobody knows who has the rest.
+
+    Args:
+        optimizer: whose layer it is.
+        param: the layer.
+        added: ids of the parameters that the optimizer was given, if they are known.
+    """
     name = type(optimizer).__name__
+    if added is not None and param.ndim == 1 and id(param) not in added:
+        raise RuntimeError(
+            f"{name} was built over other layers than the flat one of {param.numel()} elements "
+            "that it has now; DeepSpeed's ZeRO replaces layers so. Its sums run over whole layers: "
+            "shard with FSDP2, or use AdaBelief or AdamPlus, which take no such sums"
+        )
     if getattr(param, "_fsdp_flattened", False):
         raise RuntimeError(
             f"{name} does not support FSDP1, which flattens and joins layers: its sums run over "

@@ -75,6 +75,8 @@ class LayerwiseOptimizer(Optimizer):
         """
         _check_options({**self.defaults, **param_group})
         super().add_param_group(self._with_names(param_group))
+        added: set[int] = self.__dict__.setdefault("_added", set())
+        added.update(id(param) for param in self.param_groups[-1]["params"])
 
     def _with_names(self, group: dict[str, Any]) -> dict[str, Any]:
         """Name a group without names that joins groups with names, which torch would refuse."""
@@ -217,7 +219,7 @@ class LayerwiseOptimizer(Optimizer):
             if param.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
             if takes_layer_sums:
-                check_whole(self, param)
+                check_whole(self, param, self.__dict__.get("_added"))
             state = self.state[param]
             if len(state) == 0:
                 state.update(new_state(param, self.layer_mean, capturable=group["capturable"]))

@@ -1,0 +1,179 @@
+"""Statistics of one layer's tensors: pure functions that stay on the device, with no host sync."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Elements, below which one call of torch.var_mean takes less time than several calls.
+_FEW = 4096
+
+
+def mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the mean and the population variance over all elements.
+
+    Args:
+        values: a real tensor of any shape with at least one element.
+
+    Returns:
+        Two 0-dim tensors on ``values``' device, in its dtype or, for half precision, in float32.
+        The variance is that of the differences from the mean, so a spread far below the mean is
+        not lost.
+
+    Example:
+        >>> import torch
+        >>> mean_and_variance(torch.tensor([1.0, 3.0]))
+        (tensor(2.), tensor(1.))
+    """
+    values = at_least_float32(values)
+    if values.device.type != "cpu" or values.numel() < _FEW:
+        variance, mean = torch.var_mean(values, correction=0)
+        return mean, variance
+    # On a CPU torch.var_mean takes the elements one by one, several sums with vector instructions
+    # are much faster. What the rounded mean is off by corrects both.
+    mean = values.mean()
+    differences = values - mean
+    off = differences.mean()
+    variance = differences.square_().mean() - off.square()
+    return mean + off, variance.clamp_(min=0)  # rounding could leave it below
+
+
+def quantiles(values: Tensor, probabilities: Sequence[float]) -> list[Tensor]:
+    """Compute quantiles over all elements, by linear interpolation between the nearest two.
+
+    These are ``torch.quantile``'s numbers, which refuses more than 2^24 elements in older torch.
+
+    Args:
+        values: a real tensor of any shape and size with at least one element.
+        probabilities: each in [0, 1].
+
+    Returns:
+        A 0-dim tensor a probability; NaN where there is a NaN among the values.
+
+    Example:
+        >>> import torch
+        >>> quantiles(torch.tensor([4.0, 1.0, 2.0]), [0.5, 0.75])
+        [tensor(2.), tensor(3.)]
+    """
+    ordered = at_least_float32(values).flatten().sort().values  # NaN is sorted to the end
+    found = []
+    for probability in probabilities:
+        position = probability * (ordered.numel() - 1)
+        below = int(position)
+        quantile = ordered[below]
+        if position > below:
+            quantile = quantile.lerp(ordered[below + 1], position - below)
+        found.append(torch.where(ordered[-1].isnan(), ordered[-1], quantile))
+    return found
+
+
+def share_at_least(values: Tensor, bound: float) -> Tensor:
+    """Compute the share of elements, in [0, 1], that are at or above a bound.
+
+    Args:
+        values: a real tensor of any shape with at least one element.
+        bound: what to compare with.
+
+    Returns:
+        A 0-dim tensor in float32.
+
+    Example:
+        >>> import torch
+        >>> share_at_least(torch.tensor([1.0, 2.0, 3.0, 4.0]), 2.0)
+        tensor(0.7500)
+    """
+    return (values >= bound).sum().float() / values.numel()
+
+
+def norm(values: Tensor) -> Tensor:
+    """Compute the Euclidean norm over all elements, in float32 or, of float64, in float64.
+
+    Args:
+        values: a real or complex tensor of any shape.
+
+    Returns:
+        A 0-dim real tensor; infinite where a sum of squares exceeds the dtype's range.
+
+    Example:
+        >>> import torch
+        >>> norm(torch.tensor([[3.0], [4.0]]))
+        tensor(5.)
+    """
+    length: Tensor = torch.linalg.vector_norm(at_least_float32(real(values)))
+    return length
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the cosine of the angle between two tensors, each taken as one vector.
+
+    Args:
+        a: a real or complex tensor with at least one element.
+        b: a tensor of the same shape.
+
+    Returns:
+        A 0-dim tensor in [-1, 1]; 0 where either is zero throughout. Each vector is scaled by its
+        largest element first, so that squares neither overflow nor vanish.
+
+    Example:
+        >>> import torch
+        >>> cosine(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 2.0]))
+        tensor(0.7071)
+    """
+    a, b = _scaled(a), _scaled(b)
+    product = torch.dot(a, b)
+    lengths = norm(a) * norm(b)
+    return torch.where(lengths == 0, 0.0, product / lengths).clamp(-1.0, 1.0)
+
+
+def histogram(values: Tensor, bins: int) -> Tensor:
+    """Count the elements in bins of equal width from the smallest element to the largest.
+
+    Args:
+        values: a real tensor of any shape and size with at least one element.
+        bins: the number of bins.
+
+    Returns:
+        The counts, a tensor of shape (bins,) in int64. An element at an inner edge belongs to the
+        bin above it, and equal elements are all in the first one. Of values that are not all
+        finite, which have no bins of equal width, only the sum of the counts means anything.
+
+    Example:
+        >>> import torch
+        >>> histogram(torch.tensor([0.0, 1.0, 4.0]), 2)
+        tensor([2, 1])
+    """
+    values = at_least_float32(values).flatten()
+    low, high = values.aminmax()
+    # 0 / 0 where all are equal.
+    places = ((values - low) * (bins / (high - low))).nan_to_num(nan=0.0).long()
+    # Not torch.histc, which reads the range on the host and has no deterministic form on a GPU.
+    counts, one = places.new_zeros(bins), places.new_ones(1)
+    return counts.scatter_add_(0, places.clamp(0, bins - 1), one.expand_as(places))
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Give a tensor of half precision in float32, any other as it is.
+
+    Example:
+        >>> import torch
+        >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def real(values: Tensor) -> Tensor:
+    """Give a complex tensor as a real one with a last dimension of 2, any other as it is.
+
+    Example:
+        >>> import torch
+        >>> real(torch.ones(3, dtype=torch.complex64)).shape
+        torch.Size([3, 2])
+    """
+    return torch.view_as_real(values) if values.is_complex() else values
+
+
+def _scaled(values: Tensor) -> Tensor:
+    values = at_least_float32(real(values)).flatten()
+    largest = values.abs().amax()
+    return values / torch.where(largest == 0, 1.0, largest)

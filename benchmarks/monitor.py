@@ -1,0 +1,274 @@
+"""Time training steps with and without the monitor, and a point written to TensorBoard.
+
+    python benchmarks/monitor.py [--models vgg11 layers] [--steps 150] [--json monitor.json]
+
+Every contender trains a copy of one model in a Trainer of its own, on the CPU. They take turns, one
+step each, so that what else the machine does hits all of them alike: a ratio is the median over
+paired steps. Steps that are logged and steps in between are told apart, and an interval's cost is
+that of n - 1 of the latter and one of the former.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import logging
+import platform
+import statistics
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+import aida_lightning
+from aida_lightning import StepsizeMonitor, build_optimizer
+from aida_lightning.callbacks._tensorboard import log_scalars
+from aida_lightning.example_modules import vgg11
+
+WITHOUT = "without"
+DEFAULT_INTERVAL = 50
+EVERYTHING = [
+    "mean", "std", "min", "max", "std_over_mean", "median", "q05", "q95", "ceiling_share",
+    "effective_mean", "effective_std", "update_ratio", "gradient_cosine",
+]  # fmt: skip
+
+
+class Classifier(LightningModule):
+    """VGG11 on pictures of 32 × 32 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = vgg11()
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        loss = nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer("aida", self, fused=True)
+
+
+class ManyLayers(LightningModule):
+    """10,000 layers of 2 × 5 elements, where it is the count of layers that costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ParameterList(torch.ones(2, 5) for _ in range(10_000))
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.stack([*self.layers]).square().sum()
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer("aida", self, fused=True)
+
+
+MODELS: dict[str, type[LightningModule]] = {"vgg11": Classifier, "layers": ManyLayers}
+CONTENDERS: dict[str, dict[str, Any] | None] = {
+    WITHOUT: None,
+    "default interval": {},
+    "every step": {"every_n_steps": 1},
+    "every step, no charts": {"every_n_steps": 1, "custom_scalars": False},
+    "every step, all layers": {"every_n_steps": 1, "max_layers": None},
+    "every step, all statistics": {"every_n_steps": 1, "statistics": EVERYTHING},
+    "every step, histograms": {"every_n_steps": 1, "histograms": True},
+}
+
+
+class TakesTurns(Callback):
+    """Hands over to the next Trainer after every step, and times the steps of its own."""
+
+    def __init__(self, turns: list[threading.Semaphore], place: int) -> None:
+        self.turns, self.place = turns, place
+        self.seconds: list[float] = []
+        self.start = 0.0
+
+    def _wait(self) -> None:
+        self.turns[self.place].acquire()
+        self.start = time.perf_counter()
+
+    def _hand_over(self) -> None:
+        self.turns[(self.place + 1) % len(self.turns)].release()
+
+    @override
+    def on_train_start(self, *args: Any) -> None:
+        self._wait()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        # What the Trainer and its callbacks do after a step is a part of it.
+        if trainer.global_step:
+            self.seconds.append(time.perf_counter() - self.start)
+            self._hand_over()
+            self._wait()
+
+    @override
+    def on_train_end(self, *args: Any) -> None:
+        self._hand_over()
+
+
+def train_in_turns(
+    module: LightningModule, contenders: list[str], steps: int, batch: tuple[Tensor, Tensor]
+) -> dict[str, list[float]]:
+    """Give each contender's seconds a step, one after the other; the last step has none."""
+    turns = [threading.Semaphore(0) for _ in contenders]
+    timers = {name: TakesTurns(turns, place) for place, name in enumerate(contenders)}
+    with tempfile.TemporaryDirectory() as folder:
+        threads = []
+        for name in contenders:
+            options = CONTENDERS[name]
+            monitors: list[Callback] = [] if options is None else [StepsizeMonitor(**options)]
+            trainer = Trainer(
+                accelerator="cpu",
+                devices=1,
+                callbacks=[*monitors, timers[name]],
+                logger=TensorBoardLogger(folder, name="", version=name),
+                max_epochs=1,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            # A sequence of batches, which the Trainer alone would take for one of data loaders.
+            batches: Any = [batch] * (steps + 1)
+            arguments = (copy.deepcopy(module), DataLoader(batches, batch_size=None))
+            threads.append(threading.Thread(target=trainer.fit, args=arguments))
+        for thread in threads:
+            thread.start()
+        turns[0].release()
+        for thread in threads:
+            thread.join()
+    return {name: timer.seconds for name, timer in timers.items()}
+
+
+def write_points(count: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Give the seconds and the bytes a point of writing points one by one and as one event."""
+    found: dict[str, dict[str, list[float]]] = {}
+    metrics = {("stepsize_mean", f"model.features.{i}.weight"): i / 7 for i in range(count)}
+    joined = {"/".join(parts): number for parts, number in metrics.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        loggers = {
+            name: TensorBoardLogger(folder, name="", version=name)
+            for name in ("add_scalar", "one event")
+        }
+        for round_ in range(-2, rounds):  # two to warm up
+            for name, logger in loggers.items():
+                path = Path(logger.experiment.log_dir)
+                before = sum(file.stat().st_size for file in path.iterdir())
+                start = time.perf_counter()
+                if name == "add_scalar":
+                    logger.log_metrics(joined, step=round_ + 2)
+                else:
+                    log_scalars(logger, metrics, step=round_ + 2)
+                logger.experiment.flush()
+                seconds = time.perf_counter() - start
+                size = sum(file.stat().st_size for file in path.iterdir()) - before
+                if round_ >= 0:
+                    entry = found.setdefault(name, {"seconds": [], "bytes": []})
+                    entry["seconds"].append(seconds / count)
+                    entry["bytes"].append(size / count)
+        for logger in loggers.values():
+            logger.finalize("success")
+    return found
+
+
+def summarize(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Compare each contender's steps with the paired ones of the Trainer without a monitor."""
+    summary = {}
+    for name, seconds in times.items():
+        options = CONTENDERS[name]
+        every = (options or {}).get("every_n_steps", DEFAULT_INTERVAL)
+        # The first step starts the state and is no step like the others.
+        pairs = list(enumerate(zip(seconds, times[WITHOUT], strict=True)))[1:]
+        logged = [pair for step, pair in pairs if (step + 1) % every == 0]
+        between = [pair for step, pair in pairs if (step + 1) % every]
+        entry = {"ms": 1e3 * statistics.median(seconds[1:])}
+        ratio, weights = 0.0, 0
+        for label, some, weight in (("between", between, every - 1), ("logged", logged, 1)):
+            if some and weight:
+                entry[label] = statistics.median(a / b for a, b in some)
+                ratio, weights = ratio + weight * entry[label], weights + weight
+        entry["ratio"] = ratio / weights
+        summary[name] = entry
+    return summary
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Lightning says at every start."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def main() -> None:
+    """Measure, print the tables, and write what was measured as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=[*MODELS])
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
+    parser.add_argument("--steps", type=int, default=3 * DEFAULT_INTERVAL)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--points", type=int, default=1000, help="points written a round")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of writing points")
+    parser.add_argument("--json", help="a file to write the times to, in seconds")
+    arguments = parser.parse_args()
+    if arguments.models and arguments.steps < DEFAULT_INTERVAL:
+        parser.error(f"--steps: at least {DEFAULT_INTERVAL}, one default interval, are needed")
+
+    setting = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "aida-lightning": aida_lightning.__version__,
+        "steps": arguments.steps,
+        "batch size": arguments.batch_size,
+    }
+    print("  ".join(f"{key}: {value}" for key, value in setting.items()))
+
+    points = write_points(arguments.points, arguments.rounds)
+    print(f"\n{arguments.points} points to TensorBoard\n{'':32} {'µs':>9} {'bytes':>7}  a point")
+    for name, entry in points.items():
+        median = {key: statistics.median(values) for key, values in entry.items()}
+        print(f"{name:32} {1e6 * median['seconds']:9.1f} {median['bytes']:7.1f}")
+
+    contenders = [WITHOUT, *(name for name in arguments.contenders if name != WITHOUT)]
+    generator = torch.Generator().manual_seed(0)
+    batch = (
+        torch.randn(arguments.batch_size, 3, 32, 32, generator=generator),
+        torch.randint(10, (arguments.batch_size,), generator=generator),
+    )
+    seconds: dict[str, dict[str, list[float]]] = {}
+    for model in arguments.models:
+        module = MODELS[model]()
+        count = sum(1 for param in module.parameters() if param.ndim >= 2)
+        print(f"\n{model}, {count:,} weight tensors; ratios of a step to one without the monitor")
+        with quiet():
+            seconds[model] = train_in_turns(module, contenders, arguments.steps, batch)
+        print(f"{'':32} {'ms':>9} {'logged':>8} {'between':>8} {'run':>8}")
+        for name, entry in summarize(seconds[model]).items():
+            columns = [
+                f"{entry[key]:8.3f}" if key in entry else f"{'':8}"
+                for key in ("logged", "between", "ratio")
+            ]
+            print(f"{name:32} {entry['ms']:9.2f} {' '.join(columns)}")
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump({"setting": setting, "points": points, "seconds": seconds}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

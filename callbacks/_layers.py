@@ -1,0 +1,103 @@
+"""The choice of layers to watch: by glob, and no more than a reader can look at."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aida_lightning.optim._sharding import is_distributed
+
+
+def choose_layers(
+    pl_module: LightningModule, globs: Sequence[str] | None, max_layers: int | None
+) -> dict[Tensor, str]:
+    """Map the parameters to watch to their names, in the module's order.
+
+    Those that no optimizer has yet are among them, for a callback may unfreeze them later.
+
+    Args:
+        pl_module: the module.
+        globs: of names of parameters; None chooses those of 2 or more dimensions.
+        max_layers: watch so many at most, and warn; they are spread over the depth of the module,
+            its first and its last layer among them. None watches all.
+
+    Raises:
+        MisconfigurationException: a glob matches no layer, or there is none to choose.
+    """
+    # torch.compile wraps a module and adds to its parameters' names.
+    names: dict[Tensor, str] = {
+        param: name.replace("_orig_mod.", "") for name, param in pl_module.named_parameters()
+    }
+    if globs is None:
+        chosen = {param: name for param, name in names.items() if param.ndim >= 2}
+        if not chosen:
+            raise MisconfigurationException(
+                "StepsizeMonitor found no parameter of 2 or more dimensions; choose layers "
+                f"with `layers`, there are: {_listed([*names.values()])}"
+            )
+    else:
+        for pattern in globs:
+            if not any(fnmatchcase(name, pattern) for name in names.values()):
+                raise MisconfigurationException(
+                    f"StepsizeMonitor found no layer that matches {pattern!r}, there are: "
+                    f"{_listed([*names.values()])}"
+                )
+        chosen = {
+            param: name
+            for param, name in names.items()
+            if any(fnmatchcase(name, pattern) for pattern in globs)
+        }
+    if max_layers is None or len(chosen) <= max_layers:
+        return chosen
+    kept = dict(_spread([*chosen.items()], max_layers))
+    rank_zero_warn(
+        f"StepsizeMonitor found {len(chosen):,} layers and logs {max_layers:,} of them, evenly "
+        f"spread over the module: {_listed([*kept.values()])}. To choose others give `layers` "
+        "globs of their names, such as layers=['*.attn.*.weight']; max_layers=None logs all."
+    )
+    return kept
+
+
+def _spread(items: list[tuple[Tensor, str]], count: int) -> list[tuple[Tensor, str]]:
+    steps = max(count - 1, 1)
+    return [items[index * (len(items) - 1) // steps] for index in range(count)]
+
+
+def _listed(names: list[str]) -> str:
+    """List names; of many only those at the ends, for an error is to be read."""
+    if len(names) <= 40:
+        return str(names)
+    first, last = ", ".join(map(repr, names[:20])), ", ".join(map(repr, names[-5:]))
+    return f"[{first}, …, {last}]"
+
+
+def check_layers(pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> None:
+    """Raise where the optimizers do not hold the module's layers, or the module has none left.
+
+    Raises:
+        MisconfigurationException: the module was sharded by FSDP1, which flattens layers, or it was
+            sharded after the optimizer was built.
+    """
+    ours = {*pl_module.parameters()}
+    if any(getattr(param, "_fsdp_flattened", False) for param in ours):
+        raise MisconfigurationException(
+            "StepsizeMonitor cannot tell layers apart under FSDP1, which flattens and joins them; "
+            "shard with FSDP2, in Lightning the ModelParallelStrategy"
+        )
+    for optimizer in optimizers:
+        params = {param for group in optimizer.param_groups for param in group["params"]}
+        if params and ours.isdisjoint(params):
+            fault = (
+                f"{type(optimizer).__name__} has {len(params)} parameters, none of which is the "
+                "module's"
+            )
+            if any(is_distributed(param) for param in ours):
+                raise MisconfigurationException(
+                    f"{fault}: it was built before the module was sharded, and would train copies. "
+                    "Build it in configure_optimizers"
+                )
+            rank_zero_warn(f"StepsizeMonitor logs nothing of it: {fault}.")

@@ -1,0 +1,31 @@
+"""Checks of the monitor's arguments."""
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+
+def check_interval(logging_interval: object, every_n_steps: object) -> None:
+    """Raise unless the interval is known, and no number of steps is given for one of epochs."""
+    if logging_interval not in ("step", "epoch"):
+        raise MisconfigurationException(
+            f"logging_interval must be 'step' or 'epoch', got {logging_interval!r}"
+        )
+    if logging_interval == "epoch" and every_n_steps is not None:
+        raise MisconfigurationException(
+            f"every_n_steps={every_n_steps} has no meaning with logging_interval='epoch'"
+        )
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise unless the value is None or an int of at least 1."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise MisconfigurationException(f"{name} must be an int >= 1 or None, got {value!r}")
+    if value < 1:
+        raise MisconfigurationException(f"{name} must be >= 1, got {value}")
+
+
+def check_not_empty(name: str, value: object, kind: str) -> None:
+    """Raise where a list is empty; ``kind`` says what it lists."""
+    if not value:
+        raise MisconfigurationException(f"{name} must name at least one {kind}, got {value!r}")

@@ -1,0 +1,119 @@
+"""What only TensorBoard shows of the stepsizes: their histograms, and Figures 1 and 2 as images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+
+from aida_lightning.callbacks._points import Point
+from aida_lightning.callbacks._tensorboard import tags_of
+
+if TYPE_CHECKING:
+    from aida_lightning.experiments.runs import MonitoredRun
+
+HISTOGRAM_MEASURES = ("mean", "variance", "min", "max", "count", "histogram")
+FIGURE_MEASURES = ("mean", "variance")
+# A picture is some hundred pixels wide.
+MOST_STEPS = 2048
+
+
+def log_histograms(logger: TensorBoardLogger, points: Iterable[Point], step: int) -> None:
+    """Log the stepsizes' histograms, as ``stepsizes/<layer>``.
+
+    Args:
+        logger: the logger.
+        points: with ``HISTOGRAM_MEASURES`` among their numbers; those that are not finite have no
+            histogram.
+        step: the step to log them at.
+    """
+    for point in points:
+        numbers = point.numbers
+        low, high, mean, variance = (numbers[n] for n in ("min", "max", "mean", "variance"))
+        if not np.isfinite([low, high, mean, variance]).all():
+            continue
+        counts, limits = numbers["histogram"], np.linspace(low, high, len(numbers["histogram"]) + 1)
+        if low == high:
+            counts, limits = [numbers["count"]], np.array([low, high])
+        (tag,) = tags_of(logger, [logger.group_separator.join(point.path("stepsizes"))])
+        logger.experiment.add_histogram_raw(
+            tag,
+            min=low,
+            max=high,
+            num=int(numbers["count"]),
+            sum=mean * numbers["count"],
+            sum_squares=(variance + mean**2) * numbers["count"],
+            bucket_limits=limits[1:].tolist(),
+            bucket_counts=counts,
+            global_step=step,
+        )
+
+
+@dataclass
+class History:
+    """The means and the deviations that were logged, at evenly spaced steps of a long run."""
+
+    steps: list[int] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    # At each step, by optimizer and layer: the mean and the standard deviation.
+    moments: list[dict[tuple[str, str], tuple[float, float]]] = field(default_factory=list)
+    added: int = 0
+    stride: int = 1
+
+    def add(self, points: Iterable[Point], step: int, epoch: int) -> None:
+        """Keep the points of one step, or, of many, those of every second, fourth, … one."""
+        self.added += 1
+        if (self.added - 1) % self.stride:
+            return
+        self.steps.append(step)
+        self.epochs.append(epoch)
+        self.moments.append(
+            {
+                (p.optimizer, p.layer): (p.numbers["mean"], p.numbers["variance"] ** 0.5)
+                for p in points
+            }
+        )
+        if len(self.steps) == MOST_STEPS:
+            self.stride *= 2
+            for kept in (self.steps, self.epochs, self.moments):
+                del kept[1::2]
+
+    def log_figures(self, logger: TensorBoardLogger, labels: dict[str, str], step: int) -> None:
+        """Draw Figures 1 and 2 of arXiv:2203.13273, as ``stepsizes/std`` and ``stepsizes/mean``.
+
+        Args:
+            logger: the logger.
+            labels: what to call the optimizers; of a single one the name is empty.
+            step: the step to log them at.
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        from aida_lightning.experiments.stepsize_figures import fig1, fig2
+
+        runs = self._runs(labels)
+        for name, draw in (("std", fig1), ("mean", fig2)):
+            canvas = FigureCanvasAgg(draw(runs))
+            canvas.draw()  # type: ignore[no-untyped-call]
+            picture = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+            (tag,) = tags_of(logger, [logger.group_separator.join(("stepsizes", name))])
+            logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+
+    def _runs(self, labels: dict[str, str]) -> "list[MonitoredRun]":
+        from aida_lightning.experiments.events import Curve
+        from aida_lightning.experiments.runs import MonitoredRun
+
+        curves: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+        for step, moments in zip(self.steps, self.moments, strict=True):
+            for key, (mean, std) in moments.items():
+                curves.setdefault(key, []).append((step, mean, std))
+        epoch = Curve(np.array(self.steps), np.array(self.epochs, dtype=float))
+        runs: dict[str, MonitoredRun] = {}
+        for (optimizer, layer), points in curves.items():
+            label = labels[optimizer]
+            run = runs.setdefault(optimizer, MonitoredRun(label, Path(label), epoch=epoch))
+            steps, means, stds = map(np.array, zip(*points, strict=True))
+            for tag, values in (("stepsize_mean", means), ("stepsize_std", stds)):
+                run.statistics.setdefault(tag, {})[layer] = Curve(steps, values)
+        return [*runs.values()]

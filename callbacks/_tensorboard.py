@@ -1,0 +1,87 @@
+"""What is written to TensorBoard past the methods of its SummaryWriter."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.utilities.logger import _add_prefix
+from lightning.pytorch.loggers import Logger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.plugins.custom_scalar import metadata as custom_scalars
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+
+def log_scalars(logger: Logger, scalars: Mapping[tuple[str, ...], float], step: int) -> None:
+    """Log numbers under names of several parts, joined by the logger's own separator.
+
+    To TensorBoard they go as one event. Of each point that saves an event of its own, its step, its
+    time and two checksums, and most of the time that it takes to write one.
+    """
+    metrics = {logger.group_separator.join(parts): number for parts, number in scalars.items()}
+    if not metrics:
+        return
+    if isinstance(logger, TensorBoardLogger) and _logs_as_lightning_does(logger):
+        values = [
+            Summary.Value(tag=tag, simple_value=number)
+            for tag, number in zip(tags_of(logger, metrics), metrics.values(), strict=True)
+        ]
+        _add_event(logger, Event(summary=Summary(value=values)), step)
+    else:
+        logger.log_metrics(metrics, step=step)
+
+
+def log_layout(logger: TensorBoardLogger, layout: Layout) -> None:
+    """Write the layout of the Custom Scalars tab; of all in a run TensorBoard shows the last."""
+    tensor = TensorProto(
+        dtype="DT_STRING",
+        string_val=[layout.SerializeToString()],
+        tensor_shape=TensorShapeProto(),
+    )
+    plugin = SummaryMetadata.PluginData(plugin_name=custom_scalars.PLUGIN_NAME)
+    value = Summary.Value(
+        tag=custom_scalars.CONFIG_SUMMARY_TAG,
+        tensor=tensor,
+        metadata=SummaryMetadata(plugin_data=plugin),
+    )
+    _add_event(logger, Event(summary=Summary(value=[value])), 0)
+
+
+def log_restart(logger: TensorBoardLogger, step: int) -> None:
+    """Have TensorBoard drop all that the run has logged so far at a step or after it."""
+    # Its server takes a run's first START for the start of the run, and only others for restarts.
+    for _ in range(2):
+        _add_event(logger, Event(session_log=SessionLog(status=SessionLog.START)), step)
+
+
+def tags_of(logger: TensorBoardLogger, names: Iterable[str]) -> list[str]:
+    """Give the tags that Lightning and the SummaryWriter make of metrics' names."""
+    tags = _add_prefix(dict.fromkeys(names, 0.0), logger._prefix, logger.LOGGER_JOIN_CHAR)
+    if _is_tensorboard_x(logger.experiment):
+        from tensorboardX.summary import _clean_tag
+
+        return [_clean_tag(tag) for tag in tags]
+    return [*tags]
+
+
+def _logs_as_lightning_does(logger: TensorBoardLogger) -> bool:
+    # Someone's own log_metrics may do more; and tensorboardX may mirror every scalar to Comet.
+    overridden = type(logger).log_metrics is not TensorBoardLogger.log_metrics
+    comet: Any = getattr(logger.experiment, "_comet_config", None) or {"disabled": True}
+    return not overridden and bool(comet.get("disabled", False))
+
+
+def _add_event(logger: TensorBoardLogger, event: Any, step: int) -> None:
+    # Lightning writes the hyperparameters by this way too; neither package has a public one.
+    writer = logger.experiment
+    if _is_tensorboard_x(writer):  # which takes messages of its own classes only
+        from tensorboardX.proto.event_pb2 import Event as OtherEvent
+
+        event = OtherEvent.FromString(event.SerializeToString())
+    writer._get_file_writer().add_event(event, step)
+
+
+def _is_tensorboard_x(writer: Any) -> bool:
+    return any(cls.__module__.startswith("tensorboardX.") for cls in type(writer).__mro__)

@@ -1,0 +1,281 @@
+"""The Custom Scalars tab, as a TensorBoard server gives it to its page."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+from toy import Net, TwoOptimizers, fit, read
+
+from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.callbacks._layout import last_layout
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`.*"),
+]
+THEIRS = {"mine": {"the loss": ["Multiline", ["^loss$"]]}}
+
+
+class Stack(Net):
+    """13 layers, of which layers.1 is the start of layers.10, layers.11 and layers.12."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = self.head = None
+        self.layers = nn.ParameterList(torch.ones(2, 1) for _ in range(13))
+
+    def loss(self, batch):
+        return sum(
+            ((i + 1) * x * batch[0][0, 0] - 1).square().sum() for i, x in enumerate(self.layers)
+        )
+
+    def on_train_start(self):
+        self.logger.experiment.add_custom_scalars(THEIRS)
+
+
+class Server:
+    """A TensorBoard server of its own process on a free port."""
+
+    def __init__(self, logdir, *options):
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+        command += ["--host", "localhost", "--port", "0", "--reload_interval", "1", *options]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        lines = []
+        for line in self.process.stderr:
+            lines.append(line)
+            if found := re.search(r"http://localhost:\d+", line):
+                self.url = found[0]
+                return
+        raise RuntimeError("".join(lines))
+
+    def get(self, path, **query):
+        address = f"{self.url}/data/plugin/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(address, timeout=30) as response:
+            return json.load(response)
+
+    def when(self, ready, path, **query):
+        """Ask until what is on disk has been read."""
+        for _ in range(300):
+            if ready(answer := self.get(path, **query)):
+                return answer
+            time.sleep(0.1)
+        raise TimeoutError(answer)
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(30)
+        self.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("custom_scalars")
+    fit(folder, Stack(), StepsizeMonitor(every_n_steps=4))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["--load_fast=true", "--load_fast=false"])
+def server(request, logdir):
+    server = Server(logdir, request.param)
+    yield server
+    server.close()
+
+
+def series(server, chart):
+    """Ask as the page does: for several expressions at once, and for margins by escaped tags."""
+    if "multiline" in chart:
+        query = "|".join(f"({tag})" for tag in chart["multiline"]["tag"])
+    else:
+        (edges,) = chart["margin"]["series"]
+        query = "|".join(f"({re.escape(edges[n])})" for n in ("value", "lower", "upper"))
+    found = server.get("custom_scalars/scalars", run="run", tag=query)
+    assert found["regex_valid"]
+    return {
+        tag: {step: x for _, step, x in points} for tag, points in found["tag_to_events"].items()
+    }
+
+
+def test_the_page_shows_every_layer_once_in_few_charts_beside_the_users(server, logdir):
+    layout = server.when(lambda answer: answer, "custom_scalars/layout")
+    categories = {category["title"]: category for category in layout["category"]}
+    assert [*categories] == [
+        "mine",
+        "stepsize_mean",
+        "stepsize_std",
+        "stepsize_mean ± stepsize_std",
+    ]
+    scalars = read(logdir)
+    server.when(lambda runs: len(runs.get("run", ())) == len(scalars), "scalars/tags")
+    names = [f"layers.{index}" for index in range(13)]
+    for statistic in ("stepsize_mean", "stepsize_std"):
+        charts = categories[statistic]["chart"]
+        assert [len(chart["multiline"]["tag"]) for chart in charts] == [4, 4, 5]
+        assert charts[0]["title"] == "layers.0 … layers.3"
+        lines = [series(server, chart) for chart in charts]
+        tags = [f"{statistic}/{name}" for name in names]
+        assert [{*chart} for chart in lines] == [{*tags[:4]}, {*tags[4:8]}, {*tags[8:]}]
+        for chart in lines:
+            for tag, points in chart.items():
+                assert points == scalars[tag]
+                assert sorted(points) == [3, 7, 11]
+
+
+def test_the_page_has_a_band_around_each_layers_mean(server, logdir):
+    layout = server.when(lambda answer: answer, "custom_scalars/layout")
+    server.when(lambda runs: len(runs.get("run", ())) == len(read(logdir)), "scalars/tags")
+    (band,) = [c for c in layout["category"] if "±" in c["title"]]
+    assert [chart["title"] for chart in band["chart"]] == [f"layers.{i}" for i in range(13)]
+    assert band["closed"]
+    scalars = read(logdir)
+    for chart in band["chart"]:
+        found = series(server, chart)
+        (edges,) = chart["margin"]["series"]
+        value, lower, upper = (found[edges[name]] for name in ("value", "lower", "upper"))
+        assert edges["value"] == f"stepsize_mean/{chart['title']}"
+        # The page refuses margins at other steps than the value's.
+        assert value.keys() == lower.keys() == upper.keys() == {3, 7, 11}
+        for step, mean in value.items():
+            std = scalars[f"stepsize_std/{chart['title']}"][step]
+            assert (lower[step], upper[step]) == pytest.approx((mean - std, mean + std), rel=1e-6)
+
+
+def layout_of(folder, **options):
+    """Give what TensorBoard serves of a run: each category's title, and its charts'."""
+    logger = TensorBoardLogger(folder, name="", version="run", **options)
+    layout = last_layout(logger)
+    return {c.title: [chart.title for chart in c.chart] for c in layout.category}
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.parametrize("option", ["--load_fast=true", "--load_fast=false"])
+def test_the_page_shows_no_point_of_a_resumed_run_twice(tmp_path, option):
+    class Stops(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 10:
+                raise RuntimeError("stopped")
+
+    checkpoint = ModelCheckpoint(tmp_path / "saved", "{step}", every_n_train_steps=4, save_top_k=-1)
+    callbacks = [StepsizeMonitor(every_n_steps=1), checkpoint]
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path, Net(), *callbacks, Stops(), enable_checkpointing=True)
+    time.sleep(1 - time.time() % 1)  # the seconds in their names give the files' order
+    path = tmp_path / "saved" / "step=8.ckpt"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")
+        fit(tmp_path, Net(), *callbacks, ckpt_path=path, enable_checkpointing=True)
+    server = Server(tmp_path, option)
+    try:
+        tag = "stepsize_mean/head.weight"
+        server.when(lambda runs: tag in runs.get("run", ()), "scalars/tags")
+        points = server.when(lambda p: len(p) >= 12, "scalars/scalars", run="run", tag=tag)
+        assert [step for _, step, _ in points] == list(range(12))
+    finally:
+        server.close()
+
+
+MONITORS = ["stepsize_mean", "stepsize_std", "stepsize_mean ± stepsize_std"]
+
+
+def test_several_optimizers_have_categories_of_their_own(tmp_path):
+    fit(tmp_path, TwoOptimizers(["aida", "aida"], every=1), StepsizeMonitor())
+    assert layout_of(tmp_path) == {
+        f"{optimizer}/{title}": [f"{layer}.weight"]
+        for optimizer, layer in (("Aida", "head"), ("Aida-1", "features"))
+        for title in MONITORS
+    }
+
+
+def test_two_monitors_of_a_run_share_its_layout(tmp_path):
+    monitors = [StepsizeMonitor("head.*", 3), StepsizeMonitor("features.*", 5, statistics="max")]
+    fit(tmp_path, Net(), *monitors)
+    assert layout_of(tmp_path) == {
+        "stepsize_mean": ["head.weight … head.bias"],
+        "stepsize_std": ["head.weight … head.bias"],
+        "stepsize_mean ± stepsize_std": ["head.weight", "head.bias"],
+        "stepsize_max": ["features.weight … features.bias"],
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The provided params to be froze.*:UserWarning")
+def test_layers_that_join_in_later_are_added(tmp_path):
+    class Finetuned(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.features = self.features, nn.Identity()
+
+        def loss(self, batch):
+            return self.head(self.backbone(batch[0]).tanh()).square().mean()
+
+    finetuning = BackboneFinetuning(unfreeze_backbone_at_epoch=1)
+    fit(tmp_path, Finetuned(), StepsizeMonitor(), finetuning, max_epochs=2)
+    layout = layout_of(tmp_path)
+    assert layout["stepsize_mean ± stepsize_std"] == ["head.weight", "backbone.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_the_layout_survives_resuming_and_is_not_doubled(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path / "saved", "{epoch}", save_top_k=-1)
+    fit(tmp_path, Stack(), StepsizeMonitor(), checkpoint, enable_checkpointing=True)
+    first = layout_of(tmp_path)
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        fit(
+            folder,
+            Stack(),
+            StepsizeMonitor(),
+            checkpoint,
+            enable_checkpointing=True,
+            ckpt_path=tmp_path / "saved" / "epoch=0.ckpt",
+            max_epochs=2,
+        )
+        assert layout_of(folder) == first
+        assert [*first] == ["mine", *MONITORS]
+
+
+def test_a_prefix_of_the_logger_is_a_part_of_the_tags(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="run", prefix="a.b")
+    fit(tmp_path, Net(), StepsizeMonitor(), loggers=[logger])
+    category, _, band = last_layout(logger).category
+    (expression,) = category.chart[0].multiline.tag[:1]
+    assert [t for t in read(tmp_path) if re.match(expression, t)] == [
+        "a.b-stepsize_mean/features.weight"
+    ]
+    assert band.chart[0].margin.series[0].lower == "a.b-stepsize_mean_minus_std/features.weight"
+
+
+def test_it_can_be_switched_off(tmp_path):
+    fit(tmp_path, Net(), StepsizeMonitor(custom_scalars=False))
+    assert layout_of(tmp_path) == {}
+    assert not any("minus" in tag or "plus" in tag for tag in read(tmp_path))
+
+
+class CountsLayouts(Callback):
+    def on_train_start(self, trainer, module):
+        self.written = []
+        write = trainer.logger.experiment._get_file_writer().event_writer.add_event
+        trainer.logger.experiment._get_file_writer().event_writer.add_event = lambda event: (
+            self.written.extend(v.tag for v in event.summary.value),
+            write(event),
+        )
+
+
+def test_it_is_written_once(tmp_path):
+    counter = CountsLayouts()
+    fit(tmp_path, Net(), StepsizeMonitor(every_n_steps=1), counter)
+    assert counter.written.count("custom_scalars__config__") == 1
+    assert counter.written.count("stepsize_mean/head.weight") == 12

@@ -1,0 +1,95 @@
+"""Which layers are watched, where there are more than can be looked at."""
+
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from toy import Net, fit, read
+
+from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.callbacks._layers import choose_layers
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`.*"),
+]
+NAMES = [f"layers.{index}" for index in range(10_000)]
+
+
+class Deep(Net):
+    """10,000 layers of two elements each."""
+
+    def __init__(self):
+        super().__init__("ladam")
+        self.features = self.head = None
+        self.layers = torch.nn.ParameterList(torch.ones(2, 1) for _ in NAMES)
+
+    def loss(self, batch):
+        return torch.cat([*self.layers]).square().sum()
+
+
+def logged_layers(folder):
+    tags = [tag for tag in read(folder) if tag.startswith("stepsize_mean/")]
+    return [tag.removeprefix("stepsize_mean/") for tag in tags]
+
+
+def test_of_10_000_layers_some_are_logged_and_one_warning_says_which(tmp_path):
+    with pytest.warns(UserWarning, match="StepsizeMonitor found") as caught:
+        fit(tmp_path, Deep(), StepsizeMonitor(every_n_steps=1), max_steps=1)
+    (message,) = [str(w.message) for w in caught if "StepsizeMonitor" in str(w.message)]
+    assert "found 10,000 layers and logs 256 of them, evenly spread" in message
+    assert "['layers.0', 'layers.39', 'layers.78', " in message
+    assert "…, " in message
+    assert "layers=['*.attn.*.weight']; max_layers=None logs all" in message
+    layers = logged_layers(tmp_path)
+    assert len(layers) == 256
+    assert (layers[0], layers[-1]) == ("layers.0", "layers.9999")
+    numbers = [int(layer.removeprefix("layers.")) for layer in layers]
+    assert {b - a for a, b in pairwise(numbers)} == {39, 40}
+
+
+def test_all_10_000_are_logged_on_request(tmp_path):
+    monitor = StepsizeMonitor(every_n_steps=1, max_layers=None, custom_scalars=False)
+    fit(tmp_path, Deep(), monitor, max_steps=1)
+    assert logged_layers(tmp_path) == NAMES
+
+
+def test_globs_that_match_few_need_no_cap():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chosen = choose_layers(Deep(), ["layers.??", "layers.777*"], 256)
+    assert [*chosen.values()] == [*NAMES[10:100], "layers.777", *NAMES[7770:7780]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9_999])
+def test_the_cap_holds_for_globs_too(count):
+    module = Deep()
+    with pytest.warns(UserWarning, match=f"logs {count:,} of them"):
+        chosen = choose_layers(module, ["*"], count)
+    assert len({*chosen.values()}) == count
+    assert next(iter(chosen.values())) == "layers.0"
+    assert count == 1 or [*chosen.values()][-1] == "layers.9999"
+    params = dict(module.named_parameters())
+    assert all(params[name] is param for param, name in chosen.items())
+
+
+def test_an_error_of_many_layers_can_be_read():
+    with pytest.raises(MisconfigurationException, match="matches 'conv', there are: ") as raised:
+        choose_layers(Deep(), ["conv"], None)
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0, "max_layers must be >= 1, got 0"),
+        (2.5, "max_layers must be an int >= 1 or None, got 2.5"),
+        (True, "max_layers must be an int >= 1 or None, got True"),
+    ],
+)
+def test_bad_caps_are_named(value, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        StepsizeMonitor(max_layers=value)

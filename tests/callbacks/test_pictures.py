@@ -1,0 +1,147 @@
+"""Histograms, and Figures 1 and 2, in the event files."""
+
+import io
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy import Net, TwoOptimizers, fit
+
+from aida_lightning import stepsize
+from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.callbacks._pictures import MOST_STEPS, History
+from aida_lightning.callbacks._points import Point
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`.*"),
+]
+
+
+def events(folder):
+    accumulator = EventAccumulator(
+        str(folder / "run"), size_guidance={"images": 0, "histograms": 0}
+    )
+    accumulator.Reload()
+    return accumulator
+
+
+class Stepsizes(Callback):
+    """Keeps the stepsizes of each layer at each step."""
+
+    def __init__(self):
+        self.at = {}
+
+    def on_train_batch_end(self, trainer, module, *args):
+        (optimizer,) = trainer.optimizers
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        for name, param in module.named_parameters():
+            s = stepsize(optimizer, optimizer.param_groups[0], optimizer.state[param])
+            self.at[name, step] = s.double().flatten().numpy()
+
+
+@pytest.mark.parametrize("name", ["aida", "laida"])
+def test_histograms_have_every_stepsize_in_its_bin(tmp_path, name):
+    stepsizes = Stepsizes()
+    fit(tmp_path, Net(name), StepsizeMonitor(histograms=True), stepsizes)
+    accumulator = events(tmp_path)
+    assert sorted(accumulator.Tags()["histograms"]) == [
+        "stepsizes/features.weight",
+        "stepsizes/head.weight",
+    ]
+    for layer in ("features.weight", "head.weight"):
+        logged = accumulator.Histograms(f"stepsizes/{layer}")
+        assert [event.step for event in logged] == [4, 9]
+        for event in logged:
+            expected, found = stepsizes.at[layer, event.step], event.histogram_value
+            assert (found.min, found.max) == pytest.approx((expected.min(), expected.max()))
+            assert found.num == sum(found.bucket) == len(expected)
+            assert found.sum == pytest.approx(expected.sum())
+            assert found.sum_squares == pytest.approx(np.square(expected).sum())
+            assert found.bucket_limit[-1] == found.max
+            below = np.searchsorted(np.sort(expected), np.array(found.bucket_limit) * (1 + 1e-6))
+            assert np.abs(np.cumsum(found.bucket) - below).max() <= 1  # an element at an edge
+            assert len(found.bucket) == (64 if len(expected) > 1 else 1)
+
+
+def test_figures_are_drawn_at_the_end_of_each_epoch(tmp_path):
+    monitor = StepsizeMonitor(figures=True, every_n_steps=2)
+    fit(tmp_path, TwoOptimizers(["aida", "aida"], every=1), monitor, max_epochs=2)
+    accumulator = events(tmp_path)
+    assert sorted(accumulator.Tags()["images"]) == ["stepsizes/mean", "stepsizes/std"]
+    for tag in ("stepsizes/mean", "stepsizes/std"):
+        images = accumulator.Images(tag)
+        assert [image.step for image in images] == [11, 23]
+        pictures = [
+            np.asarray(Image.open(io.BytesIO(image.encoded_image_string))) for image in images
+        ]
+        assert all(picture.shape[0] > 300 and picture.std() > 5 for picture in pictures)
+        assert pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any()
+
+
+def test_figures_show_what_was_logged(tmp_path, monkeypatch):
+    drawn = []
+
+    def fig(runs, *args):
+        from matplotlib.figure import Figure
+
+        drawn.append(runs)
+        return Figure()
+
+    monkeypatch.setattr("aida_lightning.experiments.stepsize_figures.fig1", fig)
+    monkeypatch.setattr("aida_lightning.experiments.stepsize_figures.fig2", fig)
+    fit(tmp_path, Net(), StepsizeMonitor(figures=True, logging_interval="epoch"), max_epochs=3)
+    assert len(drawn) == 6
+    (run,) = drawn[-1]
+    assert run.label == "Aida"
+    assert (run.epoch.steps.tolist(), run.epoch.values.tolist()) == ([11, 23, 35], [0, 1, 2])
+    accumulator = events(tmp_path)
+    for tag in ("stepsize_mean", "stepsize_std"):
+        assert [*run.statistics[tag]] == ["features.weight", "head.weight"]
+        for layer, curve in run.statistics[tag].items():
+            logged = accumulator.Scalars(f"{tag}/{layer}")
+            assert curve.steps.tolist() == [event.step for event in logged]
+            assert curve.values.tolist() == pytest.approx([event.value for event in logged])
+
+
+def test_a_long_history_keeps_evenly_spaced_steps():
+    history = History()
+    for step in range(5 * MOST_STEPS):
+        history.add([Point("", "layer", {"mean": step, "variance": 4.0}, {})], step, step // 10)
+    assert MOST_STEPS // 2 <= len(history.steps) < MOST_STEPS
+    assert {b - a for a, b in pairwise(history.steps)} == {8}
+    assert [m["", "layer"] for m in history.moments] == [(step, 2.0) for step in history.steps]
+    assert history.epochs == [step // 10 for step in history.steps]
+
+
+def test_stepsizes_that_are_not_finite_have_no_histogram(tmp_path):
+    module = Net("adam", eps=0.0)
+    module.features.weight.register_hook(torch.zeros_like)  # 1 / sqrt(0)
+    monitor = StepsizeMonitor(every_n_steps=1, histograms=True, health=False)
+    fit(tmp_path, module, monitor, max_steps=1)
+    assert events(tmp_path).Tags()["histograms"] == ["stepsizes/head.weight"]
+
+
+@pytest.mark.parametrize("option", ["histograms", "figures"])
+def test_without_tensorboard_there_are_none(tmp_path, option):
+    with pytest.raises(
+        MisconfigurationException, match=rf"\({option}=True\) needs a TensorBoardLogger, .*'CSVL"
+    ):
+        fit(tmp_path, Net(), StepsizeMonitor(**{option: True}), loggers=[CSVLogger(tmp_path)])
+
+
+def test_other_loggers_beside_tensorboard_get_the_scalars_alone(tmp_path):
+    loggers = [TensorBoardLogger(tmp_path, name="", version="run"), CSVLogger(tmp_path, "", "csv")]
+    monitor = StepsizeMonitor(histograms=True, figures=True)
+    fit(tmp_path, Net(), monitor, loggers=loggers)
+    header = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {name.partition("/")[0] for name in header} == {
+        "epoch", "step", "loss", "stepsize_mean", "stepsize_std",
+    }  # fmt: skip

@@ -1,0 +1,230 @@
+"""A run that was killed and goes on in the same folder: every point once, and none lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import SessionLog
+from toy import Net, fit
+
+from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.callbacks._events import read_events
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`.*"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+class Killed(Exception):
+    pass
+
+
+class Stops(Callback):
+    """Raises at the end of a batch, as late as no checkpoint of it is saved any more."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.batch:
+            raise Killed
+
+
+class Counting(Net):
+    taken = 0
+
+    def training_step(self, batch, batch_idx):
+        # Another value each time a step is taken, to tell which of two points is shown.
+        Counting.taken += 1
+        self.log("taken", float(Counting.taken))
+        return super().training_step(batch, batch_idx)
+
+
+def train(folder, *callbacks, every=4, ckpt=None, logger=None, **options):
+    """Train 24 steps, a checkpoint after every 4th and each epoch, and log every step."""
+    # Event files are read in the order of the seconds in their names.
+    time.sleep(1 - time.time() % 1)
+    saved = folder / "saved"
+    return fit(
+        folder,
+        Counting(),
+        StepsizeMonitor(every_n_steps=1),
+        *callbacks,
+        ModelCheckpoint(saved, "{step}", every_n_train_steps=every, save_top_k=-1),
+        ModelCheckpoint(saved, "{epoch}", save_on_train_epoch_end=True, save_top_k=-1),
+        loggers=[logger or TensorBoardLogger(folder, name="", version="run")],
+        enable_checkpointing=True,
+        ckpt_path=ckpt and saved / f"{ckpt}.ckpt",
+        **{"log_every_n_steps": 1, "max_epochs": 2, **options},
+    )
+
+
+@pytest.fixture(autouse=True)
+def _count_anew():
+    Counting.taken = 0
+
+
+def shown(folder):
+    """Give the (step, value) pairs of each tag that TensorBoard shows."""
+    events = EventAccumulator(str(folder / "run"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def restarts(folder):
+    events = read_events(TensorBoardLogger(folder, name="", version="run"))
+    steps = [event.step for event in events if event.session_log.status == SessionLog.START]
+    assert steps[::2] == steps[1::2]
+    return steps[::2]
+
+
+LAYERS = ["stepsize_mean/head.weight", "stepsize_std/features.weight"]
+
+
+@pytest.mark.parametrize(("stops", "ckpt"), [(11, 8), (9, 8), (15, 12), (18, 16), (23, 4)])
+def test_points_after_the_checkpoint_are_shown_once_and_those_before_it_kept(tmp_path, stops, ckpt):
+    with pytest.raises(Killed):
+        train(tmp_path, Stops(stops))
+    before = shown(tmp_path)
+    assert [step for step, _ in before[LAYERS[0]]] == list(range(stops))
+    train(tmp_path, LearningRateMonitor("step"), ckpt=f"step={ckpt}")
+    after = shown(tmp_path)
+    for tag in [*LAYERS, "taken", "loss"]:
+        assert [step for step, _ in after[tag]] == list(range(24)), tag
+        kept = [point for point in before[tag] if point[0] < ckpt]
+        assert after[tag][: len(kept)] == kept
+    # The batch that raised had been taken, but its own metrics not logged.
+    assert [value for _, value in after["taken"]] == [
+        *range(1, ckpt + 1), *range(stops + 1, stops + 25 - ckpt),
+    ]  # fmt: skip
+    assert [step for step, _ in after["lr-Aida"]] == list(range(ckpt, 24))
+    assert restarts(tmp_path) == [ckpt]
+
+
+def test_a_checkpoint_at_an_epochs_end_is_resumed_in_step(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, Stops(17))
+    train(tmp_path, ckpt="epoch=0")
+    assert restarts(tmp_path) == [12]
+    for tag in [*LAYERS, "taken"]:
+        assert [step for step, _ in shown(tmp_path)[tag]] == list(range(24)), tag
+
+
+def test_accumulated_gradients_are_resumed_in_step(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, Stops(7), every=3, accumulate_grad_batches=2)
+    train(tmp_path, every=3, accumulate_grad_batches=2, ckpt="step=3")
+    assert restarts(tmp_path) == [3]
+    for tag in [*LAYERS, "taken"]:
+        assert [step for step, _ in shown(tmp_path)[tag]] == list(range(12)), tag
+
+
+def test_a_run_that_is_killed_again_and_again(tmp_path):
+    for stops, ckpt in [(11, None), (14, "step=8"), (10, "step=4"), (19, "step=8")]:
+        with pytest.raises(Killed):
+            train(tmp_path, Stops(stops), ckpt=ckpt)
+    train(tmp_path, ckpt="step=16")
+    assert restarts(tmp_path) == [8, 4, 8, 16]
+    for tag in [*LAYERS, "taken"]:
+        assert [step for step, _ in shown(tmp_path)[tag]] == list(range(24)), tag
+
+
+class LogsSamples(Callback):
+    """Someone else's numbers, at steps that count something else."""
+
+    def on_train_batch_end(self, trainer, module, *args):
+        trainer.logger.experiment.add_scalar("by_samples", 1.0, trainer.global_step * 100)
+
+
+def test_numbers_at_steps_of_someones_own_are_not_hidden(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, Stops(11), LogsSamples())
+    before = shown(tmp_path)["by_samples"]
+    with pytest.warns(UserWarning, match="'by_samples' had been logged at step 100 before"):
+        train(tmp_path, LogsSamples(), ckpt="step=8")
+    assert restarts(tmp_path) == []
+    assert set(before) <= set(shown(tmp_path)["by_samples"])
+
+
+def test_nothing_is_dropped_where_nothing_was_resumed(tmp_path):
+    train(tmp_path, max_epochs=1)
+    train(tmp_path, max_epochs=1)  # another run into the same folder, as its user wished
+    assert restarts(tmp_path) == []
+    logger = TensorBoardLogger(tmp_path, name="", version="other")
+    train(tmp_path, ckpt="step=8", logger=logger)  # resumed, but with no points to appear twice
+    assert not any(event.HasField("session_log") for event in read_events(logger))
+
+
+def test_a_run_that_had_stopped_at_its_checkpoint_has_nothing_to_drop(tmp_path):
+    train(tmp_path, max_epochs=1)
+    train(tmp_path, ckpt="epoch=0")
+    assert restarts(tmp_path) == []
+    assert [step for step, _ in shown(tmp_path)[LAYERS[0]]] == list(range(24))
+
+
+def train_with_lazy_loggers(folder, *callbacks, version="first", **options):
+    """Train with loggers that write nothing before they are told to, or closed."""
+    time.sleep(1 - time.time() % 1)
+    loggers = [
+        TensorBoardLogger(folder, name="", version="run", max_queue=10**6, flush_secs=10**6),
+        CSVLogger(folder, name="", version=version, flush_logs_every_n_steps=10**6),
+    ]
+    saved = ModelCheckpoint(folder / "saved", "{step}", every_n_train_steps=5, save_top_k=-1)
+    return fit(
+        folder,
+        Net(),
+        StepsizeMonitor(every_n_steps=1),
+        *callbacks,
+        saved,
+        loggers=loggers,
+        enable_checkpointing=True,
+        **{"log_every_n_steps": 1000, "max_epochs": 2, **options},
+    )
+
+
+class KillsItself(Callback):
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_killed_process_has_written_all_up_to_its_checkpoint(tmp_path):
+    program = "import sys, pathlib; sys.path[:0] = sys.argv[2:]; import warnings; "
+    program += "warnings.simplefilter('ignore'); import test_resuming as t; "
+    program += "t.train_with_lazy_loggers(pathlib.Path(sys.argv[1]), t.KillsItself())"
+    here = Path(__file__).parent
+    killed = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(here), str(here.parent)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = shown(tmp_path)
+    for tag in LAYERS:
+        assert [step for step, _ in before[tag]][:10] == list(range(10)), tag
+    assert len((tmp_path / "first" / "metrics.csv").read_text().splitlines()) == 1 + 10
+    checkpoint = tmp_path / "saved" / "step=10.ckpt"
+    train_with_lazy_loggers(tmp_path, version="second", ckpt_path=checkpoint)
+    after = shown(tmp_path)
+    for tag in LAYERS:
+        assert [step for step, _ in after[tag]] == list(range(24)), tag
+        assert after[tag][:10] == before[tag][:10]

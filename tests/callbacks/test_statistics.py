@@ -1,0 +1,190 @@
+"""The statistics of choice, from the event files, against a naive evaluation in float64."""
+
+import math
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from toy import Net, TwoOptimizers, fit, read
+
+from aida_lightning import build_optimizer, stepsize
+from aida_lightning.callbacks import StepsizeMonitor
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`.*"),
+]
+STATISTICS = (
+    "mean", "std", "min", "max", "std_over_mean", "median", "q05", "q95", "ceiling_share",
+    "effective_mean", "effective_std", "update_ratio", "gradient_cosine",
+)  # fmt: skip
+
+
+class BruteForce(Callback):
+    """After every batch, by tag and step: each statistic from the state, with no code of ours."""
+
+    def __init__(self):
+        self.at = {}
+
+    def on_train_batch_start(self, trainer, module, *args):
+        self.before = {name: x.detach().clone() for name, x in module.named_parameters()}
+        self.lr = [[float(g["lr"]) for g in o.param_groups] for o in trainer.optimizers]
+
+    def on_train_batch_end(self, trainer, module, *args):
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        names = {param: name for name, param in module.named_parameters()}
+        for optimizer, lrs in zip(trainer.optimizers, self.lr, strict=True):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                for param in group["params"]:
+                    statistics = self.of(optimizer, group, lr, param, self.before[names[param]])
+                    for name, value in statistics.items():
+                        own = name in ("update_ratio", "gradient_cosine")
+                        tag = name if own else f"stepsize_{name}"
+                        self.at.setdefault(f"{tag}/{names[param]}", {})[step] = value
+
+    def of(self, optimizer, group, lr, param, before):
+        state = optimizer.state[param]
+        (beta1, beta2), eps, t = group["betas"], group["eps"], state["step"].item()
+        kind = type(optimizer).__name__
+        both = kind in ("AdaBelief", "AdamPlus", "Adam", "AdamW")
+        root = (state["exp_avg_sq"].double() / (1 - beta2**t)).sqrt()
+        s = sorted((1 / (root + eps * both)).flatten().tolist())
+        mean = sum(s) / len(s)
+        std = math.sqrt(sum((x - mean) ** 2 for x in s) / len(s))
+        effective = lr / (1 - beta1**t)
+        ceiling = 1 / (math.sqrt(eps / (1 - beta2)) + eps * both)
+        m, g = state["exp_avg"].flatten().tolist(), param.grad.flatten().tolist()
+        found = {
+            "mean": mean, "std": std, "min": s[0], "max": s[-1], "std_over_mean": std / mean,
+            "median": self.quantile(s, 0.5), "q05": self.quantile(s, 0.05),
+            "q95": self.quantile(s, 0.95),
+            "effective_mean": effective * mean, "effective_std": effective * std,
+            "update_ratio": math.dist(param.flatten().tolist(), before.flatten().tolist())
+            / math.hypot(*before.flatten().tolist()),
+            "gradient_cosine": sum(map(math.prod, zip(m, g, strict=True)))
+            / (math.hypot(*m) * math.hypot(*g)),
+        }  # fmt: skip
+        if not kind.startswith("Adam") or kind in ("AdamPlus", "AdamL"):
+            found["ceiling_share"] = sum(x > ceiling * 0.999 for x in s) / len(s)
+        return found
+
+    @staticmethod
+    def quantile(ordered, q):
+        position = q * (len(ordered) - 1)
+        low = ordered[math.floor(position)]
+        return low + (ordered[math.ceil(position)] - low) * (position % 1)
+
+
+def assert_equal(scalars, brute_force, steps, statistics):
+    tags = [t for t in brute_force.at if t.endswith("weight")]
+    tags = [t for t in tags if t.partition("/")[0].removeprefix("stepsize_") in statistics]
+    assert len(tags) == 2 * len(statistics)
+    for tag in tags:
+        assert sorted(scalars[tag]) == steps, tag
+        for step in steps:
+            expected = pytest.approx(brute_force.at[tag][step], rel=2e-3, abs=1e-6)
+            # A float32's last place of x is much of an update.
+            tolerance = (
+                expected
+                if tag.startswith("update")
+                else pytest.approx(brute_force.at[tag][step], rel=1e-5, abs=1e-6)
+            )
+            assert scalars[tag][step] == tolerance, (tag, step)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("aida", {}), ("aida", {"weight_decay": 0.1, "decoupled_weight_decay": True, "lr": 0.1}),
+        ("aida", {"weight_decay": 0.1}), ("laida", {}), ("adabelief", {"eps": 1e-3}),
+        ("adaml", {}), ("ladam", {"lr": torch.tensor(1e-2)}), ("aidagrad", {}),
+        ("adam", {"eps": 1e-2}), ("adamw", {"weight_decay": 0.1}),
+    ],
+)  # fmt: skip
+def test_every_statistic_is_that_of_its_definition(tmp_path, name, options):
+    statistics = [s for s in STATISTICS if name not in ("adam", "adamw") or s != "ceiling_share"]
+    brute_force = BruteForce()
+    monitor = StepsizeMonitor(every_n_steps=1, statistics=statistics, health=False)
+    fit(tmp_path, Net(name, **options), monitor, brute_force)
+    assert_equal(read(tmp_path), brute_force, list(range(12)), statistics)
+
+
+class Scheduled(Net):
+    """The learning rate falls after every step, in place where it is a tensor."""
+
+    def configure_optimizers(self):
+        optimizer = build_optimizer(self.name, self, **self.options)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+@pytest.mark.parametrize("lr", [1e-2, torch.tensor(1e-2)])
+@pytest.mark.parametrize("name", ["aida", "adam"])
+def test_an_epochs_end_is_measured_by_its_last_step(tmp_path, name, lr):
+    statistics = ["effective_mean", "update_ratio", "gradient_cosine", "std"]
+    brute_force = BruteForce()
+    monitor = StepsizeMonitor(logging_interval="epoch", statistics=statistics, health=False)
+    fit(tmp_path, Scheduled(name, lr=lr), monitor, brute_force, max_epochs=2)
+    assert_equal(read(tmp_path), brute_force, [11, 23], statistics)
+
+
+def test_mean_and_deviation_alone_are_the_default(tmp_path):
+    fit(tmp_path, Net(), StepsizeMonitor(custom_scalars=False))
+    tags = {tag.partition("/")[0] for tag in read(tmp_path)}
+    assert tags - {"hp_metric", "loss", "epoch"} == {"stepsize_mean", "stepsize_std"}
+
+
+def test_one_statistic_alone_can_be_chosen(tmp_path):
+    fit(tmp_path, Net(), StepsizeMonitor(statistics="update_ratio"))
+    tags = {tag.partition("/")[0] for tag in read(tmp_path)}
+    assert tags - {"hp_metric", "loss", "epoch"} == {"update_ratio"}
+
+
+def test_an_optimizer_without_a_ceiling_gives_a_warning_and_no_share(tmp_path):
+    module = TwoOptimizers(["adam", "aida"], every=1)
+    monitor = StepsizeMonitor(statistics=["mean", "ceiling_share"])
+    with pytest.warns(UserWarning, match="logs no ceiling_share of Adam, whose adaptive stepsizes"):
+        fit(tmp_path, module, monitor)
+    shares = [tag for tag in read(tmp_path) if "ceiling_share" in tag]
+    assert shares == ["Aida/stepsize_ceiling_share/features.weight"]
+
+
+class Registered(torch.optim.RMSprop):
+    """Has neither a momentum nor a step that is known by torch's names."""
+
+
+@stepsize.register
+def _(optimizer: Registered, group, state):
+    return 1 / (state["square_avg"].sqrt() + group["eps"])
+
+
+def test_a_registered_optimizer_has_the_statistics_that_it_has_the_state_for(tmp_path):
+    statistics = ["mean", "effective_mean", "update_ratio", "gradient_cosine"]
+    brute_force = BruteForce()
+    brute_force.of = lambda optimizer, group, lr, param, before: {
+        "update_ratio": ((param - before).norm() / before.norm()).item(),
+        "effective_mean": (
+            lr * (1 / (optimizer.state[param]["square_avg"].sqrt() + 1e-8)).mean()
+        ).item(),
+    }
+    monitor = StepsizeMonitor(every_n_steps=1, statistics=statistics)
+    fit(tmp_path, Net(Registered, lr=1e-3), monitor, brute_force)
+    scalars = read(tmp_path)
+    assert_equal(scalars, brute_force, list(range(12)), ["effective_mean", "update_ratio"])
+    assert not any(tag.startswith("gradient_cosine") for tag in scalars)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        (["mean", "variance"], "no statistic 'variance'; there are mean, std, std_over_mean, min,"),
+        (["q5"], "no statistic 'q5'; .* median, and q01 to q99 for quantiles"),
+        ([3], "no statistic 3; there are"),
+        ([], "statistics must name at least one statistic, got"),
+    ],
+)
+def test_statistics_that_there_are_not_are_named(statistics, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        StepsizeMonitor(statistics=statistics)
