@@ -1,4 +1,4 @@
-"""A group of processes on this machine that stand for devices: gloo, started once, always ended."""
+"""A group of processes on this machine, one a device: started once, always ended."""
 
 import multiprocessing
 import os
@@ -14,8 +14,8 @@ import torch.distributed as dist
 class Processes:
     """``run`` calls a function, importable by name, in each of them; no call outlasts its limit."""
 
-    def __init__(self, size):
-        self.size = size
+    def __init__(self, size, backend="gloo"):
+        self.size, self.backend = size, backend
         self._workers = []
 
     def _start(self):
@@ -23,7 +23,8 @@ class Processes:
         self._folder = tempfile.TemporaryDirectory()
         for rank in range(self.size):
             ours, theirs = context.Pipe()
-            arguments = (theirs, rank, self.size, f"file://{self._folder.name}/store")
+            store = f"file://{self._folder.name}/store"
+            arguments = (theirs, rank, self.size, store, self.backend)
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -60,11 +61,13 @@ class Processes:
         self._workers = []
 
 
-def _serve(pipe, rank, size, store):
+def _serve(pipe, rank, size, store, backend):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    if "nccl" in backend:
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
+        backend, init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
     while True:
         try:

@@ -5,10 +5,12 @@ import signal
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from sharding import Collectives
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
@@ -76,10 +78,12 @@ class TwoOptimizers(Net):
             features.zero_grad()
 
 
+# Merged over the processes the first five, and measured of the gathered layers the others.
+STATISTICS = "mean std min max ceiling_share median update_ratio gradient_cosine".split()
 MODULES = {"one optimizer": Net, "two optimizers": TwoOptimizers}
 STRATEGIES = {
     "one": lambda: "auto",
-    "ddp": lambda: DDPStrategy(process_group_backend="gloo", find_unused_parameters=True),
+    "ddp": lambda: DDPStrategy(find_unused_parameters=True),
     "fsdp2": lambda: ModelParallelStrategy(
         data_parallel_size=dist.get_world_size(), tensor_parallel_size=1
     ),
@@ -97,12 +101,21 @@ def as_lightning_launches():
     }
 
 
-def fit(folder, strategy, module, *callbacks, ckpt_path=None, **options):
+def fit(
+    folder,
+    strategy,
+    module,
+    *callbacks,
+    accelerator="cpu",
+    ckpt_path=None,
+    weights_only=None,
+    **options,
+):
     if strategy != "one":
         as_lightning_launches()
     trainer = Trainer(
         default_root_dir=folder,
-        accelerator="cpu",
+        accelerator=accelerator,
         strategy=STRATEGIES[strategy](),
         devices=1 if strategy == "one" else dist.get_world_size(),
         logger=TensorBoardLogger(folder, name="", version="run"),
@@ -112,7 +125,7 @@ def fit(folder, strategy, module, *callbacks, ckpt_path=None, **options):
         enable_model_summary=False,
         **{"enable_checkpointing": False, "max_epochs": 1, "log_every_n_steps": 2, **options},
     )
-    trainer.fit(module, ckpt_path=ckpt_path)
+    trainer.fit(module, ckpt_path=ckpt_path, weights_only=weights_only)
     return trainer
 
 
@@ -123,8 +136,10 @@ def whole(tensor):
 def weights(folder, strategy, name, kind="one optimizer", monitor=True, **options):
     """Train, and give the whole weights that this process sees."""
     module = MODULES[kind](name, lr=0.01)
-    fit(folder, strategy, module, *([StepsizeMonitor(["*"])] if monitor else []), **options)
-    return {key: whole(param.detach()).clone() for key, param in module.named_parameters()}
+    statistics = [s for s in STATISTICS if name != "adam" or s != "ceiling_share"]
+    monitors = [StepsizeMonitor(["*"], statistics=statistics)] if monitor else []
+    fit(folder, strategy, module, *monitors, **options)
+    return {key: whole(param.detach()).cpu() for key, param in module.named_parameters()}
 
 
 def weights_with_each(folder, strategy, trainers):
@@ -146,6 +161,8 @@ class KillRankOne(Callback):
 def run_of_three_epochs(folder, strategy, name, kill=False, resume=False):
     """Train with a checkpoint an epoch, which a run that resumes goes on from."""
     module = Net(name, lr=0.01)
+    # torch's distributed checkpoints want state of every layer that is trained.
+    module.unused.requires_grad_(False)
     checkpoints = ModelCheckpoint(
         f"{folder}/checkpoints", save_last=True, save_on_train_epoch_end=True
     )
@@ -157,8 +174,37 @@ def run_of_three_epochs(folder, strategy, name, kill=False, resume=False):
         checkpoints,
         *([KillRankOne()] if kill else []),
         ckpt_path="last" if resume else None,
+        weights_only=True,
         max_epochs=3,
         enable_checkpointing=True,
         log_every_n_steps=1,
     )
     return {key: whole(param.detach()).clone() for key, param in module.named_parameters()}
+
+
+class BuiltTooEarly(Net):
+    """Its optimizer is over the layers from before they were sharded, as LightningCLI builds it."""
+
+    def configure_model(self):
+        self.early = build_optimizer(self.name, self, **self.options)
+        super().configure_model()
+
+    def configure_optimizers(self):
+        return self.early
+
+
+def error_of_an_optimizer_built_too_early(folder):
+    try:
+        fit(folder, "fsdp2", BuiltTooEarly("aida"), StepsizeMonitor())
+    except MisconfigurationException as error:
+        return str(error)
+
+
+def collectives_of_a_run(folder, monitored):
+    """Count the collectives of a run under DDP whose last batches are of different sizes."""
+    module = Net("aida")
+    inputs = torch.randn(11 - dist.get_rank(), 4)
+    module.train_dataloader = lambda: DataLoader(TensorDataset(inputs), batch_size=4)
+    with Collectives() as collectives:
+        fit(f"{folder}/{monitored:d}", "ddp", module, *[StepsizeMonitor(["*"], 1)] * monitored)
+    return collectives.sizes

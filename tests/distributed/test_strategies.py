@@ -67,3 +67,17 @@ def test_a_killed_process_leaves_no_trace_in_weights_and_curves(strategy, two_pr
     points, expected = read(folder), read(tmp_path / "unbroken")
     assert points == expected
     assert sorted(points["stepsize_mean/head.weight"]) == list(range(36))
+
+
+def test_an_optimizer_built_before_the_module_was_sharded_is_refused(two_processes, tmp_path):
+    run = sharded_training.error_of_an_optimizer_built_too_early
+    for message in two_processes.run(run, tmp_path):
+        assert "Aida has 6 parameters, none of which is the module's" in message
+        assert "before the module was sharded" in message
+
+
+def test_the_monitor_adds_no_communication_under_ddp(two_processes, tmp_path):
+    run = sharded_training.collectives_of_a_run
+    without, monitored = (two_processes.run(run, tmp_path, on) for on in (False, True))
+    assert monitored == without
+    assert len(without[0]) > 0

@@ -140,6 +140,18 @@ def test_flat_shards_of_fsdp1_are_refused_too():
         optim.LAdam([param]).step()
 
 
+def test_flat_partitions_that_took_the_layers_place_are_refused():
+    optimizer = optim.Aida([nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(4))])
+    flat = nn.Parameter(torch.ones(5))  # as DeepSpeed's ZeRO replaces them
+    flat.grad = torch.ones(5)
+    optimizer.param_groups[0]["params"] = [flat]
+    with pytest.raises(RuntimeError, match="other layers than the flat one of 5 elements"):
+        optimizer.step()
+    optimizer = optim.AdaBelief([nn.Parameter(torch.ones(2, 3))])
+    optimizer.param_groups[0]["params"] = [flat]
+    optimizer.step()
+
+
 def test_another_optimizers_state_is_refused_before_anything_is_loaded():
     def stepped(cls, **options):
         param = nn.Parameter(torch.ones(2))
