@@ -20,7 +20,7 @@ from aida_lightning.optim._sharding import (
 # anything else is measured of the whole layer, which each process gathers.
 MERGED = ("count", "mean", "variance", "min", "max", "ceiling_share")
 _NOTHING = (0.0, 0.0, 0.0, torch.inf, -torch.inf, 0.0)
-_OF_NO_ELEMENT = ("ceiling", "learning_rate")
+_OF_NO_ELEMENT = ("ceiling", "learning_rate", "step", "beta2")
 
 
 def measure_part(layer: LayerStep, names: tuple[str, ...]) -> dict[str, Number]:

@@ -200,11 +200,11 @@ def error_of_an_optimizer_built_too_early(folder):
         return str(error)
 
 
-def collectives_of_a_run(folder, monitored):
-    """Count the collectives of a run under DDP whose last batches are of different sizes."""
+def collectives_of_a_run(folder, strategy, monitored):
+    """Count the collectives of three steps, whose last batches are of different sizes."""
     module = Net("aida")
     inputs = torch.randn(11 - dist.get_rank(), 4)
     module.train_dataloader = lambda: DataLoader(TensorDataset(inputs), batch_size=4)
     with Collectives() as collectives:
-        fit(f"{folder}/{monitored:d}", "ddp", module, *[StepsizeMonitor(["*"], 1)] * monitored)
+        fit(f"{folder}/{monitored:d}", strategy, module, *[StepsizeMonitor(["*"], 1)] * monitored)
     return collectives.sizes

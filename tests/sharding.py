@@ -97,7 +97,8 @@ class Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace in ("c10d", "_c10d_functional"):
-            tensors = args[0] if isinstance(args[0], list) else [args[0]]
+            tensors = args["allgather" in func.__name__]  # which names the output first
+            tensors = tensors if isinstance(tensors, list) else [tensors]
             if isinstance(tensors[0], torch.Tensor):
                 self.sizes.append(sum(t.numel() * t.element_size() for t in tensors))
         return func(*args, **(kwargs or {}))

@@ -50,7 +50,7 @@ def test_the_wheel_holds_what_the_tree_holds(tmp_path):
     packed = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     in_the_tree = set()
     for folder, installed in FOLDERS.items():
-        for suffix in ("*.py", "*.cpp", "py.typed"):
+        for suffix in ("*.py", "*.cpp", "*.yaml", "py.typed"):
             for path in (ROOT / folder).rglob(suffix):
                 in_the_tree.add(f"{installed}/{path.relative_to(ROOT / folder).as_posix()}")
     assert packed == in_the_tree

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple, TypeAlias, cast
 
@@ -34,9 +34,7 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
     if not layers.params:
         return []
     if kernel == "loop":
-        # One layer at a time, which the second sweep may still find in the cache.
-        every = range(len(layers.params))
-        return [Batch(single_tensor, layers.take([index]), rule) for index in every]
+        return [Batch(single_tensor, layers.take(indices), rule) for indices in _loops(layers)]
     if kernel == "foreach":
         tensors = cast(list[list[Tensor | None]], list(layers[:5]))
         by_dtype = Optimizer._group_tensors_by_device_and_dtype(tensors, with_indices=True)
@@ -54,6 +52,15 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
         else:
             batches += dispatch("loop" if device.type == "cpu" else "foreach", part, rule)
     return batches
+
+
+def _loops(layers: Layers) -> Iterator[list[int]]:
+    """Give small layers together, and large ones singly: the second sweep finds them in a cache."""
+    indices = range(len(layers.params))
+    large = {index for index in indices if layers.params[index].numel() > single_tensor.BLOCK}
+    if small := [index for index in indices if index not in large]:
+        yield small
+    yield from ([index] for index in sorted(large))
 
 
 def _compiled(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from aida_lightning.optim.tracking import Coefficients, Scalar, Track, needs_inner_products
 
 LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
+LARGEST_SUM = torch.finfo(torch.float32).max
 
 
 class Layers(NamedTuple):
@@ -145,17 +146,19 @@ def finite_sums(sums: Tensor) -> Tensor:
     Sums that overflowed become float32's largest number: such a layer is not projected (its
     stepsizes are 0 whatever is tracked) instead of being lost to inf / inf. NaN stays NaN.
     """
-    largest = torch.finfo(torch.float32).max
-    return torch.nan_to_num(sums, nan=torch.nan, posinf=largest, neginf=-largest).double()
+    finite = torch.nan_to_num(sums, nan=torch.nan, posinf=LARGEST_SUM, neginf=-LARGEST_SUM)
+    return finite.double()
 
 
-def adaptive_stepsize(
-    v: Tensor, correction2: Scalar, eps: float, out: Tensor | None = None
-) -> Tensor:
-    """Give ``1 / (sqrt(v / (1 - beta2^t)) + eps)``, elementwise, in a new tensor or in ``out``."""
-    v_hat = torch.div(v, correction2, out=out)
-    if not eps:
-        return v_hat.rsqrt_()
-    root = v_hat.sqrt_()
-    # Autograd keeps the root itself, which therefore may not change.
-    return (root + eps if root.requires_grad else root.add_(eps)).reciprocal_()
+def adaptive_stepsize(v: Tensor, correction2: Scalar, eps: float) -> Tensor:
+    """Give ``1 / (sqrt(v / (1 - beta2^t)) + eps)``, elementwise, in a new tensor."""
+    v_hat = v / correction2
+    return reciprocal_root(v_hat, eps, out=None if v_hat.requires_grad else v_hat)
+
+
+def reciprocal_root(v: Tensor, eps: Scalar, out: Tensor | None) -> Tensor:
+    """Give ``1 / (sqrt(v) + eps)``, elementwise, in ``out`` or in a new tensor."""
+    if isinstance(eps, float) and not eps:
+        return torch.rsqrt(v, out=out)
+    # Autograd keeps the root, which therefore may change only in a tensor of our own.
+    return torch.add(torch.sqrt(v, out=out), eps, out=out).reciprocal_()

@@ -1,19 +1,27 @@
 """The loop: one layer after the other, with torch's operations; what other kernels are tested by.
 
-On the CPU a layer is swept in blocks that the caches hold, so that of many operations only the
-first reads memory, and all work in one block of scratch. Elsewhere a layer is one block.
+On the CPU a large layer is swept in blocks that the caches hold, so that of many operations only
+the first reads memory, and all work in one block of scratch. Elsewhere a layer is one block.
 
 Letters, as in the paper: x parameter, g gradient, m and v the moving averages of the gradient and
 of the squared tracked vector d, s the adaptive stepsize.
 """
 
 from collections.abc import Iterator, Sequence
+from math import copysign
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aida_lightning._kernels.rule import Layers, UpdateRule, adaptive_stepsize, finite_sums
+from aida_lightning._kernels.rule import (
+    LARGEST_SUM,
+    Layers,
+    UpdateRule,
+    adaptive_stepsize,
+    finite_sums,
+    reciprocal_root,
+)
 from aida_lightning.optim.tracking import (
     Coefficients,
     Scalar,
@@ -22,14 +30,16 @@ from aida_lightning.optim.tracking import (
     residual,
 )
 
-BLOCK = 1 << 16  # elements
+# Elements: of larger blocks the caches lose some, and in smaller ones threads wait for each other.
+BLOCK = 1 << 18
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
     """Update every momentum and give the sums over each layer."""
-    return torch.stack(
-        [_momentum_of_layer(x, g, m, v.dtype, rule) for x, g, m, v in zip(*layers[:4], strict=True)]
-    )
+    sums: list[Tensor] = []
+    for x, g, m, v in zip(*layers[:4], strict=True):
+        sums += _momentum_of_layer(x, g, m, v.dtype, rule)
+    return torch.stack(sums).view(len(layers.params), -1)
 
 
 def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
@@ -50,29 +60,45 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
 
 def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
     """Move every parameter by the one stepsize of its layer."""
+    on_host = stepsizes.is_cpu and not (rule.differentiable or rule.on_device)
+    of_layers = stepsizes.tolist() if on_host else stepsizes.unbind()
     for x, m, v, step, s in zip(
-        layers.params, layers.exp_avgs, layers.exp_avg_sqs, layers.steps, stepsizes, strict=True
+        layers.params, layers.exp_avgs, layers.exp_avg_sqs, layers.steps, of_layers, strict=True
     ):
         correction1, _ = rule.bias_corrections(step)
+        scale = s * -rule.lr / correction1
         for _, xb, mb in _blocks(rule, v.dtype, x, m):
-            mb = mb.clone() if rule.differentiable else mb.to(v.dtype)
-            _move(xb, mb, s.to(v.dtype), correction1, rule)
+            mb = mb.clone() if rule.differentiable else _to(mb, v.dtype)
+            _move(xb, mb, None, scale, rule)
 
 
 def _momentum_of_layer(
     x: Tensor, g: Tensor, m: Tensor, dtype: torch.dtype, rule: UpdateRule
-) -> Tensor:
+) -> list[Tensor]:
     sums = []
     for scratch, xb, gb, mb in _blocks(rule, dtype, x, g, m):
         gb = _gradient(xb, gb, dtype, rule, scratch)
         mb = _update_momentum(mb, gb, rule)
-        of_block = [_inner(mb, mb), _inner(gb, gb), _inner(mb, gb)]
-        if rule.layer_mean == "statistic":
-            r = torch.sub(mb, gb, out=scratch)  # may overwrite g, so that <r, g> is taken by m
-            r_sq = _inner(r, r)
-            of_block += [r_sq, _inner(r, mb) - r_sq]
-        sums.append(torch.stack(of_block))
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        sums.append(_sums(mb, gb, rule, scratch))
+    if len(sums) == 1:
+        return sums[0]
+    return [torch.stack(of_blocks).sum() for of_blocks in zip(*sums, strict=True)]
+
+
+def _sums(m: Tensor, g: Tensor, rule: UpdateRule, scratch: Tensor | None) -> list[Tensor]:
+    """Take the sums that the rule's coefficients and mean depend on; the others are 0."""
+    if rule.track is gradient:
+        zero = m.new_zeros(())
+        return [zero, _inner(g, g), zero, zero, zero]
+    if rule.track is residual:
+        of_pair = [m.new_zeros(())] * 3
+    else:
+        of_pair = [_inner(m, m), _inner(g, g), _inner(m, g)]
+    if rule.layer_mean != "statistic":
+        return of_pair
+    r = torch.sub(m, g, out=scratch)  # may overwrite g, so that <r, g> is taken by m
+    r_sq = _inner(r, r)
+    return [*of_pair, r_sq, of_pair[0] if rule.track is residual else _inner(r, m) - r_sq]
 
 
 def _update_layer(
@@ -88,22 +114,27 @@ def _update_layer(
 ) -> list[Tensor]:
     """Update v and x; or only v, and give the sums of the stepsizes over the blocks."""
     correction1, correction2 = rule.bias_corrections(step)
+    # 1 / (sqrt(v / c) + eps) = sqrt(c) / (sqrt(v) + sqrt(c) eps), and sqrt(c) joins the scale.
+    unit = correction2**0.5
+    second_eps = rule.eps * unit if rule.eps_in_denominator else 0.0
+    eps = torch.tensor(rule.eps, dtype=v.dtype)
     totals = []
     for scratch, xb, gb, mb, vb in _blocks(rule, v.dtype, x, g, m, v):
         gb = _gradient(xb, gb, v.dtype, rule, scratch)
-        mb = mb.to(v.dtype) if has_momentum else _update_momentum(mb, gb, rule)
+        mb = _to(mb, v.dtype) if has_momentum else _update_momentum(mb, gb, rule)
         if rule.differentiable:
             mb = mb.clone()  # the next step changes it in place, and autograd keeps this one
-        d = _tracked_vector(gb, mb, coefficients, rule, scratch)
-        # Not by 0, which would make NaN of a statistic that overflowed.
-        vb.mul_(rule.beta2) if rule.beta2 else vb.zero_()
-        vb.addcmul_(d, d, value=1 - rule.beta2).add_(rule.eps)
-        second_eps = rule.eps if rule.eps_in_denominator else 0.0
-        s = adaptive_stepsize(vb, correction2, second_eps, out=scratch)
+        d, factor = _tracked_vector(gb, mb, coefficients, rule, scratch)
+        if scratch is not None and rule.beta2:
+            torch.add(eps, vb, alpha=rule.beta2, out=vb)
+        else:  # not by 0, which would make NaN of a statistic that overflowed
+            (vb.mul_(rule.beta2) if rule.beta2 else vb.zero_()).add_(rule.eps)
+        vb.addcmul_(d, d, value=factor * (1 - rule.beta2))
+        s = reciprocal_root(vb, second_eps, out=scratch)
         if rule.layer_mean == "stepsize":
-            totals.append(s.sum())
+            totals.append(s.sum() * unit)
         else:
-            _move(xb, mb, s, correction1, rule)
+            _move(xb, mb, s, unit * -rule.lr / correction1, rule)
     return totals
 
 
@@ -123,11 +154,11 @@ def _gradient(
     x: Tensor, g: Tensor, dtype: torch.dtype, rule: UpdateRule, scratch: Tensor | None
 ) -> Tensor:
     """Give the gradient of what is minimized, in scratch unless it is the user's own tensor."""
-    g = g.to(dtype)
+    g = _to(g, dtype)
     if rule.maximize:
         g = torch.neg(g, out=scratch)
-    if rule.coupled_weight_decay:
-        g = torch.add(g, x.to(dtype), alpha=rule.coupled_weight_decay, out=scratch)
+    if decay := rule.coupled_weight_decay:
+        g = torch.add(g, _to(x, dtype), alpha=decay, out=scratch)
     return g
 
 
@@ -135,33 +166,43 @@ def _update_momentum(m: Tensor, g: Tensor, rule: UpdateRule) -> Tensor:
     """Update m in place and give it in g's dtype, as it was rounded to its own."""
     if m.dtype == g.dtype:
         m.lerp_(g, 1 - rule.beta1)
-    else:
-        m.copy_(m.to(g.dtype).lerp_(g, 1 - rule.beta1))
-    return m.clone() if rule.differentiable else m.to(g.dtype)
+        return m.clone() if rule.differentiable else m
+    return m.copy_(m.to(g.dtype).lerp_(g, 1 - rule.beta1)).to(g.dtype)
 
 
 def _tracked_vector(
     g: Tensor, m: Tensor, coefficients: Coefficients, rule: UpdateRule, scratch: Tensor | None
-) -> Tensor:
+) -> tuple[Tensor, float]:
+    """Give a vector, and the factor that makes its square that of the tracked vector."""
     alpha, beta = coefficients
     if rule.track is gradient:
-        return g
+        return g, 1.0
     if rule.track is residual:
-        return torch.sub(g, m, out=scratch)  # its square is that of m - g
+        return torch.sub(g, m, out=scratch), 1.0
+    if isinstance(alpha, Tensor):
+        if rule.track is projected_gradient:
+            return torch.mul(m, alpha, out=scratch), 1.0
+        return torch.mul(g, beta, out=scratch).addcmul_(m, alpha), 1.0
+    assert isinstance(beta, float)
     if rule.track is projected_gradient:
-        return torch.mul(m, alpha, out=scratch)
-    d = torch.mul(g, beta, out=scratch)
-    return d.addcmul_(m, alpha) if isinstance(alpha, Tensor) else d.add_(m, alpha=alpha)
+        return m, alpha**2
+    # alpha m + beta g, divided by the larger of the two.
+    if abs(alpha) > abs(beta):
+        return torch.add(m, g, alpha=beta / alpha, out=scratch), alpha**2
+    return torch.add(g, m, alpha=alpha / (beta or 1.0), out=scratch), beta**2
 
 
-def _move(x: Tensor, m: Tensor, s: Tensor, correction1: Scalar, rule: UpdateRule) -> None:
+def _move(x: Tensor, m: Tensor, s: Tensor | None, scale: Scalar, rule: UpdateRule) -> None:
     """Decay x where that is decoupled, and add the update; s may be overwritten."""
-    wide = x.to(m.dtype)
+    wide = _to(x, m.dtype)
     if rule.decoupled_weight_decay and rule.weight_decay:
         wide.mul_(1 - rule.lr * rule.weight_decay)
-    scale = -rule.lr / correction1
     if isinstance(scale, Tensor):
-        wide.addcmul_(m, s * scale if rule.differentiable or not s.ndim else s.mul_(scale))
+        scale = scale.to(m.dtype)
+        factor = scale if s is None else s * scale if rule.differentiable else s.mul_(scale)
+        wide.addcmul_(m, factor)
+    elif s is None:
+        wide.add_(m, alpha=scale)
     else:
         wide.addcmul_(m, s, value=scale)
     if wide is not x:
@@ -172,10 +213,14 @@ def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coe
     """Give each layer's tracked vector: floats on the CPU, elsewhere 0-dim tensors."""
     if sums is None:
         return [rule.coefficients(0.0, 0.0, 0.0)] * n
-    sums = finite_sums(sums)
     if sums.is_cpu and not (rule.differentiable or rule.on_device):
-        return [rule.coefficients(*row[:3]) for row in sums.tolist()]
-    return [rule.coefficients(*row[:3].unbind()) for row in sums.unbind()]
+        return [rule.coefficients(*map(_finite, row[:3])) for row in sums.tolist()]
+    return [rule.coefficients(*row[:3].unbind()) for row in finite_sums(sums).unbind()]
+
+
+def _finite(number: float) -> float:
+    """Do to one number what ``finite_sums`` does."""
+    return copysign(LARGEST_SUM, number) if number in (float("inf"), -float("inf")) else number
 
 
 def _blocks(rule: UpdateRule, dtype: torch.dtype, *tensors: Tensor) -> Iterator[Any]:
@@ -188,7 +233,8 @@ def _blocks(rule: UpdateRule, dtype: torch.dtype, *tensors: Tensor) -> Iterator[
         yield None, *tensors
     elif x.is_cpu and x.numel() > BLOCK and (flat := _flattened(tensors)):
         scratch = torch.empty(BLOCK, dtype=dtype)
-        for block in zip(*(torch.split(vector, BLOCK) for vector in flat), strict=True):
+        for begin in range(0, x.numel(), BLOCK):
+            block = [vector[begin : begin + BLOCK] for vector in flat]
             yield scratch[: block[0].numel()], *block
     else:
         yield torch.empty_like(x, dtype=dtype), *tensors
@@ -205,6 +251,10 @@ def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
     return [t.as_strided((x.numel(),), (1,)) for t in tensors] if x.stride() == dense else None
 
 
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Give the inner product of two layers as a 0-dim tensor."""
-    return torch.dot(a.reshape(-1), b.reshape(-1))
+    return torch.dot(a, b) if a.ndim == 1 else torch.dot(a.reshape(-1), b.reshape(-1))

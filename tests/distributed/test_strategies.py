@@ -1,5 +1,7 @@
 """Training under Lightning's strategies equals that of one process, and so does the monitor."""
 
+from collections import Counter
+
 import pytest
 import sharded_training
 import torch
@@ -76,8 +78,16 @@ def test_an_optimizer_built_before_the_module_was_sharded_is_refused(two_process
         assert "before the module was sharded" in message
 
 
-def test_the_monitor_adds_no_communication_under_ddp(two_processes, tmp_path):
+@pytest.mark.parametrize(("strategy", "gathers"), [("ddp", 0), ("fsdp2", 3)])
+def test_the_monitor_adds_one_gather_a_logged_step_where_layers_are_shared(
+    strategy, gathers, two_processes, tmp_path
+):
     run = sharded_training.collectives_of_a_run
-    without, monitored = (two_processes.run(run, tmp_path, on) for on in (False, True))
-    assert monitored == without
-    assert len(without[0]) > 0
+    without, monitored = (
+        two_processes.run(run, tmp_path, strategy, monitored) for monitored in (False, True)
+    )
+    for rank in range(2):
+        added = Counter(monitored[rank]) - Counter(without[rank])
+        assert not Counter(without[rank]) - Counter(monitored[rank])
+        assert sorted(added.elements()) == [6 * 6 * 8] * gathers  # layers, numbers, bytes
+        assert len(without[rank]) > 0

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aida_lightning import optim
 from aida_lightning._kernels import rule as kernel_rule
+from aida_lightning._kernels import single_tensor
 
 OPTIMIZERS = sorted(reference.MEMBERS)
 PROJECTING = ["Aida", "LAida"]
@@ -90,6 +91,23 @@ def test_each_member_follows_its_box(name, kernel, decay, dtype, rtol):
     start, gradients = make_problem(dtype)
     options = {"lr": 0.05, "betas": (0.8, 0.99), **decay}
     assert_follows_the_paper(name, start, gradients, rtol=rtol, options=options, kernel=kernel)
+
+
+@each_optimizer
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["f64", "f32"]
+)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_layer_in_blocks_follows_the_boxes_too(name, dtype, rtol, decoupled, monkeypatch):
+    monkeypatch.setattr(single_tensor, "BLOCK", 8)
+    options = {"lr": 0.05, "weight_decay": 0.1, "decoupled_weight_decay": decoupled}
+    start, gradients = make_problem(dtype, shapes=[(5, 7), (8,), (9,), (2, 3, 2, 3), (7,)])
+    start[3] = start[3].to(memory_format=torch.channels_last)
+    for step in gradients[::2]:  # in other steps the layout differs from the layer's
+        step[3] = step[3].to(memory_format=torch.channels_last)
+    assert_follows_the_paper(
+        name, start, gradients, rtol=rtol, options=options, kernel={"foreach": False}
+    )
 
 
 @each_kernel
