@@ -123,6 +123,8 @@ def press_ctrl_c(self, trainer, *_):
 def test_ctrl_c_keeps_the_runs_so_far_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
     path, output = write_experiment(tmp_path, figures=["fig6"]), tmp_path / "out"
     command = ["compare", path, "--optimizers", "aida*", "sgd", "adam+", "--output", str(output)]
+    # A shell that starts the tests in the background has them ignore it.
+    handled = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
         patch.setattr(tiny.Kill, "on_train_batch_end", press_ctrl_c)
         assert main(command) == 130
@@ -134,6 +136,7 @@ def test_ctrl_c_keeps_the_runs_so_far_and_the_same_command_goes_on(tmp_path, mon
     assert "SGD, seed 0: interrupted." in printed
     with pytest.raises(KeyboardInterrupt):  # Ctrl-C has its meaning back
         signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, handled)
     assert main(command) == 0
     assert [row["status"] for row in rows(output)] == 3 * ["completed"]
     assert "[1/3] Aida K=2, seed 0: finished before" in capsys.readouterr().out

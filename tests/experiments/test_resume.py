@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def pair(tmp_path_factory):
     )
     assert killed.returncode == 9, killed.stderr
     before = read_scalars(folder / "broken" / RUN)
+    time.sleep(1.1)  # TensorBoard orders event files by the second in their names
     (result,) = run(path, folder / "broken", keep_checkpoints=True)
     run(path, folder / "unbroken", keep_checkpoints=True)
     return folder, before, result
