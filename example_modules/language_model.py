@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -14,11 +12,12 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from aida_lightning.datamodules._text import TextBatch
+from aida_lightning.example_modules._dropout import SeededDropout
 from aida_lightning.example_modules.awd_lstm import AWDLSTM, AWDLSTMOutput, State
 from aida_lightning.mixin import OptimizerMixin
 
 
-class LanguageModel(OptimizerMixin, LightningModule):
+class LanguageModel(OptimizerMixin, SeededDropout):
     """Train an AWD-LSTM on :class:`TextBatch` by cross-entropy and two regularisers.
 
     The loss of a batch is the mean cross-entropy of a word, plus ``activation_reg`` times the mean
@@ -89,7 +88,6 @@ class LanguageModel(OptimizerMixin, LightningModule):
         self.lr_scheduler_options = dict(lr_scheduler_options or {})
         self.val_perplexity = _Perplexity()
         self.test_perplexity = _Perplexity()
-        self._dropout_seed = torch.initial_seed()
         self._lr_scale = 1.0
         # Validation may interrupt an epoch of training, whose states must outlast it.
         self._states: dict[str, list[State]] = {}
@@ -143,9 +141,7 @@ class LanguageModel(OptimizerMixin, LightningModule):
             batch: the batch.
             batch_idx: has a part in the seed of the batch's dropout.
         """
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self._seed(batch_idx))
+        with self.seeded(batch_idx):
             output: AWDLSTMOutput = self.model(batch.inputs, self._states.get("train"))
         self._states["train"] = _detach(output.states)
         loss = _cross_entropy(output.logits, batch.targets)
@@ -200,28 +196,6 @@ class LanguageModel(OptimizerMixin, LightningModule):
         finally:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the seed of the dropout.
-
-        Args:
-            checkpoint: gets an entry ``dropout_seed``.
-        """
-        checkpoint["dropout_seed"] = self._dropout_seed
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the seed of the run that is resumed.
-
-        Args:
-            checkpoint: what :meth:`on_save_checkpoint` was given.
-        """
-        self._dropout_seed = checkpoint["dropout_seed"]
-
-    def _seed(self, batch_idx: int) -> int:
-        entropy = (self._dropout_seed, self.global_rank, self.current_epoch, batch_idx)
-        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
     def _evaluate(self, stage: str, perplexity: "_Perplexity", batch: TextBatch) -> None:
         logits, states = self(batch.inputs, self._states.get(stage))

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -14,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from aida_lightning.datamodules._vocabulary import BOS, EOS, PAD
+from aida_lightning.example_modules._dropout import SeededDropout
 from aida_lightning.example_modules.transformer import Transformer
 from aida_lightning.mixin import OptimizerMixin
 
@@ -61,7 +60,7 @@ class InverseSqrtLR(LambdaLR):
         super().__init__(optimizer, factor, last_epoch)
 
 
-class TranslationModel(OptimizerMixin, LightningModule):
+class TranslationModel(OptimizerMixin, SeededDropout):
     """Train a :class:`Transformer` on pairs of sentences by cross-entropy with teacher forcing.
 
     The loss that is minimised is label-smoothed and summed over the batch's words, as the paper's
@@ -149,7 +148,6 @@ class TranslationModel(OptimizerMixin, LightningModule):
         self.train_accuracy = _token_accuracy(vocab_size)
         self.val_loss, self.val_accuracy = MeanMetric(), _token_accuracy(vocab_size)
         self.test_loss, self.test_accuracy = MeanMetric(), _token_accuracy(vocab_size)
-        self._dropout_seed = torch.initial_seed()
 
     @override
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
@@ -188,24 +186,6 @@ class TranslationModel(OptimizerMixin, LightningModule):
         return target
 
     @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the seed of dropout.
-
-        Args:
-            checkpoint: what is to be saved.
-        """
-        checkpoint["dropout_seed"] = self._dropout_seed
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the seed of the run that is resumed.
-
-        Args:
-            checkpoint: what :meth:`on_save_checkpoint` was given.
-        """
-        self._dropout_seed = checkpoint["dropout_seed"]
-
-    @override
     def training_step(self, batch: _Batch, batch_idx: int) -> Tensor:
         """Return the label-smoothed cross-entropy, summed over the batch's words, and log its mean.
 
@@ -213,10 +193,7 @@ class TranslationModel(OptimizerMixin, LightningModule):
             batch: sources ``(n, s)`` and targets ``(n, t)``, from ``<bos>`` to ``<eos>``.
             batch_idx: has a part in the seed of the batch's dropout.
         """
-        # Lightning's checkpoints leave the random state out.
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self._seed(batch_idx))
+        with self.seeded(batch_idx):
             logits, gold = self._predict(batch)
         loss = cross_entropy(
             logits, gold, ignore_index=PAD, reduction="sum", label_smoothing=self.label_smoothing
@@ -255,10 +232,6 @@ class TranslationModel(OptimizerMixin, LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log ``test_perplexity``."""
         self.log("test_perplexity", self.test_loss.compute().exp())
-
-    def _seed(self, batch_idx: int) -> int:
-        entropy = (self._dropout_seed, self.global_rank, self.current_epoch, batch_idx)
-        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
     def _predict(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Return logits ``(n·t, vocab_size)`` and the words to predict, ``(n·t,)``."""

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from aida_lightning import optim
+from aida_lightning._kernels.dispatch import Batch, update
 from aida_lightning._kernels.rule import Layers
 from aida_lightning.optim._state import new_state
 
@@ -32,14 +33,5 @@ def step(kernel, *parts):
     """Take a step of layers that lie in one part or, with their sums added up, in several."""
     for layers, _ in parts:
         torch._foreach_add_(layers.steps, 1)
-    layers, rule = parts[0]
-    sums = None
-    if rule.takes_sums:
-        sums = sum(kernel.momentum(*part) for part in parts)
-    totals = [kernel.update(*part, sums) for part in parts]
-    if totals[0] is not None:
-        numels = torch.tensor(layers.numels).clamp(min=1)
-        if totals[0].is_cuda:  # without a wait
-            numels = numels.pin_memory().to(totals[0].device, non_blocking=True)
-        for part in parts:
-            kernel.move(*part, sum(totals) / numels)
+    batches = [Batch(kernel, *part) for part in parts]
+    update(batches, parts[0][1], lambda _, sums, columns: [sum(sums)] * len(sums))
