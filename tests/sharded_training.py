@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from sharding import Collectives
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 from aida_lightning import build_optimizer
@@ -24,20 +31,29 @@ BATCHES = 12
 class Net(LightningModule):
     """Three layers, one of which is unused; every process sees the same batches."""
 
+    hybrid = False
+
     def __init__(self, name="aida", **options):
         super().__init__()
         self.name, self.options = name, options
         torch.manual_seed(1)
-        self.features = nn.Linear(4, 5)
-        self.head = nn.Linear(5, 3)
+        self.features = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 3)
         self.unused = nn.Linear(3, 3)
 
     def configure_model(self):
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            mesh = self.device_mesh["data_parallel"]
-            for layer in (self.features, self.head, self.unused):
-                fully_shard(layer, mesh=mesh)
-            fully_shard(self, mesh=mesh)
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        if self.hybrid:
+            names = ("replicate", "shard")
+            mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=names)
+        if (tensor_parallel := self.device_mesh["tensor_parallel"]).size() > 1:
+            plan = {"features": ColwiseParallel(), "head": RowwiseParallel()}
+            parallelize_module(self, tensor_parallel, plan)
+        for layer in (self.features, self.head, self.unused):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self, mesh=mesh)
 
     def forward(self, inputs):
         return self.head(self.features(inputs).tanh())
@@ -81,12 +97,20 @@ class TwoOptimizers(Net):
 # Merged over the processes the first five, and measured of the gathered layers the others.
 STATISTICS = "mean std min max ceiling_share median update_ratio gradient_cosine".split()
 MODULES = {"one optimizer": Net, "two optimizers": TwoOptimizers}
+
+
+def model_parallel(tensor_parallel_size=1):
+    data_parallel_size = dist.get_world_size() // tensor_parallel_size
+    return ModelParallelStrategy(data_parallel_size, tensor_parallel_size)
+
+
 STRATEGIES = {
     "one": lambda: "auto",
     "ddp": lambda: DDPStrategy(find_unused_parameters=True),
-    "fsdp2": lambda: ModelParallelStrategy(
-        data_parallel_size=dist.get_world_size(), tensor_parallel_size=1
-    ),
+    "fsdp2": model_parallel,
+    "hybrid": model_parallel,
+    "fsdp2 and tensor parallel": lambda: model_parallel(2),
+    "tensor parallel": lambda: model_parallel(dist.get_world_size()),
 }
 
 
@@ -136,10 +160,17 @@ def whole(tensor):
 def weights(folder, strategy, name, kind="one optimizer", monitor=True, **options):
     """Train, and give the whole weights that this process sees."""
     module = MODULES[kind](name, lr=0.01)
+    module.hybrid = strategy == "hybrid"
     statistics = [s for s in STATISTICS if name != "adam" or s != "ceiling_share"]
     monitors = [StepsizeMonitor(["*"], statistics=statistics)] if monitor else []
     fit(folder, strategy, module, *monitors, **options)
     return {key: whole(param.detach()).cpu() for key, param in module.named_parameters()}
+
+
+def log_at_epochs_ends(folder, strategy):
+    """Train for two epochs, of which the monitor logs the ends."""
+    monitor = StepsizeMonitor(["*"], logging_interval="epoch", statistics=STATISTICS)
+    fit(folder, strategy, Net("aida", lr=0.01), monitor, max_epochs=2)
 
 
 def weights_with_each(folder, strategy, trainers):
@@ -208,3 +239,22 @@ def collectives_of_a_run(folder, strategy, monitored):
     with Collectives() as collectives:
         fit(f"{folder}/{monitored:d}", strategy, module, *[StepsizeMonitor(["*"], 1)] * monitored)
     return collectives.sizes
+
+
+def epochs_from_a_checkpoint(folder, strategy, epochs, weights_only=True):
+    """Train to the end of an epoch, from the last checkpoint if there is one."""
+    module = Net("aida", lr=0.01)
+    module.unused.requires_grad_(False)
+    checkpoints = Path(folder, "checkpoints")
+    last = checkpoints / "last.ckpt"
+    fit(
+        folder,
+        strategy,
+        module,
+        ModelCheckpoint(checkpoints, save_last=True, save_on_train_epoch_end=True),
+        ckpt_path=last if last.exists() else None,
+        weights_only=weights_only,
+        max_epochs=epochs,
+        enable_checkpointing=True,
+    )
+    return {key: whole(param.detach()).clone() for key, param in module.named_parameters()}
