@@ -19,13 +19,17 @@ ScalarList: TypeAlias = Any
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
     """Update every momentum and give the sums over each layer."""
-    gs, _ = _gradients(layers, rule)
+    gs, scratch = _gradients(layers, rule)
     ms = _update_momenta(layers, gs, rule)
     m_sq, g_sq, m_dot_g = _squares(ms), _squares(gs), _inner(ms, gs)
     if rule.layer_mean != "statistic":
         return torch.stack((m_sq, g_sq, m_dot_g), 1)
-    rs = list(torch._foreach_sub(ms, gs))
-    return torch.stack((m_sq, g_sq, m_dot_g, _squares(rs), _inner(rs, gs)), 1)
+    # g - m, in the place of g if that is ours.
+    rs = gs if scratch else list(torch._foreach_sub(gs, ms))
+    if scratch:
+        torch._foreach_sub_(gs, ms)
+    r_sq = _squares(rs)
+    return torch.stack((m_sq, g_sq, m_dot_g, r_sq, -_inner(rs, ms) - r_sq), 1)
 
 
 def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
@@ -41,7 +45,9 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
         move(layers, rule, torch.stack(_stepsizes(vs, corrections2, rule)))
         return None
 
-    gs, scratch = _gradients(layers, rule)
+    # A multiple of the momentum needs no more of them.
+    needed = rule.track is not projected_gradient
+    gs, scratch = _gradients(layers, rule) if needed else ([], False)
     if sums is None:
         ms = _update_momenta(layers, gs, rule)
     else:
@@ -106,7 +112,7 @@ def _tracked_vectors(
         return gs
     assert sums is not None
     coefficients = rule.coefficients(*finite_sums(sums)[:, :3].unbind(1))
-    alphas, betas = (torch.as_tensor(c, device=sums.device).expand(len(gs)) for c in coefficients)
+    alphas, betas = (torch.as_tensor(c, device=sums.device).expand(len(ms)) for c in coefficients)
     ls: tuple[ScalarList, ScalarList] = (list(alphas.unbind()), list(betas.unbind()))
     if rule.track is projected_gradient:
         return list(torch._foreach_mul(ms, ls[0]))

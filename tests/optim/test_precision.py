@@ -121,6 +121,19 @@ def test_the_loop_holds_at_most_one_layer_beside_the_state(name, weight_decay):
 
 
 @each_optimizer
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_foreach_holds_at_most_the_layers_once_more_beside_the_state(name, weight_decay):
+    params = [nn.Parameter(torch.ones(64, 64)) for _ in range(3)]
+    optimizer = getattr(optim, name)(params, weight_decay=weight_decay, foreach=True)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.randn_like(param)
+        peak = peak_of_a_step(optimizer) if optimizer.state else optimizer.step()
+    layers = sum(param.numel() for param in params) * 4
+    assert peak <= layers + 2048, f"{peak / layers:.2f} times the layers"
+
+
+@each_optimizer
 def test_the_bytes_of_the_state(name):
     param = nn.Parameter(torch.ones(100, 100))
     optimizer = getattr(optim, name)([param])
