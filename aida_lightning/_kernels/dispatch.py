@@ -87,19 +87,26 @@ def update(batches: Sequence[Batch], rule: UpdateRule, complete: Complete | None
         rule: of one of their groups, which says what sums its member takes.
         complete: is given where layers are spread over processes, which all call it in turn.
     """
+    if complete is not None:
+        _sweep(batches, rule, complete)
+        return
+    for batch in batches:  # one after the other, while the caches hold it
+        if batch.kernel is fused:
+            fused.step(batch.layers, batch.rule)
+        else:
+            _sweep([batch], rule, lambda _, sums, __: sums)
 
-    def whole(sums: list[Tensor], columns: int) -> list[Tensor]:
-        return sums if complete is None else complete(batches, sums, columns)
 
+def _sweep(batches: Sequence[Batch], rule: UpdateRule, complete: Complete) -> None:
     sums: Sequence[Tensor | None] = [None] * len(batches)
     if rule.takes_sums:
         momenta = [batch.kernel.momentum(batch.layers, batch.rule) for batch in batches]
-        sums = whole(momenta, 5 if rule.layer_mean == "statistic" else 3)
+        sums = complete(batches, momenta, 5 if rule.layer_mean == "statistic" else 3)
     totals = [
         batch.kernel.update(batch.layers, batch.rule, of_batch)
         for batch, of_batch in zip(batches, sums, strict=True)
     ]
     if rule.layer_mean == "stepsize":
-        stepsizes = whole([total.unsqueeze(1) for total in totals if total is not None], 1)
+        stepsizes = complete(batches, [t.unsqueeze(1) for t in totals if t is not None], 1)
         for batch, total in zip(batches, stepsizes, strict=True):
             batch.kernel.move(batch.layers, batch.rule, batch.layers.mean(total.squeeze(1)))

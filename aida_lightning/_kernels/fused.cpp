@@ -1,18 +1,22 @@
-// One step of the family over all layers of a dtype, in two sweeps of the memory (see fused.py).
+// One step of the family over all layers of a dtype, in at most two sweeps of the memory, or the
+// sweeps singly (see fused.py).
 //
 // Letters, as in the paper: x parameter, g gradient, m and v the moving averages of the gradient
 // and of the squared tracked vector d = alpha m + beta g, s the adaptive stepsize.
 // The layers are cut into blocks, which the threads share. Sums are kept in double a block and added
-// up in the blocks' order, so that they do not depend on the number of threads.
+// up in the blocks' order, so that they do not depend on the number of threads. A run of layers that
+// a cache holds goes through all sweeps before the next run, so that the second finds g and m there.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 struct Options {
-    double beta1, beta2, eps, second_eps, coupled, decoupled, sign;
-    int64_t averages_stepsize, threads;
+    double lr, beta1, beta2, eps, second_eps, coupled, decoupled, sign;
+    double alpha, beta, xi;  // alpha and beta, where all layers have the same
+    int64_t k, track, layer_mean, double_step, threads;
 };
 
 struct Layers {
@@ -20,17 +24,23 @@ struct Layers {
     void** g;
     void** m;
     void** v;
-    const int64_t* numel;
-    const double* alpha;
-    const double* beta;
-    const double* correction2;  // 1 - beta2^t
-    const double* scale;        // -lr / (1 - beta1^t)
+    void** step;
+    const int64_t* part;   // elements that are here
+    const int64_t* whole;  // and of the whole layer, which may be spread over processes
     int64_t n;
 };
 
 namespace {
 
 constexpr int64_t BLOCK = 1 << 14;
+constexpr int64_t RUN = 1 << 19;  // elements: g and m of them are 4 MiB in float32
+constexpr int SUMS = 5;           // <m, m>, <g, g>, <m, g>, and with r = m - g <r, r>, <r, g>
+
+// What is asked for, any of them added up.
+enum Sweeps { MOMENTUM = 1, UPDATE = 2, MOVE = 4 };
+// Where alpha and beta come from, and what is averaged over a layer; see optim/tracking.py.
+enum Track { CONSTANT, MUTUAL_PROJECTION, PROJECTED_GRADIENT };
+enum LayerMean { NONE, STATISTIC, STEPSIZE };
 
 struct bfloat16 {
     uint16_t bits;
@@ -58,35 +68,42 @@ struct Lerp {
     S operator()(S m, S g) const { return (from_m ? m : g) + rate * (g - m); }
 };
 
+// Sums that overflowed as float32's largest number (see rule.finite_sums).
+double finite(double sum) {
+    constexpr double largest = 3.4028234663852886e38;
+    return std::isinf(sum) ? std::copysign(largest, sum) : sum;
+}
+
 // T: of x, g and m. S: of v and of the arithmetic.
 template <class T, class S>
 struct Step {
     const Layers& layers;
     const Options& options;
+    double* sums;
+    int64_t width;
+    double* stepsizes;
 
-    // Call body(layer, begin, count, sums) for each block and add up the sums that it gives, `width`
-    // of them, by layer.
-    template <int width, class Body>
-    void each_block(double* totals, Body body) const {
+    // Call body(layer, begin, count, sums) for each block of the layers from `first` until `last`,
+    // and add up by layer the sums that it gives, `n` of them.
+    template <int n, class Body>
+    void each_block(int64_t first, int64_t last, double* totals, Body body) const {
         std::vector<int64_t> layer_of, begin_of;
-        for (int64_t layer = 0; layer < layers.n; ++layer) {
-            for (int64_t begin = 0; begin < layers.numel[layer]; begin += BLOCK) {
+        for (int64_t layer = first; layer < last; ++layer) {
+            for (int64_t begin = 0; begin < layers.part[layer]; begin += BLOCK) {
                 layer_of.push_back(layer);
                 begin_of.push_back(begin);
             }
         }
         const int64_t blocks = layer_of.size();
-        std::vector<double> sums(width * blocks);
+        std::vector<double> of_blocks(n * blocks);
 #pragma omp parallel for num_threads(options.threads) schedule(static)
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t layer = layer_of[block], begin = begin_of[block];
-            const int64_t left = layers.numel[layer] - begin;
-            body(layer, begin, left < BLOCK ? left : BLOCK, &sums[width * block]);
+            const int64_t left = layers.part[layer] - begin;
+            body(layer, begin, left < BLOCK ? left : BLOCK, of_blocks.data() + n * block);
         }
         for (int64_t block = 0; block < blocks; ++block) {
-            for (int i = 0; i < width; ++i) {
-                totals[width * layer_of[block] + i] += sums[width * block + i];
-            }
+            for (int i = 0; i < n; ++i) totals[n * layer_of[block] + i] += of_blocks[n * block + i];
         }
     }
 
@@ -95,95 +112,191 @@ struct Step {
         return static_cast<U*>(tensors[layer]) + begin;
     }
 
-    // m, and the sums <m, m>, <g, g>, <m, g>, <m - g, m - g>.
-    template <bool coupled>
-    void momentum(double* totals) const {
-        each_block<4>(totals, [this](int64_t layer, int64_t begin, int64_t count, double* sums) {
-            const T* x = at<T>(layers.x, layer, begin);
-            const T* g = at<T>(layers.g, layer, begin);
-            T* m = at<T>(layers.m, layer, begin);
-            const S decay = S(options.coupled), sign = S(options.sign);
-            const Lerp<S> lerp(options.beta1);
-            double mm = 0, gg = 0, mg = 0, rr = 0;
+    // 1 - beta^t
+    double correction(double beta, int64_t layer) const {
+        const double t = options.double_step ? *at<double>(layers.step, layer, 0)
+                                             : double(*at<float>(layers.step, layer, 0));
+        return 1 - std::pow(beta, t);
+    }
+
+    double whole(int64_t layer) const { return layers.whole[layer] ? layers.whole[layer] : 1; }
+
+    struct Coefficients {
+        double alpha, beta;
+    };
+
+    Coefficients coefficients(int64_t layer) const {
+        if (options.track == CONSTANT) return {options.alpha, options.beta};
+        const double* of_layer = sums + width * layer;
+        double m_sq = finite(of_layer[0]), g_sq = finite(of_layer[1]), m_dot_g = finite(of_layer[2]);
+        if (options.track == PROJECTED_GRADIENT) return {m_dot_g / (m_sq + options.xi), 0};
+        double of_m = 1, of_g = 1;
+        for (int64_t j = 0; j < options.k; ++j) {
+            const double a = m_dot_g / (g_sq + options.xi), b = m_dot_g / (m_sq + options.xi);
+            const double old_of_m = of_m, old_m_sq = m_sq;
+            of_m = a * of_g, of_g = b * old_of_m;
+            // From the left, so that nothing in between exceeds both the old and the new value.
+            m_sq = a * (a * g_sq), g_sq = b * (b * old_m_sq), m_dot_g = a * (b * m_dot_g);
+        }
+        if (options.k % 2) return {-of_g, of_m};
+        return {of_m, -of_g};
+    }
+
+    // The squared norm of the tracked vector, put together from m - g (see UpdateRule.squares).
+    double square(int64_t layer) const {
+        const double* of_layer = sums + width * layer;
+        for (int i = 0; i < SUMS; ++i) {
+            if (std::isinf(of_layer[i])) return INFINITY;
+        }
+        const auto [alpha, beta] = coefficients(layer);
+        const double both = alpha + beta;
+        const double square = alpha * alpha * of_layer[3] + 2 * alpha * both * of_layer[4] +
+                              both * both * of_layer[1];
+        return square < 0 ? 0 : square;
+    }
+
+    // m, and the sums over each layer.
+    template <bool coupled, bool residual>
+    void momentum(int64_t first, int64_t last) const {
+        each_block<SUMS>(
+            first, last, sums,
+            [this](int64_t layer, int64_t begin, int64_t count, double* sums) {
+                const T* x = at<T>(layers.x, layer, begin);
+                const T* g = at<T>(layers.g, layer, begin);
+                T* m = at<T>(layers.m, layer, begin);
+                const S decay = S(options.coupled), sign = S(options.sign);
+                const Lerp<S> lerp(options.beta1);
+                double mm = 0, gg = 0, mg = 0, rr = 0;
 #pragma omp simd reduction(+ : mm, gg, mg, rr)
-            for (int64_t i = 0; i < count; ++i) {
-                S gi = sign * S(g[i]);
-                if constexpr (coupled) gi += decay * S(x[i]);
-                m[i] = T(lerp(S(m[i]), gi));
-                const S mi = S(m[i]);  // as rounded, for the other sweep reads it so
-                const double a = mi, b = gi, r = a - b;
-                mm += a * a;
-                gg += b * b;
-                mg += a * b;
-                rr += r * r;
-            }
-            sums[0] = mm, sums[1] = gg, sums[2] = mg, sums[3] = rr;
-        });
+                for (int64_t i = 0; i < count; ++i) {
+                    S gi = sign * S(g[i]);
+                    if constexpr (coupled) gi += decay * S(x[i]);
+                    m[i] = T(lerp(S(m[i]), gi));
+                    const S mi = S(m[i]);  // as rounded, for the other sweep reads it so
+                    const double a = mi, b = gi;
+                    mm += a * a;
+                    gg += b * b;
+                    mg += a * b;
+                    if constexpr (residual) rr += (a - b) * (a - b);
+                }
+                // <m - g, g> as a difference, of which double leaves enough.
+                sums[0] = mm, sums[1] = gg, sums[2] = mg, sums[3] = rr, sums[4] = mg - gg;
+            });
     }
 
     // v and, unless its mean is to be taken first, x. With `momentum_too` m as well, in one sweep.
     template <bool momentum_too, bool keep_x>
-    void update(double* totals) const {
-        each_block<1>(totals, [this](int64_t layer, int64_t begin, int64_t count, double* sums) {
-            T* x = at<T>(layers.x, layer, begin);
-            const T* g = at<T>(layers.g, layer, begin);
-            T* m = at<T>(layers.m, layer, begin);
-            S* v = at<S>(layers.v, layer, begin);
-            const S decay = S(options.coupled), sign = S(options.sign);
-            const Lerp<S> lerp(options.beta1);
-            const S beta2 = S(options.beta2), weight = S(1 - options.beta2), eps = S(options.eps);
-            const S second_eps = S(options.second_eps), shrink = S(1 - options.decoupled);
-            const S alpha = S(layers.alpha[layer]), beta = S(layers.beta[layer]);
-            const S unbias = S(1 / std::sqrt(layers.correction2[layer]));
-            const S scale = S(layers.scale[layer]);
-            double sum = 0;
+    void update(int64_t first, int64_t last) const {
+        each_block<keep_x ? 1 : 0>(
+            first, last, stepsizes,
+            [this](int64_t layer, int64_t begin, int64_t count, double* sums) {
+                T* x = at<T>(layers.x, layer, begin);
+                const T* g = at<T>(layers.g, layer, begin);
+                T* m = at<T>(layers.m, layer, begin);
+                S* v = at<S>(layers.v, layer, begin);
+                const auto of_layer = coefficients(layer);
+                const S alpha = S(of_layer.alpha), beta = S(of_layer.beta);
+                const S decay = S(options.coupled), sign = S(options.sign), eps = S(options.eps);
+                const Lerp<S> lerp(options.beta1);
+                const S beta2 = S(options.beta2), weight = S(1 - options.beta2);
+                const S unbias = S(1 / std::sqrt(correction(options.beta2, layer)));
+                const S scale = S(-options.lr / correction(options.beta1, layer));
+                const S second_eps = S(options.second_eps), shrink = S(1 - options.decoupled);
+                double sum = 0;
+                // What overflowed would become NaN, times 0.
+                if (options.beta2 == 0) std::fill(v, v + count, S(0));
 #pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < count; ++i) {
-                const S xi = S(x[i]);
-                const S gi = sign * S(g[i]) + decay * xi;
-                S mi = S(m[i]);
-                if constexpr (momentum_too) {
-                    mi = lerp(mi, gi);
-                    m[i] = T(mi);
+                for (int64_t i = 0; i < count; ++i) {
+                    const S xi = S(x[i]);
+                    const S gi = sign * S(g[i]) + decay * xi;
+                    S mi = S(m[i]);
+                    if constexpr (momentum_too) {
+                        mi = lerp(mi, gi);
+                        m[i] = T(mi);
+                    }
+                    const S d = alpha * mi + beta * gi;
+                    const S vi = beta2 * v[i] + (weight * d * d + eps);
+                    v[i] = vi;
+                    const S s = 1 / (std::sqrt(vi) * unbias + second_eps);
+                    if constexpr (keep_x) sum += s;
+                    if constexpr (!keep_x) x[i] = T(xi * shrink + scale * (mi * s));
                 }
-                const S d = alpha * mi + beta * gi;
-                const S vi = beta2 * v[i] + (weight * d * d + eps);
-                v[i] = vi;
-                const S s = 1 / (std::sqrt(vi) * unbias + second_eps);
-                if constexpr (keep_x) sum += s;
-                if constexpr (!keep_x) x[i] = T(xi * shrink + scale * (mi * s));
-            }
-            sums[0] = sum;
-        });
+                if constexpr (keep_x) sums[0] = sum;
+            });
     }
 
-    // x, by the one stepsize of each layer, which is in the scale.
-    void move() const {
+    // x, by the one stepsize of each layer.
+    void move(int64_t first, int64_t last) const {
         const S shrink = S(1 - options.decoupled);
-        each_block<0>(nullptr, [&](int64_t layer, int64_t begin, int64_t count, double*) {
-            T* x = at<T>(layers.x, layer, begin);
-            const T* m = at<T>(layers.m, layer, begin);
-            const S scale = S(layers.scale[layer]);
+        each_block<0>(
+            first, last, nullptr, [&](int64_t layer, int64_t begin, int64_t count, double*) {
+                T* x = at<T>(layers.x, layer, begin);
+                const T* m = at<T>(layers.m, layer, begin);
+                const double correction1 = correction(options.beta1, layer);
+                const S scale = S(-options.lr / correction1 * stepsizes[layer]);
 #pragma omp simd
-            for (int64_t i = 0; i < count; ++i) x[i] = T(S(x[i]) * shrink + scale * S(m[i]));
-        });
+                for (int64_t i = 0; i < count; ++i) x[i] = T(S(x[i]) * shrink + scale * S(m[i]));
+            });
     }
 
-    void run(int64_t sweep, double* totals) const {
-        if (sweep == 0) options.coupled ? momentum<true>(totals) : momentum<false>(totals);
-        const bool keep_x = options.averages_stepsize;
-        if (sweep == 1) keep_x ? update<false, true>(totals) : update<false, false>(totals);
-        if (sweep == 2) keep_x ? update<true, true>(totals) : update<true, false>(totals);
-        if (sweep == 3) move();
+    // The averaged statistic of each layer, and the stepsize of it.
+    void statistics(int64_t first, int64_t last) const {
+        for (int64_t layer = first; layer < last; ++layer) {
+            S* v = at<S>(layers.v, layer, 0);
+            const double old = options.beta2 ? options.beta2 * *v : 0;
+            const double mean = square(layer) / whole(layer);
+            const double statistic = old + (1 - options.beta2) * mean + options.eps;
+            *v = S(statistic);
+            stepsizes[layer] = 1 / std::sqrt(statistic / correction(options.beta2, layer));
+        }
+    }
+
+    void run(int64_t sweeps, int64_t first, int64_t last) const {
+        if (sweeps & MOMENTUM) {
+            if (options.layer_mean == STATISTIC) {
+                options.coupled ? momentum<true, true>(first, last)
+                                : momentum<false, true>(first, last);
+            } else {
+                options.coupled ? momentum<true, false>(first, last)
+                                : momentum<false, false>(first, last);
+            }
+        }
+        const bool momentum_too = !sums, averages = options.layer_mean == STEPSIZE;
+        if (sweeps & UPDATE) {
+            if (options.layer_mean == STATISTIC) {
+                statistics(first, last);
+            } else if (averages) {
+                momentum_too ? update<true, true>(first, last) : update<false, true>(first, last);
+            } else {
+                momentum_too ? update<true, false>(first, last) : update<false, false>(first, last);
+            }
+        }
+        if (sweeps & MOVE) {
+            for (int64_t layer = first; averages && sweeps & UPDATE && layer < last; ++layer) {
+                stepsizes[layer] /= whole(layer);
+            }
+            move(first, last);
+        }
+    }
+
+    void run(int64_t sweeps) const {
+        for (int64_t first = 0, last = 0; first < layers.n; first = last) {
+            int64_t size = layers.part[last++];
+            while (last < layers.n && size + layers.part[last] <= RUN) size += layers.part[last++];
+            run(sweeps, first, last);
+        }
     }
 };
 
 }  // namespace
 
-extern "C" void aida_sweep(
-    int64_t dtype, int64_t sweep, const Layers* layers, const Options* options,
-    double* totals) {
-    if (dtype == 0) Step<float, float>{*layers, *options}.run(sweep, totals);
-    if (dtype == 1) Step<double, double>{*layers, *options}.run(sweep, totals);
-    if (dtype == 2) Step<bfloat16, float>{*layers, *options}.run(sweep, totals);
+// `sums`: of each layer, `width` numbers apart, where the members take them; the momentum writes
+// them, of width SUMS. `stepsizes`: one number a layer, where they are averaged; of the update
+// alone, their sum over what is here.
+extern "C" void aida_step(
+    int64_t dtype, int64_t sweeps, const Layers* layers, const Options* options, double* sums,
+    int64_t width, double* stepsizes) {
+    if (dtype == 0) Step<float, float>{*layers, *options, sums, width, stepsizes}.run(sweeps);
+    if (dtype == 1) Step<double, double>{*layers, *options, sums, width, stepsizes}.run(sweeps);
+    if (dtype == 2) Step<bfloat16, float>{*layers, *options, sums, width, stepsizes}.run(sweeps);
 }

@@ -1,8 +1,9 @@
 """The fused CPU kernel: all layers of a dtype in two sweeps of the memory, compiled on first use.
 
 The first sweep updates the momentum and takes the sums over each layer, the second updates all
-else; members that take no sums need one sweep. float32 accesses an element: Aida 9, the members
-with an averaged statistic 6, AdaBelief and AdamPlus 7 as torch's fused Adam. Sums are in double.
+else; members that take no sums need one sweep. float32 accesses an element: Aida 9, of which the
+second sweep finds 2 in a cache where no layer is spread over processes, the members with an
+averaged statistic 6, AdaBelief and AdamPlus 7 as torch's fused Adam. Sums are in double.
 
 The source is compiled by what torch.compile compiles C++ with, which chooses the flags and caches
 the library across processes.
@@ -17,12 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aida_lightning._kernels.rule import Layers, UpdateRule, finite_sums
+from aida_lightning._kernels.rule import Layers, UpdateRule
+from aida_lightning.optim.tracking import (
+    mutual_projection,
+    needs_inner_products,
+    projected_gradient,
+)
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 # So that loops with a square root are made of vector instructions.
-_FLAGS = ("-fno-math-errno", "-ftree-loop-vectorize")
-_MOMENTUM, _UPDATE, _ALL, _MOVE = range(4)
+_FLAGS = ("-fno-math-errno", "-ftree-loop-vectorize", "-ffp-contract=fast")
+_MOMENTUM, _UPDATE, _MOVE = 1, 2, 4  # sweeps; added up where one call makes several
+_TRACKS = {mutual_projection: 1, projected_gradient: 2}  # 0: constant coefficients
+_LAYER_MEANS = {None: 0, "statistic": 1, "stepsize": 2}
+_SUMS = 5
 
 
 def is_available() -> bool:
@@ -46,113 +55,120 @@ def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:
     return all(vector.stride() == dense for vector in vectors)
 
 
+def step(layers: Layers, rule: UpdateRule) -> None:
+    """Make all sweeps, over layers of which no other process holds a part."""
+    sweeps = _UPDATE + (_MOVE if rule.layer_mean else 0)
+    if rule.takes_sums:
+        _sweep(_MOMENTUM + sweeps, layers, rule, sums=_new_sums(layers))
+    else:
+        _sweep(sweeps, layers, rule)
+
+
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
     """Update every momentum and give the sums over each layer."""
-    sums = _sweep(_MOMENTUM, layers, rule, sums=4)
-    if rule.layer_mean != "statistic":
-        return sums[:, :3]
-    _, g_sq, m_dot_g, _ = sums.unbind(1)
-    # <m - g, g>, of which double leaves enough.
-    return torch.cat((sums, (m_dot_g - g_sq).unsqueeze(1)), 1)
+    sums = _new_sums(layers)
+    _sweep(_MOMENTUM, layers, rule, sums=sums)
+    return sums if rule.layer_mean == "statistic" else sums[:, :3].contiguous()
 
 
 def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
     """Update the statistic and the parameter of every layer."""
-    if not rule.beta2:
-        # A statistic that overflowed would become NaN, times 0.
-        torch._foreach_zero_(layers.exp_avg_sqs)
-    correction1, correction2 = _bias_corrections(layers, rule)
-    if rule.layer_mean == "statistic":
-        assert sums is not None
-        statistics = torch.stack(layers.exp_avg_sqs).double()
-        means = layers.mean(rule.squares(sums))
-        statistics = rule.beta2 * statistics + (1 - rule.beta2) * means + rule.eps
-        new = statistics.to(layers.exp_avg_sqs[0].dtype)
-        torch._foreach_copy_(layers.exp_avg_sqs, list(new.unbind()))
-        move(layers, rule, (statistics / correction2).rsqrt())
+    if sums is not None:
+        sums = sums.double().contiguous()
+    if rule.layer_mean != "stepsize":
+        _sweep(_UPDATE + (_MOVE if rule.layer_mean else 0), layers, rule, sums=sums)
         return None
-
-    of_layers = (0.0, 0.0, 0.0) if sums is None else finite_sums(sums)[:, :3].unbind(1)
-    alpha, beta = rule.coefficients(*of_layers)
-    totals = _sweep(
-        _ALL if sums is None else _UPDATE,
-        layers,
-        rule,
-        sums=1,
-        alpha=torch.as_tensor(alpha, dtype=torch.float64).expand_as(correction1),
-        beta=torch.as_tensor(beta, dtype=torch.float64).expand_as(correction1),
-        correction2=correction2,
-        scale=-float(rule.lr) / correction1,
-    )
-    return totals.squeeze(1) if rule.layer_mean == "stepsize" else None
+    stepsizes = torch.zeros(len(layers.params), dtype=torch.float64)
+    _sweep(_UPDATE, layers, rule, sums=sums, stepsizes=stepsizes)
+    return stepsizes
 
 
 def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
     """Move every parameter by the one stepsize of its layer."""
-    correction1, _ = _bias_corrections(layers, rule)
-    _sweep(_MOVE, layers, rule, sums=0, scale=-float(rule.lr) / correction1 * stepsizes)
+    _sweep(_MOVE, layers, rule, stepsizes=stepsizes.contiguous())
 
 
-def _bias_corrections(layers: Layers, rule: UpdateRule) -> tuple[Tensor, Tensor]:
-    steps = torch.stack(layers.steps).double()
-    return 1 - rule.beta1**steps, 1 - rule.beta2**steps
+def _new_sums(layers: Layers) -> Tensor:
+    return torch.zeros(len(layers.params), _SUMS, dtype=torch.float64)
 
 
 class _Options(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_double)
-        for name in ("beta1", "beta2", "eps", "second_eps", "coupled", "decoupled", "sign")
-    ] + [(name, ctypes.c_int64) for name in ("averages_stepsize", "threads")]
-
-
-_OF_LAYERS = ("alpha", "beta", "correction2", "scale")  # one number a layer, in double
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "second_eps")),
+        *((name, ctypes.c_double) for name in ("coupled", "decoupled", "sign")),
+        *((name, ctypes.c_double) for name in ("alpha", "beta", "xi")),
+        *((name, ctypes.c_int64) for name in ("k", "track", "layer_mean", "double_step")),
+        ("threads", ctypes.c_int64),
+    ]
 
 
 class _Layers(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "g", "m", "v", "numel", *_OF_LAYERS)),
+        *((name, ctypes.c_void_p) for name in ("x", "g", "m", "v", "step", "part", "whole")),
         ("n", ctypes.c_int64),
     ]
 
 
 def _sweep(
-    sweep: int, layers: Layers, rule: UpdateRule, *, sums: int, **of_layers: Tensor
-) -> Tensor:
-    """Run one sweep; give its sums over each layer, of shape ``(n, sums)``, in double."""
+    sweeps: int,
+    layers: Layers,
+    rule: UpdateRule,
+    *,
+    sums: Tensor | None = None,
+    stepsizes: Tensor | None = None,
+) -> None:
+    """Make one or more sweeps: over every layer one, or over some at a time all.
+
+    Args:
+        sweeps: which.
+        layers: the layers.
+        rule: the rule.
+        sums: over each layer, where the rule takes any; the momentum writes them.
+        stepsizes: one a layer, where they are averaged; where only the update is made, it writes
+            their sums over what is here.
+    """
     # What autograd kept of the parameters is no longer what it kept.
     torch.autograd.graph.increment_version(layers.params)
-    if "addresses" not in layers.kept:
-        tensors = [[tensor.data_ptr() for tensor in column] for column in layers[:4]]
-        layers.kept["addresses"] = torch.tensor(tensors)
-        layers.kept["numel"] = torch.tensor([param.numel() for param in layers.params])
-    # Held until the call has returned, for only their addresses are passed.
-    vectors = {name: vector.contiguous() for name, vector in of_layers.items()}
-    arguments = _Layers(
-        *(column.data_ptr() for column in layers.kept["addresses"]),
-        numel=layers.kept["numel"].data_ptr(),
-        n=len(layers.params),
-        **{name: vector.data_ptr() for name, vector in vectors.items()},
-    )
+    if stepsizes is None and rule.layer_mean:
+        stepsizes = torch.zeros(len(layers.params), dtype=torch.float64)
+    constant = not needs_inner_products(rule.track)
+    if not (constant or rule.track in _TRACKS):
+        raise NotImplementedError(f"no fused kernel tracks `{rule.track.__name__}`")
+    alpha, beta = rule.coefficients(0.0, 0.0, 0.0) if constant else (0.0, 0.0)
+    lr = float(rule.lr)
     options = _Options(
+        lr=lr,
         beta1=rule.beta1,
         beta2=rule.beta2,
         eps=rule.eps,
         second_eps=rule.eps if rule.eps_in_denominator else 0.0,
         coupled=rule.coupled_weight_decay,
-        decoupled=float(rule.lr) * rule.weight_decay if rule.decoupled_weight_decay else 0.0,
+        decoupled=lr * rule.weight_decay if rule.decoupled_weight_decay else 0.0,
         sign=-1.0 if rule.maximize else 1.0,
-        averages_stepsize=rule.layer_mean == "stepsize",
+        alpha=alpha,
+        beta=beta,
+        xi=rule.xi,
+        k=rule.k,
+        track=0 if constant else _TRACKS[rule.track],
+        layer_mean=_LAYER_MEANS[rule.layer_mean],
+        double_step=layers.steps[0].dtype == torch.float64,
         threads=torch.get_num_threads(),
     )
-    totals = torch.zeros(len(layers.params), sums, dtype=torch.float64)
-    _library().aida_sweep(
+    if "table" not in layers.kept:
+        addresses = [[tensor.data_ptr() for tensor in column] for column in layers[:5]]
+        parts = [param.numel() for param in layers.params]
+        layers.kept["table"] = torch.tensor([*addresses, parts, layers.numels])
+    table = layers.kept["table"]
+    pointers = range(table.data_ptr(), table.data_ptr() + table.nbytes, table.stride(0) * 8)
+    _library().aida_step(
         ctypes.c_int64(_DTYPES[layers.params[0].dtype]),
-        ctypes.c_int64(sweep),
-        ctypes.byref(arguments),
+        ctypes.c_int64(sweeps),
+        ctypes.byref(_Layers(*pointers, n=len(layers.params))),
         ctypes.byref(options),
-        ctypes.c_void_p(totals.data_ptr()),
+        ctypes.c_void_p(None if sums is None else sums.data_ptr()),
+        ctypes.c_int64(0 if sums is None else sums.shape[1]),
+        ctypes.c_void_p(None if stepsizes is None else stepsizes.data_ptr()),
     )
-    return totals
 
 
 @cache
@@ -163,7 +179,7 @@ def _library() -> Any:
 
         source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
         library = CppCodeCache.load_async(source, extra_flags=_FLAGS)()
-        library.aida_sweep.restype = None
+        library.aida_step.restype = None
         return library
     except Exception as error:  # no compiler, no right to write its cache, another torch, …
         first_line = (str(error).splitlines() or [""])[0]

@@ -165,8 +165,7 @@ class LayerwiseOptimizer(Optimizer):
             shared = SharedLayers((p for g in self.param_groups for p in g["params"]), whole)
             update(batches, rule, shared.complete)
         else:
-            for batch in batches:  # one after the other, while the caches hold it
-                update([batch], rule)
+            update(batches, rule)
         if distributed:
             # What autograd kept of the parameters is no longer what it kept.
             torch.autograd.graph.increment_version(list(whole.values()))

@@ -6,10 +6,12 @@ import warnings
 
 import pytest
 import torch
+from kernel_steps import build, layers_of, step
 from torch import nn
 
 from aida_lightning import AdaBelief, AdamPlus, Aida, LAida
 from aida_lightning._kernels import fused
+from aida_lightning.optim import AdaBeliefL
 
 
 def pair(shape, dtype=torch.float32, memory_format=torch.contiguous_format):
@@ -170,3 +172,38 @@ def test_other_devices_are_refused():
     optimizer = Aida([param], fused=True)
     with pytest.raises(RuntimeError, match=r"supported devices: \['cpu', 'cuda'\], got \['meta'\]"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["Aida", "LAida", "AdaBeliefL", "AdamPlus"])
+def test_layers_run_by_run_get_what_they_get_sweep_by_sweep(name):
+    torch.manual_seed(0)
+    sizes = [300_000, 300_000, 10, 0, 700_000, 1]  # of four runs
+    start = [torch.randn(size) for size in sizes]
+    runs, sweeps = build(name, start, weight_decay=0.1), build(name, start, weight_decay=0.1)
+    for _ in range(3):
+        gradients = [torch.randn(size) for size in sizes]
+        layers, rule = layers_of(runs, gradients)
+        torch._foreach_add_(layers.steps, 1)
+        with torch.no_grad():
+            fused.step(layers, rule)
+        step(fused, layers_of(sweeps, gradients))
+    for ours, theirs in zip(runs.state.items(), sweeps.state.items(), strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        assert all(torch.equal(ours[1][key], theirs[1][key]) for key in ours[1])
+
+
+def test_a_step_of_any_number_of_layers_is_one_call(monkeypatch):
+    calls, library = [], fused._library()
+
+    class Counting:
+        def aida_step(self, *arguments):
+            calls.append(arguments)
+            library.aida_step(*arguments)
+
+    monkeypatch.setattr(fused, "_library", Counting)
+    params = [nn.Parameter(torch.randn(100_000)) for _ in range(20)]
+    for param in params:
+        param.grad = torch.randn(100_000)
+    for cls in (Aida, LAida, AdaBeliefL, AdamPlus):
+        cls(params, fused=True).step()
+    assert len(calls) == 4
