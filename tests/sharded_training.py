@@ -245,14 +245,15 @@ def epochs_from_a_checkpoint(folder, strategy, epochs, weights_only=True):
     """Train to the end of an epoch, from the last checkpoint if there is one."""
     module = Net("aida", lr=0.01)
     module.unused.requires_grad_(False)
-    checkpoints = Path(folder, "checkpoints")
-    last = checkpoints / "last.ckpt"
+    # By strategy, for Lightning's processes race to remove a file where there is to be a folder.
+    checkpoints = Path(folder, strategy)
+    last = next(Path(folder).glob("*/last.ckpt"), None)
     fit(
         folder,
         strategy,
         module,
         ModelCheckpoint(checkpoints, save_last=True, save_on_train_epoch_end=True),
-        ckpt_path=last if last.exists() else None,
+        ckpt_path=last,
         weights_only=weights_only,
         max_epochs=epochs,
         enable_checkpointing=True,
