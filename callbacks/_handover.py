@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 # Options that mean the same to every optimizer that has them.
-_SHARED = ("lr", "betas", "weight_decay", "decoupled_weight_decay", "maximize")
+_SHARED = ("lr", "betas", "weight_decay", "maximize")
 # Where torch's schedulers keep learning rates: in the optimizer's groups and in themselves.
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
@@ -109,11 +109,12 @@ def _carry_over(
         own = key not in old.defaults and key not in new.defaults  # a scheduler's or the module's
         if own or (key in _SHARED and key in new.defaults and key not in options):
             ours[key] = value
-    if "decoupled_weight_decay" in new.defaults and "decoupled_weight_decay" not in options:
-        # AdamW is one by its class alone in older torch.
+    highest = max(group.get("weight_decay", 0.0) for group in old.param_groups)
+    has_form = "decoupled_weight_decay" in new.defaults and not isinstance(new, AdamW)
+    if has_form and highest and "decoupled_weight_decay" not in options:
+        # AdamW is one by its class alone, in older torch without the option.
         decoupled = theirs.get("decoupled_weight_decay", isinstance(old, AdamW))
         ours["decoupled_weight_decay"] = decoupled
-    highest = max(group.get("weight_decay", 0.0) for group in old.param_groups)
     if "weight_decay" in options and highest:
         ours["weight_decay"] = options["weight_decay"] * (theirs.get("weight_decay", 0.0) / highest)
     if scaled is not None:

@@ -38,7 +38,8 @@ class UseOptimizer(Callback):
       groups and in schedulers, keep their ratio to it. ``weight_decay`` likewise keeps the ratios
       of groups, so that a group without decay stays without;
     - what is not given is the module's own, group by group, if it means the same to both: ``lr``,
-      ``betas``, ``weight_decay`` (and whether it is decoupled) and ``maximize``;
+      ``betas``, ``weight_decay`` and ``maximize``. Whether a weight decay is decoupled is the
+      module's own too, if it decays any weights, except for AdamW, whose name says it;
     - the rest has the new optimizer's defaults.
 
     The module's ``configure_optimizers`` is called once a fit, with the model built, sharded and on

@@ -26,7 +26,7 @@ from lightning.pytorch.demos.boring_classes import (
 from lightning.pytorch.demos.lstm import LightningLSTM
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from torch.optim import SGD, Adam, AdamW, RMSprop, lr_scheduler, swa_utils
+from torch.optim import SGD, Adam, AdamW, RAdam, RMSprop, lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 from toy import Net, TwoOptimizers, fit
@@ -253,6 +253,19 @@ def test_a_decay_that_the_module_does_not_have_is_given_to_all_groups(tmp_path):
     optimizer = replaced(tmp_path, sgd, "aida", weight_decay=0.1)
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.1]
     assert not optimizer.param_groups[0]["decoupled_weight_decay"]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize(("name", "cls"), [("adamw", AdamW), ("radam", RAdam)])
+def test_a_decay_is_decoupled_where_the_name_says_so(tmp_path, name, cls, decay):
+    def configure(module):
+        return Adam(module.parameters(), lr=0.01, weight_decay=decay)
+
+    optimizer = replaced(tmp_path, configure, name, weight_decay=0.5)
+    assert type(optimizer) is cls
+    # Adam's coupled form goes with its decay to what has both forms.
+    decoupled = name == "adamw" or not decay
+    assert optimizer.param_groups[0].get("decoupled_weight_decay", True) is decoupled
 
 
 def test_the_parameters_are_those_of_the_old_optimizer_with_the_modules_names(tmp_path):
