@@ -211,6 +211,8 @@ class StepsizeMonitor(Callback):
             raise MisconfigurationException(
                 "Cannot use `StepsizeMonitor` callback with `Trainer` that has no logger."
             )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # with a logger in the place of the user's, which writes nothing
         for name in ("histograms", "figures"):
             if getattr(self, name) and not _tensorboards(trainer):
                 there = [type(logger).__name__ for logger in trainer.loggers]

@@ -145,3 +145,8 @@ def test_other_loggers_beside_tensorboard_get_the_scalars_alone(tmp_path):
     assert {name.partition("/")[0] for name in header} == {
         "epoch", "step", "loss", "stepsize_mean", "stepsize_std",
     }  # fmt: skip
+
+
+def test_a_fast_run_of_the_users_script_is_none_the_worse(tmp_path):
+    monitor = StepsizeMonitor(histograms=True, figures=True)
+    fit(tmp_path, Net(), monitor, fast_dev_run=True)  # puts a DummyLogger in the logger's place
