@@ -6,7 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse._actions import _ActionHelpClassPath
 from jsonargparse._typehints import ActionTypeHint
-from jsonargparse._util import NestedArg, get_import_path
+from jsonargparse._util import NestedArg, get_import_path, import_object
 from lightning.pytorch.cli import (
     LightningArgumentParser,
     LRSchedulerType,
@@ -16,7 +16,7 @@ from lightning.pytorch.cli import (
 from torch.optim import Optimizer, lr_scheduler
 from typing_extensions import override
 
-from aida_lightning.registry import get_optimizer_class, list_optimizers
+from aida_lightning.registry import check_options, get_optimizer_class, list_optimizers
 
 _SCHEDULERS: dict[str, type] = {
     name: getattr(lr_scheduler, name) for name in lr_scheduler.__all__ if name != "LRScheduler"
@@ -95,8 +95,14 @@ class _ClassByName(ActionTypeHint):
         try:
             return super()._check_type_(self._with_path(value), **kwargs)  # type: ignore[no-untyped-call]
         except (TypeError, ValueError):
-            name = value.get("class_path") if isinstance(value, dict | Namespace) else value
-            _suggest(f'Parser key "{self.dest}"', self.find, name)
+            where = f'Parser key "{self.dest}"'
+            chosen = value if isinstance(value, dict | Namespace) else {"class_path": value}
+            options = chosen.get("init_args") or {}
+            if isinstance(value, NestedArg):  # --optimizer.k 1
+                chosen = (kwargs.get("cfg") or {}).get(self.dest) or {}
+                options = {value.key.removeprefix("init_args."): value.val}
+            _suggest(where, self.find, chosen.get("class_path"))
+            _check_options(where, self._with_path(chosen).get("class_path"), options)
             raise
 
     def _with_path(self, value: Any) -> Any:
@@ -135,6 +141,18 @@ def _path(find: Callable[[str], type], name: str) -> str:
         return get_import_path(find(name)) or name
     except ValueError:
         return name
+
+
+def _check_options(where: str, path: Any, options: Any) -> None:
+    """Raise the error that says which options there are, if a class lacks one of those given."""
+    try:
+        cls = import_object(path)
+    except (TypeError, ValueError, ImportError, AttributeError):
+        return  # which is what is wrong
+    try:
+        check_options(cls, options)
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
 
 
 def _suggest(where: str, find: Callable[[str], type], name: Any) -> None:

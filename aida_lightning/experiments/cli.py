@@ -1,6 +1,7 @@
 """The command `aida-lightning`."""
 
 import glob
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0, or 1 if a run failed or diverged, 2 if a request was refused, 130 after
         Ctrl-C.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in _LIGHTNING:
+    # A console script's own folder is there instead, and the user's classes are here.
+    if not {"", os.getcwd()}.intersection(sys.path):
+        sys.path.insert(0, os.getcwd())
+    if (sys.argv[1:] if argv is None else argv)[:1] in [[name] for name in _LIGHTNING]:
         from aida_lightning.cli import main as lightning_main
 
         return lightning_main(argv)

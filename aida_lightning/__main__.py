@@ -1,0 +1,8 @@
+"""``python -m aida_lightning``, the command line."""
+
+import sys
+
+from aida_lightning.experiments.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
