@@ -37,10 +37,25 @@ def hand_over(
         # A scheduler marks the optimizer whose steps it is to follow, as this one does.
         LambdaLR(new, lambda _: 1.0)
     pairs = [(new.defaults, old.defaults), *zip(new.param_groups, old.param_groups, strict=True)]
+    decouples = isinstance(new, AdamW) or "decoupled_weight_decay" in new.defaults
+    if "weight_decay" in new.defaults and _decouples(old) and not decouples:
+        rank_zero_warn(
+            f"UseOptimizer: {type(new).__name__} has no decoupled weight decay; that of "
+            f"{type(old).__name__} is added to the gradient instead"
+        )
     for ours, theirs in pairs:
         _carry_over(ours, theirs, old, new, options, scaled)
     for scheduler in schedulers:
         _bind(scheduler, new, old, scaled)
+
+
+def _decouples(optimizer: Optimizer) -> bool:
+    # AdamW is one by its class alone, in older torch without the option.
+    return any(
+        group.get("weight_decay")
+        and group.get("decoupled_weight_decay", isinstance(optimizer, AdamW))
+        for group in optimizer.param_groups
+    )
 
 
 def bound_to(optimizer: Optimizer, values: Iterable[Any]) -> list[LRScheduler]:
@@ -112,7 +127,6 @@ def _carry_over(
     highest = max(group.get("weight_decay", 0.0) for group in old.param_groups)
     has_form = "decoupled_weight_decay" in new.defaults and not isinstance(new, AdamW)
     if has_form and highest and "decoupled_weight_decay" not in options:
-        # AdamW is one by its class alone, in older torch without the option.
         decoupled = theirs.get("decoupled_weight_decay", isinstance(old, AdamW))
         ours["decoupled_weight_decay"] = decoupled
     if "weight_decay" in options and highest:

@@ -1,6 +1,6 @@
 """The choice of layers to watch: by glob, and no more than a reader can look at."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -101,3 +101,14 @@ def check_layers(pl_module: LightningModule, optimizers: Sequence[Optimizer]) ->
                     "Build it in configure_optimizers"
                 )
             rank_zero_warn(f"StepsizeMonitor logs nothing of it: {fault}.")
+
+
+def warn_of_untrained(layers: Mapping[Tensor, str], optimizers: Sequence[Optimizer]) -> None:
+    """Warn where no optimizer trains any of the layers, of which nothing will be logged."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    trained = {param for group in groups for param in group["params"] if param.requires_grad}
+    if trained and trained.isdisjoint(layers):
+        rank_zero_warn(
+            "StepsizeMonitor logs nothing for now: the layers that it watches are frozen, or no "
+            f"optimizer has them. Layers: {_listed([*layers.values()])}"
+        )

@@ -1,5 +1,7 @@
 """Checks of the monitor's arguments."""
 
+from collections.abc import Iterable
+
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 
@@ -25,7 +27,11 @@ def check_count(name: str, value: object) -> None:
         raise MisconfigurationException(f"{name} must be >= 1, got {value}")
 
 
-def check_not_empty(name: str, value: object, kind: str) -> None:
-    """Raise where a list is empty; ``kind`` says what it lists."""
-    if not value:
+def listed(name: str, value: object, kind: str) -> list[str]:
+    """Give one string or several as a list, and raise where there is another thing or none."""
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, Iterable) or not all(isinstance(s, str) for s in strings):
+        raise MisconfigurationException(f"{name} must be a {kind} or a list of them, got {value!r}")
+    if not (strings := [*strings]):
         raise MisconfigurationException(f"{name} must name at least one {kind}, got {value!r}")
+    return strings

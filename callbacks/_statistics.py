@@ -154,7 +154,7 @@ STATISTICS: dict[str, Statistic] = {
     "update_ratio": Statistic("update_ratio", ("update_norm", "param_norm"), _ratio),
     "gradient_cosine": Statistic("gradient_cosine", ("gradient_cosine",)),
 }
-_QUANTILE = re.compile(r"q(\d{2})")
+_QUANTILE = re.compile(r"q(?!00)(\d{2})")
 
 
 def choose_statistics(names: Iterable[str]) -> dict[str, Statistic]:

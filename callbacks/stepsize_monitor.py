@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from aida_lightning.callbacks._events import drop_orphans
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
-from aida_lightning.callbacks._layers import check_layers, choose_layers
+from aida_lightning.callbacks._layers import check_layers, choose_layers, warn_of_untrained
 from aida_lightning.callbacks._layout import show
-from aida_lightning.callbacks._options import check_count, check_interval, check_not_empty
+from aida_lightning.callbacks._options import check_count, check_interval, listed
 from aida_lightning.callbacks._pictures import (
     FIGURE_MEASURES,
     HISTOGRAM_MEASURES,
@@ -105,11 +105,8 @@ class StepsizeMonitor(Callback):
         check_count("every_n_steps", every_n_steps)
         check_interval(logging_interval, every_n_steps)
         check_count("max_layers", max_layers)
-        self.layers = [layers] if isinstance(layers, str) else layers
-        if self.layers is not None:
-            check_not_empty("layers", self.layers, "glob")
-        self.statistics = [statistics] if isinstance(statistics, str) else [*statistics]
-        check_not_empty("statistics", self.statistics, "statistic")
+        self.layers = None if layers is None else listed("layers", layers, "glob")
+        self.statistics = listed("statistics", statistics, "statistic")
         self.every_n_steps = every_n_steps
         self.logging_interval = logging_interval
         self.max_layers = max_layers
@@ -223,6 +220,7 @@ class StepsizeMonitor(Callback):
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_layers(pl_module, trainer.optimizers)
         layers = choose_layers(pl_module, self.layers, self.max_layers)
+        warn_of_untrained(layers, trainer.optimizers)
         every_n_steps: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._watched = watch(trainer.optimizers, layers, self._measures(), self._steps)
         for watched in self._watched:

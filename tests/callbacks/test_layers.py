@@ -1,5 +1,6 @@
 """Which layers are watched, where there are more than can be looked at."""
 
+import re
 import warnings
 from itertools import pairwise
 
@@ -93,3 +94,18 @@ def test_an_error_of_many_layers_can_be_read():
 def test_bad_caps_are_named(value, message):
     with pytest.raises(MisconfigurationException, match=message):
         StepsizeMonitor(max_layers=value)
+
+
+def test_layers_that_nothing_trains_are_told(tmp_path):
+    model = Net()
+    model.features.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"frozen, or no optimizer has them. .*features.weight"):
+        fit(tmp_path, model, StepsizeMonitor("features.*"))
+
+
+@pytest.mark.parametrize("layers", [5, ["*", 1], True])
+def test_layers_that_are_no_globs_are_refused(layers):
+    with pytest.raises(
+        MisconfigurationException, match=rf"must be a glob or .*, got {re.escape(repr(layers))}"
+    ):
+        StepsizeMonitor(layers=layers)

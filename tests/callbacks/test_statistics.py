@@ -181,7 +181,7 @@ def test_a_registered_optimizer_has_the_statistics_that_it_has_the_state_for(tmp
     [
         (["mean", "variance"], "no statistic 'variance'; there are mean, std, std_over_mean, min,"),
         (["q5"], "no statistic 'q5'; .* median, and q01 to q99 for quantiles"),
-        ([3], "no statistic 3; there are"),
+        ([3], "statistics must be a statistic or a list of them, got"),
         ([], "statistics must name at least one statistic, got"),
     ],
 )

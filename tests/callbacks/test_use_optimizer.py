@@ -268,6 +268,16 @@ def test_a_decay_is_decoupled_where_the_name_says_so(tmp_path, name, cls, decay)
     assert optimizer.param_groups[0].get("decoupled_weight_decay", True) is decoupled
 
 
+@pytest.mark.parametrize("name", ["yogi", "sgd"])
+def test_a_decay_that_cannot_stay_decoupled_is_told(tmp_path, name):
+    def configure(module):
+        return AdamW(module.parameters(), weight_decay=0.1)
+
+    lr = 0.1  # or it would be told that AdamW's is seldom right
+    with pytest.warns(UserWarning, match="has no decoupled weight decay; that of AdamW is added"):
+        replaced(tmp_path, configure, name, lr=lr)
+
+
 def test_the_parameters_are_those_of_the_old_optimizer_with_the_modules_names(tmp_path):
     def configure(module):
         module.features.weight.requires_grad_(False)
