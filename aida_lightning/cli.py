@@ -75,12 +75,8 @@ class AidaCLI(LightningCLI):
                 )
             return
         _check_options(parser, optimizers[0])
-        if is_overridden("configure_optimizers", self.model) and not isinstance(
-            self.model, OptimizerMixin
-        ):
-            rank_zero_warn(
-                f"{type(self.model).__name__}.configure_optimizers gives way to --optimizer"
-            )
+        if loses := _loses(self.model):
+            rank_zero_warn(f"{type(self.model).__name__}.{loses} gives way to --optimizer")
         # Not a method that holds the CLI: the model may be sent to other processes.
         self.model.configure_optimizers = partial(
             _configure, self.model, self.configure_optimizers, optimizers[0], *schedulers
@@ -126,6 +122,15 @@ def main(args: list[str] | None = None) -> int:
         },
     )
     return 0
+
+
+def _loses(model: LightningModule) -> str | None:
+    """Name what the model says of its optimizer, other than a mixin's name of it."""
+    if not isinstance(model, OptimizerMixin):
+        overridden = is_overridden("configure_optimizers", model)
+        return "configure_optimizers" if overridden else None
+    declared = ("optimizer_options", "lr_scheduler")
+    return " and ".join(name for name in declared if getattr(model, name)) or None
 
 
 def _configure(

@@ -259,6 +259,16 @@ def test_the_optimizer_of_the_command_line_wins():
     assert isinstance(cli(Net).model.configure_optimizers(), Aida)
 
 
+class Scheduled(Declared):
+    optimizer_options = {"weight_decay": 0.1}  # noqa: RUF012
+    lr_scheduler = "ConstantLR"
+
+
+def test_what_a_mixin_declares_beside_the_name_is_not_dropped_in_silence():
+    with pytest.warns(UserWarning, match="Scheduled.optimizer_options and lr_scheduler gives? way"):
+        cli(Scheduled, "--optimizer=adam")
+
+
 class TwoOptimizerCLI(AidaCLI):
     def add_arguments_to_parser(self, parser):
         parser.add_optimizer_args(nested_key="first", link_to="model.first")

@@ -159,7 +159,7 @@ def _figures(options: Namespace) -> int:
         raise UsageError(f"smooth: from 0 to below 1 is needed, but got {options.smooth}")
     logdirs = _expanded(options.logdir)
     name = options.metric
-    metric = Metric(name, name.replace("_", " "), percent=name.endswith("accuracy"))
+    metric = Metric(name, name.replace("_", " "))
     look = Look(options.get("layers"), options.smooth, options.log_x, options.get("log_y"))
     for path in draw_figures(
         logdirs,
@@ -179,10 +179,14 @@ def _summary(options: Namespace) -> int:
 
     from aida_lightning.experiments.summary import summarize
 
+    console = Console(markup=False)
     for table in summarize(
         _expanded(options.logdir), options.get("layers"), options.get("optimizers")
     ):
-        Console().print(table)
+        if not console.is_terminal:  # a file or a pipe has no width to fold names to
+            wide = console.options.update(max_width=1000)
+            console.width = console.measure(table, options=wide).maximum
+        console.print(table)
     return 0
 
 

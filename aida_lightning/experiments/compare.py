@@ -62,7 +62,7 @@ def compare(
     check_experiment(loaded, chosen)
     _prepare_folder(folder, loaded)
 
-    console = Console()
+    console = Console(markup=False)  # labels, paths and values are the user's
     plan = [(optimizer, seed) for seed in experiment.seeds for optimizer in chosen]
     results: list[RunResult] = []
     for number, (optimizer, seed) in enumerate(plan, start=1):
@@ -70,14 +70,14 @@ def compare(
         title = f"[{number}/{len(plan)}] {optimizer.label}, seed {seed}"
         result = finished_run(run)
         if result is not None:
-            console.print(f"{title}: finished before, not run again", markup=False)
+            console.print(f"{title}: finished before, not run again")
         else:
-            console.print(title, markup=False, style="bold")
+            console.print(title, style="bold")
             result = train_run(loaded, optimizer, seed, run, keep_checkpoints)
         results.append(result)
         write_csv(results, experiment, folder / "results.csv")
         if result.message:
-            console.print(f"{result.status}: {result.message}", markup=False)
+            console.print(f"{result.status}: {result.message}")
         if result.status == "interrupted":
             console.print(f"Interrupted in run {number} of {len(plan)}; the runs so far are kept.")
             console.print("The same command goes on from the last checkpoint.")
@@ -85,7 +85,7 @@ def compare(
     console.print(results_table(results, experiment))
     _, problems = draw_experiment(experiment, results, folder)
     for problem in problems:
-        console.print(f"There is {problem}", markup=False)
+        console.print(f"There is {problem}")
     console.print(f"Results, figures and event files: {folder}", soft_wrap=True, highlight=False)
     console.print(f"tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
     return results

@@ -50,7 +50,7 @@ def metric_curves(
     colors = optimizer_colors(dict.fromkeys(run.label for run in runs))
     figure, axes, columns = panels(len(logged), 3)
     x_name, x_of = x_axis(runs)
-    scale = 100 if metric.percent else 1
+    scale = 100 if metric.in_percent else 1
     for axis, (title, group) in zip(axes, logged.items(), strict=True):
         axis.set_title(title, fontsize="medium")
         for label in dict.fromkeys(run.label for run in group):
@@ -66,8 +66,8 @@ def metric_curves(
                 axis.fill_between(
                     x, mean - std, mean + std, color=colors[label], alpha=0.2, linewidth=0
                 )
-    name = metric.title + (" in %" if metric.percent else "")
-    linear = replace(look, log_y=False) if metric.percent and look.log_y is None else look
+    name = metric.title + (" in %" if metric.in_percent else "")
+    linear = replace(look, log_y=False) if metric.in_percent and look.log_y is None else look
     finish(axes, columns, x_name, name, linear)
     _frame(axes)
     handles = {line.get_label(): line for axis in axes for line in axis.get_lines()}

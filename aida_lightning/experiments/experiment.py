@@ -42,7 +42,8 @@ class Metric:
         better: Whether more is better, or less.
         report: Which of a run's values a paper's number stands for: the best or the last.
         over_seeds: Whether that number is a mean over the seeds, or the best of them.
-        percent: Whether it is logged as a fraction and shown in percent.
+        percent: Whether it is logged as a fraction and shown in percent; by default what ends
+            with "accuracy" is.
     """
 
     name: str = "val_accuracy"
@@ -50,7 +51,12 @@ class Metric:
     better: Literal["max", "min"] = "max"
     report: Literal["best", "last"] = "best"
     over_seeds: Literal["mean", "best"] = "mean"
-    percent: bool = True
+    percent: bool | None = None
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether it is shown in percent."""
+        return self.name.endswith("accuracy") if self.percent is None else self.percent
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from aida_lightning.experiments.curve_figures import metric_curves
@@ -12,7 +11,7 @@ from aida_lightning.experiments.plotting import Look
 from aida_lightning.experiments.projections import fig5
 from aida_lightning.experiments.report import representatives
 from aida_lightning.experiments.results import RunResult
-from aida_lightning.experiments.runs import LoggedRun, monitored_runs, read_runs
+from aida_lightning.experiments.runs import LoggedRun, choose_labels, monitored_runs, read_runs
 from aida_lightning.experiments.stepsize_figures import fig1, fig2, fig4, fig6
 
 _STEPSIZE_FIGURES = {"fig1": fig1, "fig2": fig2, "fig4": fig4, "fig6": fig6}
@@ -103,7 +102,10 @@ def _write(
     metric: Metric,
     look: Look | None,
 ) -> list[Path]:
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EventsError(f"output: {error}") from error
     paths = []
     for name in figures:
         if name in _CURVES:
@@ -121,13 +123,5 @@ def _write(
 def _chosen(runs: Sequence[LoggedRun], optimizers: Sequence[str] | None) -> Sequence[LoggedRun]:
     if optimizers is None:
         return runs
-    labels = list(dict.fromkeys(run.label for run in runs))
-    for pattern in optimizers:
-        if not any(_matches(label, pattern) for label in labels):
-            raise EventsError(f"optimizers: {pattern!r} matches none of {', '.join(labels)}")
-    return [run for run in runs if any(_matches(run.label, p) for p in optimizers)]
-
-
-def _matches(label: str, pattern: str) -> bool:
-    pattern = pattern.lower().replace("_", " ")
-    return label.lower() == pattern or fnmatchcase(label.lower(), pattern)
+    labels = choose_labels([run.label for run in runs], optimizers)
+    return [run for run in runs if run.label in labels]

@@ -65,7 +65,7 @@ def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table
     """
     metric = experiment.metric
     names = {result.metric for result in results} or {metric.name}
-    title = metric.title + (" in %" if metric.percent else "")
+    title = metric.title + (" in %" if metric.in_percent else "")
     if names != {metric.name}:
         title = f"{', '.join(sorted(names))} (a proxy is not the paper's {metric.title})"
     spread = "best of" if metric.over_seeds == "best" else "mean ± std over"
@@ -197,7 +197,7 @@ def _counted(runs: Sequence[RunResult]) -> Sequence[RunResult]:
 
 
 def _scaled(values: Sequence[float | None], metric: Metric) -> list[float]:
-    return [(100 if metric.percent else 1) * value for value in values if value is not None]
+    return [(100 if metric.in_percent else 1) * value for value in values if value is not None]
 
 
 def _spread(values: Sequence[float | None], metric: Metric) -> str:

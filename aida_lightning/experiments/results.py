@@ -1,6 +1,7 @@
 """What one run gave, read from its event files."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,10 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What the event files of one run say about it; the fields are those of `RunResult`."""
+    """What the event files of one run say about it; the fields are those of `RunResult`.
+
+    Of others it has the names, but for the adaptive stepsizes: what could have been the metric.
+    """
 
     metric: str
     best: float | None = None
@@ -63,6 +67,7 @@ class Measurements:
     floor: float | None = None
     optimizer_state_bytes: int | None = None
     diverged: bool = False
+    others: Sequence[str] = field(default=(), compare=False)
 
 
 def measure(folder: Path, metric: Metric) -> Measurements:
@@ -85,6 +90,7 @@ def measure(folder: Path, metric: Metric) -> Measurements:
         last=float(values[-1]) if len(values) else None,
         floor=None if floor is None else float(floor.values[-1]),
         optimizer_state_bytes=None if state is None else int(state.values[-1]),
+        others=[tag for tag in scalars if "/" not in tag],
         diverged=any(
             not np.isfinite(curve.values[-1])
             for tag, curve in scalars.items()

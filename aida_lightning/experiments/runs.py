@@ -4,13 +4,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from aida_lightning.experiments.events import Curve, EventsError, read_scalars
 
 _MONITOR_TAG = re.compile(
     # Without the edges of TensorBoard's margin charts.
-    r"(?:(?P<optimizer>.+)/)?(?P<statistic>stepsize_(?!mean_(?:minus|plus)_std/)\w+|update_ratio"
+    # A logger's prefix ends with a hyphen.
+    r"(?:(?P<optimizer>.+)/)?(?:[^/]+-)?(?P<statistic>stepsize_(?!mean_(?:minus|plus)_std/)\w+|update_ratio"
     r"|gradient_cosine)/(?P<layer>.+)"
 )
 _SEED_FOLDER = re.compile(r"seed_-?\d+")
@@ -168,9 +170,29 @@ def monitored_runs(runs: Sequence[LoggedRun]) -> list[MonitoredRun]:
         raise EventsError(
             f"none of the {len(runs)} run(s), the first in {runs[0].path}, has a scalar "
             "stepsize_mean/<layer> or stepsize_std/<layer>; the callback "
-            "aida_lightning.callbacks.StepsizeMonitor() writes them during training"
+            "aida_lightning.callbacks.StepsizeMonitor() writes them during training, by default at "
+            "every log_every_n_steps-th step"
         )
     return monitored
+
+
+def choose_labels(labels: Iterable[str], globs: Sequence[str] | None) -> list[str]:
+    """Picks labels by globs, in any case, with blanks or underscores; None picks all.
+
+    Raises:
+        EventsError: If a glob matches none.
+    """
+    labels = list(dict.fromkeys(labels))
+    if globs is None:
+        return labels
+    chosen: set[str] = set()
+    for glob in globs:
+        pattern = glob.lower().replace("_", " ")
+        matching = {x for x in labels if x.lower() == pattern or fnmatchcase(x.lower(), pattern)}
+        if not matching:
+            raise EventsError(f"optimizers: {glob!r} matches none of {', '.join(labels)}")
+        chosen |= matching
+    return [label for label in labels if label in chosen]
 
 
 def _joined(run: LoggedRun, parts: Sequence[MonitoredRun]) -> Sequence[MonitoredRun]:

@@ -73,7 +73,7 @@ def pick_layers(runs: Sequence[MonitoredRun], look: Look, default: Sequence[int]
         EventsError: If one that is asked for does not exist; the message has those that do.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.layers))
-    weights = [name for name in names if name.rpartition(".")[2].startswith("weight")] or names
+    weights = _weights(runs)
     numbered = dict(enumerate([*weights, *(name for name in names if name not in weights)], 1))
     if look.layers is None:
         return {number: numbered[number] for number in default if number in numbered}
@@ -102,6 +102,7 @@ def short_name(layer: str) -> str:
 
 
 def _one_panel_an_optimizer(runs: Sequence[MonitoredRun], statistic: str, look: Look) -> Figure:
+    _check_logged(runs, [statistic])
     optimizers = _by_label(runs)
     colors = optimizer_colors(optimizers)
     figure, axes, columns = panels(len(optimizers), 4)
@@ -136,6 +137,7 @@ def _one_panel_an_optimizer(runs: Sequence[MonitoredRun], statistic: str, look: 
 def _one_panel_a_layer(
     runs: Sequence[MonitoredRun], statistics: Sequence[str], look: Look
 ) -> Figure:
+    _check_logged(runs, statistics)
     optimizers = _by_label(runs)
     colors = optimizer_colors(optimizers)
     count = len(_weights(runs))
@@ -165,6 +167,15 @@ def _one_panel_a_layer(
     return figure
 
 
+def _check_logged(runs: Sequence[MonitoredRun], statistics: Sequence[str]) -> None:
+    if not any(run.statistics.get(statistic) for run in runs for statistic in statistics):
+        there = sorted({statistic for run in runs for statistic in run.statistics})
+        raise EventsError(
+            f"no run has {' or '.join(statistics)}, there are {', '.join(there)}; "
+            "StepsizeMonitor(statistics=[…]) chooses"
+        )
+
+
 def _line(
     seeds: Sequence[MonitoredRun], layer: str, statistic: str, x_of: XOf, look: Look
 ) -> tuple[FloatArray, FloatArray]:
@@ -186,4 +197,5 @@ def _by_label(runs: Sequence[MonitoredRun]) -> dict[str, list[MonitoredRun]]:
 
 def _weights(runs: Sequence[MonitoredRun]) -> list[str]:
     names = list(dict.fromkeys(name for run in runs for name in run.layers))
-    return [name for name in names if name.rpartition(".")[2].startswith("weight")] or names
+    # nn.MultiheadAttention has an in_proj_weight, nn.LSTM a weight_hh_l0.
+    return [name for name in names if "weight" in name.rpartition(".")[2]] or names

@@ -1,15 +1,13 @@
 """The adaptive stepsizes of each layer as a table, from event files alone."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from aida_lightning.experiments.events import EventsError
 from aida_lightning.experiments.plotting import Look
-from aida_lightning.experiments.runs import MonitoredRun, read_monitored_runs
+from aida_lightning.experiments.runs import MonitoredRun, choose_labels, read_monitored_runs
 from aida_lightning.experiments.stepsize_figures import pick_layers, short_name
 
 # The column, the monitor's tag, and the name by which the monitor is asked for it.
@@ -44,13 +42,7 @@ def summarize(
         EventsError: If there is no such run, layer or optimizer.
     """
     runs = read_monitored_runs(logdirs)
-    labels = list(dict.fromkeys(run.label for run in runs))
-    if optimizers is not None:
-        patterns = [pattern.lower().replace("_", " ") for pattern in optimizers]
-        shown = [name for name in labels if any(fnmatchcase(name.lower(), p) for p in patterns)]
-        if not shown:
-            raise EventsError(f"optimizers: {[*optimizers]} match none of {', '.join(labels)}")
-        labels = shown
+    labels = choose_labels([run.label for run in runs], optimizers)
     return [_table(label, [run for run in runs if run.label == label], layers) for label in labels]
 
 

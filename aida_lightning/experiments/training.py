@@ -111,6 +111,8 @@ def train_run(
     measured = measure(folder, loaded.experiment.metric)
     if status == "completed" and measured.diverged:
         status, message = "diverged", "the loss is not finite"
+    elif status == "completed" and measured.last is None:
+        message = f"{measured.metric!r} was not logged; there are {', '.join(measured.others)}"
     result = RunResult(
         label=optimizer.label,
         method=optimizer.method,

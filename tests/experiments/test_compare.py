@@ -177,7 +177,6 @@ def test_a_figure_with_nothing_to_draw_is_named(tmp_path, capsys):
         (["--data", "mnist"], "none of digits, cifar10"),
         (["--data", "digits:colour=3"], "'colour'"),
         (["--data", "cifar10:root=/nowhere"], "/nowhere"),
-        (["--data", "sample"], "the experiment has none"),
         (["--batch_size", "0"], "batch_size"),
         (["--lr_scheduler", "NoLR"], "NoLR"),
         (["--lr_scheduler", "StepLR:size=3"], "size"),
@@ -216,3 +215,15 @@ def test_a_comparison_is_not_started_once_a_process(tmp_path, monkeypatch, capsy
     path = write_experiment(tmp_path)
     assert main(["compare", path, "--output", str(tmp_path / "out")]) == 2
     assert "torchrun" in capsys.readouterr().err
+
+
+def test_a_metric_that_is_not_logged_is_named_with_those_that_are(tmp_path, capsys):
+    path = write_experiment(tmp_path, figures=None, metric={"name": "val_acc", "title": "it"})
+    options = ["--optimizers", "aida:label=[b]", "--epochs", "1", "--set", "description=[/x]"]
+    options += ["--output", str(tmp_path / "out")]
+    assert main(["compare", path, *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "completed: 'val_acc' was not logged; there are" in printed
+    assert "val_accuracy" in printed
+    assert "│ [b]" in printed  # no markup of ours
+    assert "description=[/x]" in printed

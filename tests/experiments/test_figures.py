@@ -104,10 +104,28 @@ def test_the_axis_is_epochs_otherwise(tmp_path):
 
 def test_layers_are_counted_in_weight_tensors(tmp_path):
     with SummaryWriter(str(tmp_path / "run")) as writer:
-        for name in ("conv.weight", "conv.bias", "lstm.weight_ih_l0", "lstm.bias_ih_l0"):
+        for name in ("conv.weight", "conv.bias", "lstm.weight_ih_l0", "attention.in_proj_weight"):
             writer.add_scalar(f"stepsize_mean/{name}", 1.0, 0)
     titles = list(panels(fig6(read_monitored_runs([tmp_path]))))
-    assert titles == ["layer 1: conv", "layer 2: lstm.weight_ih_l0"]
+    assert titles == [
+        "layer 1: conv", "layer 2: lstm.weight_ih_l0", "layer 3: attention.in_proj_weight",
+    ]  # fmt: skip
+
+
+def test_statistics_that_no_run_has_are_not_drawn(tmp_path):
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        writer.add_scalar("stepsize_min/a.weight", 1.0, 0)
+    runs = read_monitored_runs([tmp_path])
+    for figure, missing in ((fig1, "stepsize_std"), (fig2, "stepsize_mean"), (fig6, "stepsize_")):
+        with pytest.raises(EventsError, match=rf"no run has {missing}.*, there are stepsize_min;"):
+            figure(runs)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    write_run(tmp_path / "run", layers=1)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(EventsError, match=r"output: .*file"):
+        draw_figures([tmp_path], tmp_path / "file")
 
 
 def test_all_layers_count_where_none_is_called_a_weight(tmp_path):

@@ -137,3 +137,8 @@ def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_the_nearest()
 def test_an_experiment_without_sample_says_so(tmp_path):
     with pytest.raises(UsageError, match="sample: the experiment has none"):
         load_experiment(write_experiment(tmp_path, sample=None), sample=True)
+
+
+def test_a_sample_that_an_experiment_does_not_have_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"tiny\.yaml: sample: the experiment has none"):
+        load_experiment(write_experiment(tmp_path), sample=True)

@@ -62,6 +62,13 @@ def test_best_and_last_come_from_the_event_files(tmp_path):
     assert (smallest.best, smallest.last) == (0.25, 0.625)
 
 
+@pytest.mark.parametrize(("name", "shown"), [("val_accuracy", "50.00"), ("val_loss", "0.50")])
+def test_accuracies_are_in_percent_unless_the_experiment_says_so(name, shown):
+    of = experiment(metric=Metric(name, name))
+    assert cells(printed([result(best=0.5, metric=name)], of), "Aida")[1] == shown
+    assert ("in %" in printed([], of)) is (name == "val_accuracy")
+
+
 def test_a_proxy_is_read_under_its_own_name_with_its_floor(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("fid_proxy", 12.0, 9)

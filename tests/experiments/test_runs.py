@@ -94,3 +94,13 @@ def test_runs_without_the_monitor_are_refused_with_what_would_help(tmp_path):
     write(tmp_path, "loss", {0: 1.0})
     with pytest.raises(EventsError, match=r"stepsize_mean/<layer>.*StepsizeMonitor\(\)"):
         read_monitored_runs([tmp_path])
+
+
+def test_a_loggers_prefix_is_read_over(tmp_path):
+    write(tmp_path / "run", "pre-stepsize_mean/a.weight", {0: 1.0})
+    write(tmp_path / "run", "pre-stepsize_mean_minus_std/a.weight", {0: 1.0})
+    (run,) = read_monitored_runs([tmp_path])
+    assert run.label == "run"
+    assert {tag: [*curves] for tag, curves in run.statistics.items()} == {
+        "stepsize_mean": ["a.weight"]
+    }

@@ -65,5 +65,22 @@ def test_optimizers_are_chosen_by_label_and_folders_by_glob(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "Aida: adaptive" in text
     assert "SGD" not in text
-    with pytest.raises(EventsError, match="match none of Aida, SGD"):
+    with pytest.raises(EventsError, match="matches none of Aida, SGD"):
         summarize([tmp_path], optimizers=["adam"])
+
+
+def test_every_label_that_is_asked_for_has_to_be_there(tmp_path):
+    write(tmp_path / "Aida/seed_0", stepsize_mean=2.0)
+    with pytest.raises(EventsError, match="'foo' matches none of Aida"):
+        summarize([tmp_path], optimizers=["foo", "Aida*"])
+
+
+def test_names_in_a_file_are_whole_and_as_they_are(tmp_path, capsys):
+    statistics = ("mean", "std", "min", "max", "ceiling_share", "effective_mean")
+    write(tmp_path / "run[one]", **{f"stepsize_{name}": 1234.5 for name in statistics})
+    with SummaryWriter(str(tmp_path / "run[one]")) as writer:
+        writer.add_scalar("stepsize_mean/decoder.of_a_name.that_is.long.weight", 1.0, 2)
+    assert main(["summary", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "run[one]: adaptive stepsizes at step 2" in printed
+    assert "decoder.of_a_name.that_is.long" in printed
