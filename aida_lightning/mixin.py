@@ -21,14 +21,15 @@ class OptimizerMixin:
         optimizer: a name such as ``"aida"`` (``list_optimizers`` has them all), a class of
             optimizers, or a callable that is given the parameters and the options.
         optimizer_options: the options, as ``build_optimizer`` takes them; None for the defaults.
-        lr_scheduler: the name of a class of ``torch.optim.lr_scheduler``, such a class, or a
-            callable that is given the optimizer and the options; None for a constant rate.
+        lr_scheduler: the name of a class of ``torch.optim.lr_scheduler``, in any case, such a
+            class, or a callable that is given the optimizer and the options; None for a constant
+            rate.
         lr_scheduler_options: the scheduler's options; None for its defaults.
         lr_scheduler_config: the other keys of Lightning's scheduler configuration, such as
             ``{"interval": "step", "monitor": "val_loss"}``; None for Lightning's defaults.
 
     Raises:
-        ValueError: a name is not known.
+        ValueError: a name is not known, or ReduceLROnPlateau has no metric to follow.
         TypeError: the optimizer lacks an option.
 
     Example:
@@ -73,13 +74,14 @@ class OptimizerMixin:
         if scheduler is None:
             return optimizer
         options: Mapping[str, Any] = self.lr_scheduler_options or MappingProxyType({})
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": _build_scheduler(scheduler, optimizer, options),
-                **(self.lr_scheduler_config or {}),
-            },
-        }
+        built = _build_scheduler(scheduler, optimizer, options)
+        config = {"scheduler": built, **(self.lr_scheduler_config or {})}
+        if isinstance(built, lr_scheduler.ReduceLROnPlateau) and "monitor" not in config:
+            raise ValueError(
+                "ReduceLROnPlateau needs lr_scheduler_config={'monitor': …}, the name of a metric "
+                f"that {type(self).__name__} logs, to follow"
+            )
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
 
 def _declared(module: nn.Module, name: str) -> Any:
@@ -93,9 +95,10 @@ def _build_scheduler(
     scheduler: str | Callable[..., Any], optimizer: Optimizer, options: Mapping[str, Any]
 ) -> Any:
     if isinstance(scheduler, str):
-        known = [name for name in lr_scheduler.__all__ if name != "LRScheduler"]
-        if scheduler not in known:
-            raise ValueError(f"Unknown LR scheduler {scheduler!r}, it must be one of {known}")
-        scheduler = getattr(lr_scheduler, scheduler)
+        known = {name.lower(): name for name in lr_scheduler.__all__ if name != "LRScheduler"}
+        if scheduler.lower() not in known:
+            names = [*known.values()]
+            raise ValueError(f"Unknown LR scheduler {scheduler!r}, it must be one of {names}")
+        scheduler = getattr(lr_scheduler, known[scheduler.lower()])
     assert callable(scheduler)
     return scheduler(optimizer, **options)

@@ -7,11 +7,17 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 # Options that mean the same to every optimizer that has them.
 _SHARED = ("lr", "betas", "weight_decay", "maximize")
+# Whose weight decay is decoupled by their class; some are not in older torch.
+_DECOUPLED = tuple(
+    getattr(torch.optim, name)
+    for name in ("AdamW", "Adafactor", "Muon")
+    if hasattr(torch.optim, name)
+)
 # Where torch's schedulers keep learning rates: in the optimizer's groups and in themselves.
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
@@ -37,12 +43,20 @@ def hand_over(
         # A scheduler marks the optimizer whose steps it is to follow, as this one does.
         LambdaLR(new, lambda _: 1.0)
     pairs = [(new.defaults, old.defaults), *zip(new.param_groups, old.param_groups, strict=True)]
-    decouples = isinstance(new, AdamW) or "decoupled_weight_decay" in new.defaults
-    if "weight_decay" in new.defaults and _decouples(old) and not decouples:
-        rank_zero_warn(
-            f"UseOptimizer: {type(new).__name__} has no decoupled weight decay; that of "
-            f"{type(old).__name__} is added to the gradient instead"
-        )
+    carried = "weight_decay" in new.defaults and "weight_decay" not in options
+    decays = any(group.get("weight_decay") for group in old.param_groups)
+    if carried and decays and not _has_forms(new):
+        if _decouples(old) and not _decouples(new):
+            rank_zero_warn(
+                f"UseOptimizer: {type(new).__name__} has no decoupled weight decay; that of "
+                f"{type(old).__name__} is added to the gradient instead"
+            )
+        elif _decouples(new) and not _decouples(old):
+            rank_zero_warn(
+                f"UseOptimizer: {type(new).__name__} decouples the weight decay, which "
+                f"{type(old).__name__} adds to the gradient; the same number shrinks weights by "
+                "other amounts"
+            )
     for ours, theirs in pairs:
         _carry_over(ours, theirs, old, new, options, scaled)
     for scheduler in schedulers:
@@ -50,12 +64,14 @@ def hand_over(
 
 
 def _decouples(optimizer: Optimizer) -> bool:
-    # AdamW is one by its class alone, in older torch without the option.
-    return any(
-        group.get("weight_decay")
-        and group.get("decoupled_weight_decay", isinstance(optimizer, AdamW))
-        for group in optimizer.param_groups
-    )
+    """Tell whether an optimizer takes its weight decay apart from the gradient."""
+    by_class = isinstance(optimizer, _DECOUPLED)
+    return by_class or optimizer.defaults.get("decoupled_weight_decay", False)
+
+
+def _has_forms(optimizer: Optimizer) -> bool:
+    """Tell whether it is an option that the weight decay is decoupled, and no part of the name."""
+    return "decoupled_weight_decay" in optimizer.defaults and not isinstance(optimizer, _DECOUPLED)
 
 
 def bound_to(optimizer: Optimizer, values: Iterable[Any]) -> list[LRScheduler]:
@@ -125,10 +141,8 @@ def _carry_over(
         if own or (key in _SHARED and key in new.defaults and key not in options):
             ours[key] = value
     highest = max(group.get("weight_decay", 0.0) for group in old.param_groups)
-    has_form = "decoupled_weight_decay" in new.defaults and not isinstance(new, AdamW)
-    if has_form and highest and "decoupled_weight_decay" not in options:
-        decoupled = theirs.get("decoupled_weight_decay", isinstance(old, AdamW))
-        ours["decoupled_weight_decay"] = decoupled
+    if _has_forms(new) and highest and "decoupled_weight_decay" not in options:
+        ours["decoupled_weight_decay"] = theirs.get("decoupled_weight_decay", _decouples(old))
     if "weight_decay" in options and highest:
         ours["weight_decay"] = options["weight_decay"] * (theirs.get("weight_decay", 0.0) / highest)
     if scaled is not None:

@@ -92,7 +92,8 @@ class History:
 
         from aida_lightning.experiments.stepsize_figures import fig1, fig2
 
-        runs = self._runs(labels)
+        if not (runs := self._runs(labels)):
+            return  # nothing was sampled so far
         for name, draw in (("std", fig1), ("mean", fig2)):
             canvas = FigureCanvasAgg(draw(runs))
             canvas.draw()  # type: ignore[no-untyped-call]

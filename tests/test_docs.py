@@ -50,6 +50,12 @@ def test_the_python_blocks_of_a_page_run_in_turn(page, tmp_path, monkeypatch, ca
         exec(compile(block, f"{page}, block {number}", "exec"), vars(module))
 
 
+def test_the_tutorials_page_shows_every_script():
+    page = (DOCS / "tutorials/index.md").read_text(encoding="utf-8")
+    for script in TUTORIALS:
+        assert f'    --8<-- "docs/tutorials/{script.name}"\n' in page
+
+
 def registered(module):
     """Let a module be found: jsonargparse imports the modules of all classes that there are."""
     sys.modules[module.__name__] = module

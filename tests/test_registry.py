@@ -224,3 +224,17 @@ def test_the_order_of_the_bases_is_checked():
 
         class Wrong(LightningModule, OptimizerMixin):
             pass
+
+
+def test_a_schedulers_name_is_known_in_any_case():
+    configured = Module(lr_scheduler="steplr", lr_scheduler_options={"step_size": 3})
+    assert isinstance(configured.configure_optimizers()["lr_scheduler"]["scheduler"], StepLR)
+
+
+def test_a_plateau_needs_a_metric_to_follow():
+    with pytest.raises(ValueError, match=r"needs lr_scheduler_config=\{'monitor': …\}"):
+        Module(lr_scheduler="ReduceLROnPlateau").configure_optimizers()
+    followed = Module(
+        lr_scheduler="ReduceLROnPlateau", lr_scheduler_config={"monitor": "val_loss"}
+    ).configure_optimizers()
+    assert followed["lr_scheduler"]["monitor"] == "val_loss"

@@ -35,6 +35,11 @@ class Curve:
     values: FloatArray
 
 
+def event_files(folder: Path, below: str = "") -> list[Path]:
+    """Finds TensorBoard's event files in a folder; with `**/` in the folders below it, too."""
+    return [path for path in folder.glob(f"{below}*tfevents*") if path.is_file()]
+
+
 def read_scalars(folder: str | Path) -> dict[str, Curve]:
     """Reads all scalars of one run, nothing sampled away, with TensorBoard's own reader.
 
@@ -50,7 +55,7 @@ def read_scalars(folder: str | Path) -> dict[str, Curve]:
         The curve of each tag, tags in the order of their first appearance.
     """
     merged: dict[str, _Points] = {}
-    files = [_read_file(path) for path in Path(folder).glob("*tfevents*")]
+    files = [_read_file(path) for path in event_files(Path(folder))]
     for file in sorted(files, key=lambda file: (file.started, file.name)):
         resumed_at = file.restart
         if resumed_at is None:

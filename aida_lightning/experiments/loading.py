@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from aida_lightning.experiments.experiment import Experiment
+from aida_lightning.experiments.experiment import Experiment, Metric, Paper
 from aida_lightning.experiments.methods import UsageError
 
 _CONFIGS = Path(str(files("aida_lightning.experiments") / "configs"))
@@ -153,6 +153,12 @@ def _explained(message: str) -> str:
     keys = re.findall(r'Parser key "([^"]+)"', message)
     # Of nested messages the innermost says what is wrong, the outer ones repeat the whole value.
     text = message.rpartition('Parser key "')[2].partition('":\n')[2] or message
+    if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message, re.I):
+        parent = unknown[1].rpartition(".")[0]
+        parts: dict[str, Any] = {"": Experiment, "metric": Metric, "paper": Paper}
+        if parent in parts:
+            known = ", ".join(field.name for field in fields(parts[parent]))
+            return f"{unknown[1]}: unknown key, there are {known}"
     text = re.sub(r"Type .*? expects a function or a callable class: ", "", text)
     text = re.sub(r"\.? ?Got value: Namespace\(.*", "", " ".join(text.split()))
     lacking = re.search(r"Option '(\w+)' is not accepted.*class_path='([\w.]+)'", message, re.S)

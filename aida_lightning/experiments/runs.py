@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from aida_lightning.experiments.events import Curve, EventsError, read_scalars
+from aida_lightning.experiments.events import Curve, EventsError, event_files, read_scalars
 
 _MONITOR_TAG = re.compile(
     # Without the edges of TensorBoard's margin charts.
@@ -92,7 +92,7 @@ def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
         if not logdir.is_dir():
             raise EventsError(f"{logdir}: no such folder")
         root = logdir.resolve()
-        runs = sorted({file.parent for file in root.rglob("*tfevents*")}, key=_natural_key)
+        runs = sorted({file.parent for file in event_files(root, "**/")}, key=_natural_key)
         if not runs:
             raise EventsError(
                 f"{logdir}: no TensorBoard event files (*tfevents*) in it or in any folder below it"
@@ -187,12 +187,16 @@ def choose_labels(labels: Iterable[str], globs: Sequence[str] | None) -> list[st
         return labels
     chosen: set[str] = set()
     for glob in globs:
-        pattern = glob.lower().replace("_", " ")
-        matching = {x for x in labels if x.lower() == pattern or fnmatchcase(x.lower(), pattern)}
+        pattern = _plain(glob)
+        matching = {x for x in labels if _plain(x) == pattern or fnmatchcase(_plain(x), pattern)}
         if not matching:
             raise EventsError(f"optimizers: {glob!r} matches none of {', '.join(labels)}")
         chosen |= matching
     return [label for label in labels if label in chosen]
+
+
+def _plain(label: str) -> str:
+    return label.lower().replace("_", " ")
 
 
 def _joined(run: LoggedRun, parts: Sequence[MonitoredRun]) -> Sequence[MonitoredRun]:

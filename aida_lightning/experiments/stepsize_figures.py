@@ -1,5 +1,6 @@
 """The paper's figures of the adaptive stepsizes: Figures 1, 2, 4 and 6."""
 
+import textwrap
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -25,6 +26,7 @@ from aida_lightning.experiments.runs import MonitoredRun
 _STYLES: dict[str, Literal["-", "--"]] = {"stepsize_mean": "-", "stepsize_std": "--"}
 _NAMES = {"stepsize_mean": "mean", "stepsize_std": "standard deviation"}
 _TOP_LAYERS = 10
+_TITLE_WIDTH = 22  # characters
 _THREE_LAYERS = (2, 6, 11)
 _LAYERS_IN_A_ROW = 4
 
@@ -110,7 +112,8 @@ def _one_panel_an_optimizer(runs: Sequence[MonitoredRun], statistic: str, look: 
     layers = pick_layers(runs, look, range(max(1, count - _TOP_LAYERS + 1), count + 1))
     x_name, x_of = x_axis(runs)
     for axis, (label, seeds) in zip(axes, optimizers.items(), strict=True):
-        axis.set_title(label, color=colors[label], fontweight="bold")
+        title = "\n".join(textwrap.wrap(label, _TITLE_WIDTH))
+        axis.set_title(title, color=colors[label], fontweight="bold")
         ramp = shades(colors[label], len(layers))
         for layer, shade in zip(layers.values(), ramp, strict=True):
             x, y = _line(seeds, layer, statistic, x_of, look)

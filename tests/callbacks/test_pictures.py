@@ -150,3 +150,9 @@ def test_other_loggers_beside_tensorboard_get_the_scalars_alone(tmp_path):
 def test_a_fast_run_of_the_users_script_is_none_the_worse(tmp_path):
     monitor = StepsizeMonitor(histograms=True, figures=True)
     fit(tmp_path, Net(), monitor, fast_dev_run=True)  # puts a DummyLogger in the logger's place
+
+
+def test_an_epoch_of_which_nothing_was_sampled_has_no_figures(tmp_path):
+    fit(tmp_path, Net(), StepsizeMonitor(figures=True, every_n_steps=20), max_epochs=2)
+    images = events(tmp_path).Images("stepsizes/mean")  # an epoch has 12 steps
+    assert [image.step for image in images] == [23]

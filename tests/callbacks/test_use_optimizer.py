@@ -268,6 +268,24 @@ def test_a_decay_is_decoupled_where_the_name_says_so(tmp_path, name, cls, decay)
     assert optimizer.param_groups[0].get("decoupled_weight_decay", True) is decoupled
 
 
+@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+def test_a_decay_that_a_class_decouples_stays_decoupled(tmp_path, name):
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"this torch has no {name}")
+
+    def configure(module):
+        matrices = [param for param in module.parameters() if param.ndim == 2]
+        return getattr(torch.optim, name)(matrices, weight_decay=0.1)
+
+    (group,) = replaced(tmp_path, configure, "aida", lr=0.01).param_groups
+    assert (group["weight_decay"], group["decoupled_weight_decay"]) == (0.1, True)
+
+
+def test_a_decay_that_becomes_decoupled_is_told(tmp_path):
+    with pytest.warns(UserWarning, match="AdamW decouples the weight decay, which SGD adds"):
+        replaced(tmp_path, lambda module: sgd(module, weight_decay=0.1), "adamw", lr=0.01)
+
+
 @pytest.mark.parametrize("name", ["yogi", "sgd"])
 def test_a_decay_that_cannot_stay_decoupled_is_told(tmp_path, name):
     def configure(module):

@@ -141,4 +141,12 @@ def test_an_experiment_without_sample_says_so(tmp_path):
 
 def test_a_sample_that_an_experiment_does_not_have_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"tiny\.yaml: sample: the experiment has none"):
-        load_experiment(write_experiment(tmp_path), sample=True)
+        load_experiment(write_experiment(tmp_path, sample=None), sample=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "known"), [("foo", "description, model, data"), ("metric.tittle", "name, title")]
+)
+def test_an_unknown_key_is_refused_with_those_that_there_are(tmp_path, key, known):
+    with pytest.raises(UsageError, match=rf"{key}: unknown key, there are {known}"):
+        load_experiment(write_experiment(tmp_path), {key: 1})

@@ -5,7 +5,7 @@ from experiments.test_events import as_dict, write
 from torch.utils.tensorboard import SummaryWriter
 
 from aida_lightning.experiments.events import EventsError
-from aida_lightning.experiments.runs import find_runs, read_monitored_runs
+from aida_lightning.experiments.runs import choose_labels, find_runs, read_monitored_runs
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,15 @@ def test_a_loggers_prefix_is_read_over(tmp_path):
     assert {tag: [*curves] for tag, curves in run.statistics.items()} == {
         "stepsize_mean": ["a.weight"]
     }
+
+
+def test_labels_are_chosen_with_blanks_or_underscores():
+    labels = ["version_0", "version_1", "Aida K=2"]
+    assert choose_labels(labels, ["VERSION_0"]) == ["version_0"]
+    assert choose_labels(labels, ["aida_k=2", "*_1"]) == ["version_1", "Aida K=2"]
+
+
+def test_a_folder_named_as_event_files_are_is_a_folder(tmp_path):
+    write(tmp_path / "tfevents/run", "stepsize_mean/a.weight", {0: 1.0})
+    (run,) = read_monitored_runs([tmp_path])
+    assert run.layers == ["a.weight"]
