@@ -16,11 +16,8 @@ from lightning.pytorch.cli import (
 from torch.optim import Optimizer, lr_scheduler
 from typing_extensions import override
 
+from aida_lightning.mixin import SCHEDULERS, scheduler_class
 from aida_lightning.registry import check_options, get_optimizer_class, list_optimizers
-
-_SCHEDULERS: dict[str, type] = {
-    name: getattr(lr_scheduler, name) for name in lr_scheduler.__all__ if name != "LRScheduler"
-} | {"ReduceLROnPlateau": ReduceLROnPlateau}  # Lightning's, which knows the metric to monitor
 
 
 class NamesArgumentParser(LightningArgumentParser):
@@ -54,9 +51,7 @@ class NamesArgumentParser(LightningArgumentParser):
         link_to: str = "AUTOMATIC",
     ) -> None:
         super().add_lr_scheduler_args(lr_scheduler_class, nested_key, link_to)
-        self._take_names(
-            nested_key, _scheduler_class, sorted(_SCHEDULERS), "LR scheduler", "gamma 0.5"
-        )
+        self._take_names(nested_key, _scheduler_class, SCHEDULERS, "LR scheduler", "gamma 0.5")
 
     def _take_names(
         self, key: str, find: Callable[[str], type], names: list[str], what: str, option: str
@@ -80,10 +75,9 @@ class NamesArgumentParser(LightningArgumentParser):
 
 
 def _scheduler_class(name: str) -> type:
-    for known, cls in _SCHEDULERS.items():
-        if known.lower() == name.lower():
-            return cls
-    raise ValueError(f"Unknown LR scheduler {name!r}, there are: {', '.join(sorted(_SCHEDULERS))}")
+    cls = scheduler_class(name)
+    # Lightning's knows the metric to monitor.
+    return ReduceLROnPlateau if cls is lr_scheduler.ReduceLROnPlateau else cls
 
 
 class _ClassByName(ActionTypeHint):

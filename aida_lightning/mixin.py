@@ -9,6 +9,8 @@ from torch.optim import Optimizer, lr_scheduler
 
 from aida_lightning.registry import OptimizerLike, build_optimizer
 
+SCHEDULERS = sorted(name for name in lr_scheduler.__all__ if name != "LRScheduler")
+
 
 class OptimizerMixin:
     """Configure the optimizer and the LR scheduler that a LightningModule declares.
@@ -91,14 +93,18 @@ def _declared(module: nn.Module, name: str) -> Any:
     return value.__func__ if is_bound else value
 
 
+def scheduler_class(name: str) -> type:
+    """Look one of torch's LR schedulers up by its name, in any case."""
+    for known in SCHEDULERS:
+        if known.lower() == name.lower():
+            return getattr(lr_scheduler, known)  # type: ignore[no-any-return]
+    raise ValueError(f"Unknown LR scheduler {name!r}, there are: {SCHEDULERS}")
+
+
 def _build_scheduler(
     scheduler: str | Callable[..., Any], optimizer: Optimizer, options: Mapping[str, Any]
 ) -> Any:
     if isinstance(scheduler, str):
-        known = {name.lower(): name for name in lr_scheduler.__all__ if name != "LRScheduler"}
-        if scheduler.lower() not in known:
-            names = [*known.values()]
-            raise ValueError(f"Unknown LR scheduler {scheduler!r}, it must be one of {names}")
-        scheduler = getattr(lr_scheduler, known[scheduler.lower()])
+        scheduler = scheduler_class(scheduler)
     assert callable(scheduler)
     return scheduler(optimizer, **options)

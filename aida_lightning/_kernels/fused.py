@@ -19,17 +19,11 @@ import torch
 from torch import Tensor
 
 from aida_lightning._kernels.rule import Layers, UpdateRule
-from aida_lightning.optim.tracking import (
-    mutual_projection,
-    needs_inner_products,
-    projected_gradient,
-)
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 # So that loops with a square root are made of vector instructions.
 _FLAGS = ("-fno-math-errno", "-ftree-loop-vectorize", "-ffp-contract=fast")
 _MOMENTUM, _UPDATE, _MOVE = 1, 2, 4  # sweeps; added up where one call makes several
-_TRACKS = {mutual_projection: 1, projected_gradient: 2}  # 0: constant coefficients
 _LAYER_MEANS = {None: 0, "statistic": 1, "stepsize": 2}
 _SUMS = 5
 
@@ -131,10 +125,7 @@ def _sweep(
     torch.autograd.graph.increment_version(layers.params)
     if stepsizes is None and rule.layer_mean:
         stepsizes = torch.zeros(len(layers.params), dtype=torch.float64)
-    constant = not needs_inner_products(rule.track)
-    if not (constant or rule.track in _TRACKS):
-        raise NotImplementedError(f"no fused kernel tracks `{rule.track.__name__}`")
-    alpha, beta = rule.coefficients(0.0, 0.0, 0.0) if constant else (0.0, 0.0)
+    track, alpha, beta = rule.compiled_track
     lr = float(rule.lr)
     options = _Options(
         lr=lr,
@@ -149,7 +140,7 @@ def _sweep(
         beta=beta,
         xi=rule.xi,
         k=rule.k,
-        track=0 if constant else _TRACKS[rule.track],
+        track=track,
         layer_mean=_LAYER_MEANS[rule.layer_mean],
         double_step=layers.steps[0].dtype == torch.float64,
         threads=torch.get_num_threads(),

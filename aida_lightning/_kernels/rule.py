@@ -7,9 +7,18 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from aida_lightning.optim.tracking import Coefficients, Scalar, Track, needs_inner_products
+from aida_lightning.optim.tracking import (
+    Coefficients,
+    Scalar,
+    Track,
+    mutual_projection,
+    needs_inner_products,
+    projected_gradient,
+)
 
 LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
+# Their numbers in fused.cpp and triton_sweeps.py, where 0 stands for constant coefficients.
+_COMPILED: dict[Track, int] = {mutual_projection: 1, projected_gradient: 2}
 LARGEST_SUM = torch.finfo(torch.float32).max
 
 
@@ -78,6 +87,22 @@ class UpdateRule:
     def coefficients(self, m_sq: Scalar, g_sq: Scalar, m_dot_g: Scalar) -> Coefficients:
         """Give (alpha, beta) of the tracked vector ``alpha * m + beta * g``."""
         return self.track(m_sq, g_sq, m_dot_g, k=self.k, xi=self.xi)
+
+    @property
+    def compiled_track(self) -> tuple[int, float, float]:
+        """What compiled kernels know the track by: its number, and alpha and beta if constant.
+
+        Raises:
+            NotImplementedError: they do not know it.
+        """
+        if not needs_inner_products(self.track):
+            alpha, beta = self.coefficients(0.0, 0.0, 0.0)
+            return 0, float(alpha), float(beta)
+        if self.track not in _COMPILED:
+            raise NotImplementedError(
+                f"no compiled kernel tracks `{self.track.__name__}`, leave `fused` out"
+            )
+        return _COMPILED[self.track], 0.0, 0.0
 
     def squares(self, sums: Tensor) -> Tensor:
         """Give the squared norm of the tracked vector of each layer, of shape ``(n,)``.

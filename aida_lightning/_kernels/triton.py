@@ -23,11 +23,6 @@ import torch
 from torch import Tensor
 
 from aida_lightning._kernels.rule import Layers, UpdateRule
-from aida_lightning.optim.tracking import (
-    mutual_projection,
-    needs_inner_products,
-    projected_gradient,
-)
 
 # The dtype of the statistic and of the arithmetic, by that of the parameter.
 _DTYPES = {
@@ -36,7 +31,6 @@ _DTYPES = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
 }
-_TRACKS = {mutual_projection: 1, projected_gradient: 2}  # 0: constant coefficients
 # So that a thread has 8 elements of each tensor in flight, and a model of a few million parameters
 # some programs for every multiprocessor. A choice from the counts, not from a measurement.
 _CHUNK, _BLOCK, _WARPS = 1 << 15, 1 << 11, 8
@@ -117,11 +111,7 @@ def _launch(name: str, programs: int, arguments: dict[str, Any]) -> None:
 def _arguments(layers: Layers, rule: UpdateRule, table: "_Table") -> dict[str, Any]:
     """Give the arguments of all sweeps by their names, but for the sums and where those go."""
     on_device = isinstance(rule.lr, Tensor) and rule.lr.device == table.records.device
-    constant = not needs_inner_products(rule.track)
-    if not (constant or rule.track in _TRACKS):
-        raise NotImplementedError(f"no Triton kernel tracks `{rule.track.__name__}`")
-    track = 0 if constant else _TRACKS[rule.track]
-    alpha, beta = rule.coefficients(0.0, 0.0, 0.0) if constant else (0.0, 0.0)
+    track, alpha, beta = rule.compiled_track
     return {
         "records": table.records,
         "chunks": table.chunks,

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     # A console script's own folder is there instead, and the user's classes are here.
     if not {"", os.getcwd()}.intersection(sys.path):
         sys.path.insert(0, os.getcwd())
-    if (sys.argv[1:] if argv is None else argv)[:1] in [[name] for name in _LIGHTNING]:
+    given = sys.argv[1:] if argv is None else argv
+    if given and given[0] in _LIGHTNING:
         from aida_lightning.cli import main as lightning_main
 
         return lightning_main(argv)

@@ -10,10 +10,10 @@ from pathlib import Path
 from aida_lightning.experiments.events import Curve, EventsError, event_files, read_scalars
 
 _MONITOR_TAG = re.compile(
+    r"(?:(?P<optimizer>.+)/)?(?:[^/]+-)?"  # a logger's prefix ends with a hyphen
     # Without the edges of TensorBoard's margin charts.
-    # A logger's prefix ends with a hyphen.
-    r"(?:(?P<optimizer>.+)/)?(?:[^/]+-)?(?P<statistic>stepsize_(?!mean_(?:minus|plus)_std/)\w+|update_ratio"
-    r"|gradient_cosine)/(?P<layer>.+)"
+    r"(?P<statistic>stepsize_(?!mean_(?:minus|plus)_std/)\w+|update_ratio|gradient_cosine)"
+    r"/(?P<layer>.+)"
 )
 _SEED_FOLDER = re.compile(r"seed_-?\d+")
 

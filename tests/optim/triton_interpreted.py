@@ -315,5 +315,5 @@ def test_a_vector_that_needs_other_sums_is_refused():
     optimizer.state[optimizer.param_groups[0]["params"][0]] = new_state(
         torch.ones(3), None, capturable=False
     )
-    with pytest.raises(NotImplementedError, match="no Triton kernel tracks `sign_of_momentum`"):
+    with pytest.raises(NotImplementedError, match="no compiled kernel tracks `sign_of_momentum`"):
         step(kernel, layers_of(optimizer, [torch.ones(3)]))
