@@ -55,12 +55,16 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
 
 
 def _loops(layers: Layers) -> Iterator[list[int]]:
-    """Give small layers together, and large ones singly: the second sweep finds them in a cache."""
-    indices = range(len(layers.params))
-    large = {index for index in indices if layers.params[index].numel() > single_tensor.BLOCK}
-    if small := [index for index in indices if index not in large]:
-        yield small
-    yield from ([index] for index in sorted(large))
+    """Give runs of layers, of together about a block: the second sweep finds them in a cache."""
+    run: list[int] = []
+    size = 0
+    for index, param in enumerate(layers.params):
+        if run and size + param.numel() > single_tensor.BLOCK:
+            yield run
+            run, size = [], 0
+        run.append(index)
+        size += param.numel()
+    yield run
 
 
 def _compiled(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:

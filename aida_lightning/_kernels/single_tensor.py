@@ -8,7 +8,7 @@ of the squared tracked vector d, s the adaptive stepsize.
 """
 
 from collections.abc import Iterator, Sequence
-from math import copysign
+from math import ceil, copysign, isinf
 from typing import Any
 
 import torch
@@ -31,15 +31,20 @@ from aida_lightning.optim.tracking import (
 )
 
 # Elements: of larger blocks the caches lose some, and in smaller ones threads wait for each other.
-BLOCK = 1 << 18
+BLOCK = 1 << 19
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
     """Update every momentum and give the sums over each layer."""
     sums: list[Tensor] = []
-    for x, g, m, v in zip(*layers[:4], strict=True):
-        sums += _momentum_of_layer(x, g, m, v.dtype, rule)
-    return torch.stack(sums).view(len(layers.params), -1)
+    blocks = [
+        _momentum_of_layer(x, g, m, v.dtype, rule, sums)
+        for x, g, m, v in zip(*layers[:4], strict=True)
+    ]
+    table = torch.stack(sums).view(sum(blocks), -1)
+    if len(table) == len(blocks):
+        return table
+    return torch.stack([of_layer.sum(0) for of_layer in torch.split(table, blocks)])
 
 
 def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
@@ -48,14 +53,15 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
         assert sums is not None
         move(layers, rule, _average_statistics(layers, rule, sums))
         return None
-    averaged = rule.layer_mean == "stepsize"
     totals = [
         _update_layer(x, g, m, v, step, coefficients, rule, has_momentum=sums is not None)
         for x, g, m, v, step, coefficients in zip(
             *layers[:5], _coefficients(len(layers.params), rule, sums), strict=True
         )
     ]
-    return torch.stack([torch.stack(of_layer).sum() for of_layer in totals]) if averaged else None
+    if rule.layer_mean != "stepsize":
+        return None
+    return torch.stack([torch.stack(of_layer).sum() for of_layer in totals])
 
 
 def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
@@ -67,22 +73,23 @@ def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
     ):
         correction1, _ = rule.bias_corrections(step)
         scale = s * -rule.lr / correction1
-        for _, xb, mb in _blocks(rule, v.dtype, x, m):
+        for _, xb, mb in _blocks(rule, None, x, m):
             mb = mb.clone() if rule.differentiable else _to(mb, v.dtype)
             _move(xb, mb, None, scale, rule)
 
 
 def _momentum_of_layer(
-    x: Tensor, g: Tensor, m: Tensor, dtype: torch.dtype, rule: UpdateRule
-) -> list[Tensor]:
-    sums = []
-    for scratch, xb, gb, mb in _blocks(rule, dtype, x, g, m):
+    x: Tensor, g: Tensor, m: Tensor, dtype: torch.dtype, rule: UpdateRule, sums: list[Tensor]
+) -> int:
+    """Update the momentum, add the sums over each block, and give the number of blocks."""
+    changes = rule.maximize or rule.coupled_weight_decay or rule.layer_mean == "statistic"
+    blocks = 0
+    for scratch, xb, gb, mb in _blocks(rule, dtype if changes else None, x, g, m):
         gb = _gradient(xb, gb, dtype, rule, scratch)
         mb = _update_momentum(mb, gb, rule)
-        sums.append(_sums(mb, gb, rule, scratch))
-    if len(sums) == 1:
-        return sums[0]
-    return [torch.stack(of_blocks).sum() for of_blocks in zip(*sums, strict=True)]
+        sums += _sums(mb, gb, rule, scratch)
+        blocks += 1
+    return blocks
 
 
 def _sums(m: Tensor, g: Tensor, rule: UpdateRule, scratch: Tensor | None) -> list[Tensor]:
@@ -117,7 +124,7 @@ def _update_layer(
     # 1 / (sqrt(v / c) + eps) = sqrt(c) / (sqrt(v) + sqrt(c) eps), and sqrt(c) joins the scale.
     unit = correction2**0.5
     second_eps = rule.eps * unit if rule.eps_in_denominator else 0.0
-    eps = torch.tensor(rule.eps, dtype=v.dtype)
+    eps = torch.scalar_tensor(rule.eps, dtype=v.dtype, device="cpu")
     totals = []
     for scratch, xb, gb, mb, vb in _blocks(rule, v.dtype, x, g, m, v):
         gb = _gradient(xb, gb, v.dtype, rule, scratch)
@@ -220,24 +227,23 @@ def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coe
 
 def _finite(number: float) -> float:
     """Do to one number what ``finite_sums`` does."""
-    return copysign(LARGEST_SUM, number) if number in (float("inf"), -float("inf")) else number
+    return copysign(LARGEST_SUM, number) if isinf(number) else number
 
 
-def _blocks(rule: UpdateRule, dtype: torch.dtype, *tensors: Tensor) -> Iterator[Any]:
-    """Cut a layer's tensors alike; before each block's comes scratch of its shape, if any is used.
+def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> Iterator[Any]:
+    """Cut a layer's tensors alike; before each block's comes scratch of its shape and this dtype.
 
-    There is none where autograd would notice that it is overwritten.
+    There is none without a dtype, or where autograd would notice that it is overwritten.
     """
     x = tensors[0]
     if rule.differentiable or torch.compiler.is_compiling():
         yield None, *tensors
-    elif x.is_cpu and x.numel() > BLOCK and (flat := _flattened(tensors)):
-        scratch = torch.empty(BLOCK, dtype=dtype)
-        for begin in range(0, x.numel(), BLOCK):
-            block = [vector[begin : begin + BLOCK] for vector in flat]
-            yield scratch[: block[0].numel()], *block
+    elif x.is_cpu and (n := round(x.numel() / BLOCK)) > 1 and (flat := _flattened(tensors)):
+        scratch = torch.empty(ceil(x.numel() / n), dtype=dtype) if dtype else None
+        for block in zip(*(vector.chunk(n) for vector in flat), strict=True):
+            yield None if scratch is None else scratch[: block[0].numel()], *block
     else:
-        yield torch.empty_like(x, dtype=dtype), *tensors
+        yield torch.empty_like(x, dtype=dtype) if dtype else None, *tensors
 
 
 def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:

@@ -1,13 +1,17 @@
 """Half precision, torch.compile, memory, and trajectories of other people's optimizers."""
 
+from collections import Counter
+
 import pytest
 import pytorch_optimizer
 import reference
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aida_lightning import optim
+from aida_lightning._kernels import single_tensor
 
 OPTIMIZERS = sorted(reference.MEMBERS)
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -118,6 +122,43 @@ def test_the_loop_holds_at_most_one_layer_beside_the_state(name, weight_decay):
         peak = peak_of_a_step(optimizer) if optimizer.state else optimizer.step()
     layer = params[0].numel() * 4
     assert peak <= layer + 1024, f"{peak / layer:.2f} layers"
+
+
+@each_optimizer
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_of_a_large_layer_the_loop_holds_at_most_one_block(name, weight_decay):
+    param = nn.Parameter(torch.ones(4 * single_tensor.BLOCK + 1))
+    optimizer = getattr(optim, name)([param], weight_decay=weight_decay, foreach=False)
+    for _ in range(2):
+        param.grad = torch.randn_like(param)
+        peak = peak_of_a_step(optimizer) if optimizer.state else optimizer.step()
+    block = single_tensor.BLOCK * 4
+    assert peak <= 1.01 * block, f"{peak / block:.2f} blocks"
+
+
+class CountsSweeps(TorchDispatchMode):
+    """Counts the operations, beside views, on tensors with many elements, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and any(isinstance(a, Tensor) and a.numel() > 1 << 16 for a in args):
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_loop_reads_a_block_in_nine_operations_for_every_number_of_projections():
+    for k in (1, 2, 5):
+        param = nn.Parameter(torch.ones(4 * single_tensor.BLOCK + 1))
+        optimizer = optim.Aida([param], k=k, foreach=False)
+        for _ in range(2):
+            param.grad = torch.randn_like(param)
+            with CountsSweeps() as sweeps:
+                optimizer.step()
+        a_block = {"lerp_": 1, "dot": 3, "add": 2, "addcmul_": 2, "rsqrt": 1}
+        assert sweeps.counts == {name: 4 * count for name, count in a_block.items()}
 
 
 @each_optimizer
