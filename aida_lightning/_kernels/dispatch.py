@@ -4,11 +4,10 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
 
 from aida_lightning._kernels import foreach, fused, single_tensor, triton
 from aida_lightning._kernels.rule import Kernel, Layers, UpdateRule
@@ -29,36 +28,32 @@ Complete: TypeAlias = Callable[[Sequence[Batch], list[Tensor], int], list[Tensor
 def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
     """Split layers into batches for ``"loop"``, ``"foreach"`` or ``"fused"``.
 
-    Layers that no compiled code can take go to the loop on the CPU, elsewhere to foreach.
+    All layers of a batch are on one device, of the same dtypes. Layers that no compiled code can
+    take go to the loop on the CPU, elsewhere to foreach.
     """
-    if not layers.params:
-        return []
-    if kernel == "loop":
-        return [Batch(single_tensor, layers.take(indices), rule) for indices in _loops(layers)]
-    if kernel == "foreach":
-        tensors = cast(list[list[Tensor | None]], list(layers[:5]))
-        by_dtype = Optimizer._group_tensors_by_device_and_dtype(tensors, with_indices=True)
-        return [Batch(foreach, layers.take(indices), rule) for _, indices in by_dtype.values()]
     groups = defaultdict(list)
-    compiles = not torch.compiler.is_compiling()
-    for index, vectors in enumerate(zip(*layers[:4], strict=True)):
-        param = vectors[0]
-        groups[compiles and _compiled(*vectors), param.device, param.dtype].append(index)
+    compiles = kernel == "fused" and not torch.compiler.is_compiling()
+    for index, (x, g, m, v, step) in enumerate(zip(*layers[:5], strict=True)):
+        compiled = compiles and _compiled(x, g, m, v)
+        groups[compiled, x.device, x.dtype, m.dtype, v.dtype, step.dtype].append(index)
     batches = []
-    for (compiled, device, _), indices in groups.items():
+    for (compiled, device, *_), indices in groups.items():
         part = layers if len(groups) == 1 else layers.take(indices)
+        on_host = device.type == "cpu"
         if compiled:
-            batches.append(Batch(fused if device.type == "cpu" else triton, part, rule))
+            batches.append(Batch(fused if on_host else triton, part, rule))
+        elif kernel == "foreach" or (kernel == "fused" and not on_host):
+            batches.append(Batch(foreach, part, rule))
         else:
-            batches += dispatch("loop" if device.type == "cpu" else "foreach", part, rule)
+            batches += [Batch(single_tensor, part.take(run), rule) for run in _runs(part.params)]
     return batches
 
 
-def _loops(layers: Layers) -> Iterator[list[int]]:
+def _runs(params: Sequence[Tensor]) -> Iterator[list[int]]:
     """Give runs of layers, of together about a block: the second sweep finds them in a cache."""
     run: list[int] = []
     size = 0
-    for index, param in enumerate(layers.params):
+    for index, param in enumerate(params):
         if run and size + param.numel() > single_tensor.BLOCK:
             yield run
             run, size = [], 0

@@ -68,12 +68,6 @@ struct Lerp {
     S operator()(S m, S g) const { return (from_m ? m : g) + rate * (g - m); }
 };
 
-// Sums that overflowed as float32's largest number (see rule.finite_sums).
-double finite(double sum) {
-    constexpr double largest = 3.4028234663852886e38;
-    return std::isinf(sum) ? std::copysign(largest, sum) : sum;
-}
-
 // T: of x, g and m. S: of v and of the arithmetic.
 template <class T, class S>
 struct Step {
@@ -128,7 +122,10 @@ struct Step {
     Coefficients coefficients(int64_t layer) const {
         if (options.track == CONSTANT) return {options.alpha, options.beta};
         const double* of_layer = sums + width * layer;
-        double m_sq = finite(of_layer[0]), g_sq = finite(of_layer[1]), m_dot_g = finite(of_layer[2]);
+        double m_sq = of_layer[0], g_sq = of_layer[1], m_dot_g = of_layer[2];
+        if (std::any_of(of_layer, of_layer + 3, [](double sum) { return std::isinf(sum); })) {
+            m_sq = g_sq = m_dot_g = 1;  // and so not projected (see rule.finite_sums)
+        }
         if (options.track == PROJECTED_GRADIENT) return {m_dot_g / (m_sq + options.xi), 0};
         double of_m = 1, of_g = 1;
         for (int64_t j = 0; j < options.k; ++j) {
@@ -150,8 +147,9 @@ struct Step {
         }
         const auto [alpha, beta] = coefficients(layer);
         const double both = alpha + beta;
-        const double square = alpha * alpha * of_layer[3] + 2 * alpha * both * of_layer[4] +
-                              both * both * of_layer[1];
+        double square = both * both * of_layer[1];
+        // 0 times the NaN of a momentum is NaN
+        if (alpha) square += alpha * alpha * of_layer[3] + 2 * alpha * both * of_layer[4];
         return square < 0 ? 0 : square;
     }
 
@@ -208,13 +206,14 @@ struct Step {
 #pragma omp simd reduction(+ : sum)
                 for (int64_t i = 0; i < count; ++i) {
                     const S xi = S(x[i]);
-                    const S gi = sign * S(g[i]) + decay * xi;
+                    // x and m may be infinite, and 0 times them NaN.
+                    const S gi = sign * S(g[i]) + (decay ? decay * xi : S(0));
                     S mi = S(m[i]);
                     if constexpr (momentum_too) {
                         mi = lerp(mi, gi);
                         m[i] = T(mi);
                     }
-                    const S d = alpha * mi + beta * gi;
+                    const S d = (alpha ? alpha * mi : S(0)) + beta * gi;
                     const S vi = beta2 * v[i] + (weight * d * d + eps);
                     v[i] = vi;
                     const S s = 1 / (std::sqrt(vi) * unbias + second_eps);

@@ -20,7 +20,12 @@ from torch import Tensor
 
 from aida_lightning._kernels.rule import Layers, UpdateRule
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+# Their numbers in fused.cpp, and the dtype of the statistic and of the arithmetic.
+_DTYPES = {
+    torch.float32: (0, torch.float32),
+    torch.float64: (1, torch.float64),
+    torch.bfloat16: (2, torch.float32),
+}
 # So that loops with a square root are made of vector instructions.
 _FLAGS = ("-fno-math-errno", "-ftree-loop-vectorize", "-ffp-contract=fast")
 _MOMENTUM, _UPDATE, _MOVE = 1, 2, 4  # sweeps; added up where one call makes several
@@ -37,7 +42,9 @@ def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:
     """Tell whether the compiled code can update the layer."""
     if not param.dtype == grad.dtype == exp_avg.dtype or param.dtype not in _DTYPES:
         return False
-    if not param.is_cpu or type(grad) is not Tensor:
+    if v.dtype != _DTYPES[param.dtype][1] or exp_avg.shape != param.shape:
+        return False
+    if not (param.is_cpu and exp_avg.is_cpu and v.is_cpu) or type(grad) is not Tensor:
         return False
     if param.is_neg() or grad.is_neg():  # memory that holds the negative of the values
         return False
@@ -53,14 +60,14 @@ def step(layers: Layers, rule: UpdateRule) -> None:
     """Make all sweeps, over layers of which no other process holds a part."""
     sweeps = _UPDATE + (_MOVE if rule.layer_mean else 0)
     if rule.takes_sums:
-        _sweep(_MOMENTUM + sweeps, layers, rule, sums=_new_sums(layers))
+        _sweep(_MOMENTUM + sweeps, layers, rule, sums=_zeros(len(layers.params), _SUMS))
     else:
         _sweep(sweeps, layers, rule)
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
     """Update every momentum and give the sums over each layer."""
-    sums = _new_sums(layers)
+    sums = _zeros(len(layers.params), _SUMS)
     _sweep(_MOMENTUM, layers, rule, sums=sums)
     return sums if rule.layer_mean == "statistic" else sums[:, :3].contiguous()
 
@@ -72,7 +79,7 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
     if rule.layer_mean != "stepsize":
         _sweep(_UPDATE + (_MOVE if rule.layer_mean else 0), layers, rule, sums=sums)
         return None
-    stepsizes = torch.zeros(len(layers.params), dtype=torch.float64)
+    stepsizes = _zeros(len(layers.params))
     _sweep(_UPDATE, layers, rule, sums=sums, stepsizes=stepsizes)
     return stepsizes
 
@@ -82,8 +89,8 @@ def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
     _sweep(_MOVE, layers, rule, stepsizes=stepsizes.contiguous())
 
 
-def _new_sums(layers: Layers) -> Tensor:
-    return torch.zeros(len(layers.params), _SUMS, dtype=torch.float64)
+def _zeros(*size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.float64, device="cpu")
 
 
 class _Options(ctypes.Structure):
@@ -124,7 +131,7 @@ def _sweep(
     # What autograd kept of the parameters is no longer what it kept.
     torch.autograd.graph.increment_version(layers.params)
     if stepsizes is None and rule.layer_mean:
-        stepsizes = torch.zeros(len(layers.params), dtype=torch.float64)
+        stepsizes = _zeros(len(layers.params))
     track, alpha, beta = rule.compiled_track
     lr = float(rule.lr)
     options = _Options(
@@ -148,11 +155,11 @@ def _sweep(
     if "table" not in layers.kept:
         addresses = [[tensor.data_ptr() for tensor in column] for column in layers[:5]]
         parts = [param.numel() for param in layers.params]
-        layers.kept["table"] = torch.tensor([*addresses, parts, layers.numels])
+        layers.kept["table"] = torch.tensor([*addresses, parts, layers.numels], device="cpu")
     table = layers.kept["table"]
     pointers = range(table.data_ptr(), table.data_ptr() + table.nbytes, table.stride(0) * 8)
     _library().aida_step(
-        ctypes.c_int64(_DTYPES[layers.params[0].dtype]),
+        ctypes.c_int64(_DTYPES[layers.params[0].dtype][0]),
         ctypes.c_int64(sweeps),
         ctypes.byref(_Layers(*pointers, n=len(layers.params))),
         ctypes.byref(options),

@@ -19,7 +19,6 @@ from aida_lightning.optim.tracking import (
 LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
 # Their numbers in fused.cpp and triton_sweeps.py, where 0 stands for constant coefficients.
 _COMPILED: dict[Track, int] = {mutual_projection: 1, projected_gradient: 2}
-LARGEST_SUM = torch.finfo(torch.float32).max
 
 
 class Layers(NamedTuple):
@@ -38,7 +37,7 @@ class Layers(NamedTuple):
     def mean(self, totals: Tensor) -> Tensor:
         """Divide sums over whole layers, of shape ``(n,)``, by the layers' numbers of elements."""
         counts = [max(numel, 1) for numel in self.numels]
-        divisors = torch.tensor(counts, dtype=totals.dtype)
+        divisors = torch.tensor(counts, dtype=totals.dtype, device="cpu")
         if totals.is_cuda:  # from memory that is not pinned, the copy would wait for the device
             divisors = divisors.pin_memory().to(totals.device, non_blocking=True)
         return totals / divisors.to(totals.device)
@@ -113,7 +112,9 @@ class UpdateRule:
         m_sq, g_sq, m_dot_g, r_sq, r_dot_g = finite_sums(sums).unbind(1)
         alpha, beta = self.coefficients(m_sq, g_sq, m_dot_g)
         both = alpha + beta  # alpha m + beta g = alpha (m - g) + (alpha + beta) g
-        squares = alpha**2 * r_sq + 2 * alpha * both * r_dot_g + both**2 * g_sq
+        squares = both**2 * g_sq
+        if needs_inner_products(self.track) or alpha:  # 0 times the NaN of a momentum is NaN
+            squares = squares + alpha**2 * r_sq + 2 * alpha * both * r_dot_g
         # What overflowed is infinite: its stepsize is 0.
         return squares.clamp(min=0).masked_fill(sums.isinf().any(1), torch.inf)
 
@@ -168,11 +169,11 @@ class Kernel(Protocol):
 def finite_sums(sums: Tensor) -> Tensor:
     """Prepare sums over layers for the projections' scalar arithmetic, in double precision.
 
-    Sums that overflowed become float32's largest number: such a layer is not projected (its
-    stepsizes are 0 whatever is tracked) instead of being lost to inf / inf. NaN stays NaN.
+    Where one overflowed, all of the layer become 1: such a layer is not projected (its stepsizes
+    are 0 whatever is tracked) instead of being lost to inf / inf. NaN stays NaN.
     """
-    finite = torch.nan_to_num(sums, nan=torch.nan, posinf=LARGEST_SUM, neginf=-LARGEST_SUM)
-    return finite.double()
+    overflowed = sums.isinf().any(-1, keepdim=True)
+    return sums.double().masked_fill(overflowed, 1.0)
 
 
 def adaptive_stepsize(v: Tensor, correction2: Scalar, eps: float) -> Tensor:

@@ -8,14 +8,13 @@ of the squared tracked vector d, s the adaptive stepsize.
 """
 
 from collections.abc import Iterator, Sequence
-from math import ceil, copysign, isinf
+from math import ceil, isinf
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aida_lightning._kernels.rule import (
-    LARGEST_SUM,
     Layers,
     UpdateRule,
     adaptive_stepsize,
@@ -32,6 +31,7 @@ from aida_lightning.optim.tracking import (
 
 # Elements: of larger blocks the caches lose some, and in smaller ones threads wait for each other.
 BLOCK = 1 << 19
+LARGEST = torch.finfo(torch.float32).max
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
@@ -132,6 +132,8 @@ def _update_layer(
         if rule.differentiable:
             mb = mb.clone()  # the next step changes it in place, and autograd keeps this one
         d, factor = _tracked_vector(gb, mb, coefficients, rule, scratch)
+        if factor > LARGEST:  # which no operation takes as a number
+            d, factor = torch.mul(d, min(factor**0.5, LARGEST), out=scratch), 1.0
         if scratch is not None and rule.beta2:
             torch.add(eps, vb, alpha=rule.beta2, out=vb)
         else:  # not by 0, which would make NaN of a statistic that overflowed
@@ -221,13 +223,13 @@ def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coe
     if sums is None:
         return [rule.coefficients(0.0, 0.0, 0.0)] * n
     if sums.is_cpu and not (rule.differentiable or rule.on_device):
-        return [rule.coefficients(*map(_finite, row[:3])) for row in sums.tolist()]
+        return [rule.coefficients(*_finite(row)) for row in sums.tolist()]
     return [rule.coefficients(*row[:3].unbind()) for row in finite_sums(sums).unbind()]
 
 
-def _finite(number: float) -> float:
-    """Do to one number what ``finite_sums`` does."""
-    return copysign(LARGEST_SUM, number) if isinf(number) else number
+def _finite(sums: list[float]) -> list[float]:
+    """Do to the sums of one layer what ``finite_sums`` does."""
+    return [1.0, 1.0, 1.0] if any(map(isinf, sums)) else sums[:3]
 
 
 def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> Iterator[Any]:
@@ -239,7 +241,7 @@ def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> It
     if rule.differentiable or torch.compiler.is_compiling():
         yield None, *tensors
     elif x.is_cpu and (n := round(x.numel() / BLOCK)) > 1 and (flat := _flattened(tensors)):
-        scratch = torch.empty(ceil(x.numel() / n), dtype=dtype) if dtype else None
+        scratch = torch.empty(ceil(x.numel() / n), dtype=dtype, device="cpu") if dtype else None
         for block in zip(*(vector.chunk(n) for vector in flat), strict=True):
             yield None if scratch is None else scratch[: block[0].numel()], *block
     else:

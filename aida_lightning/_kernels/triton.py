@@ -201,7 +201,8 @@ def _records(
     if len(columns) == 4:
         clock = torch.empty(len(parts), dtype=step_dtype, device=device)
         columns.append([clock.data_ptr() + i * clock.itemsize for i in range(len(parts))])
-    records = torch.tensor([*columns, list(parts), list(numels)]).t().contiguous()
+    rows = [*columns, list(parts), list(numels)]
+    records = torch.tensor(rows, device="cpu").t().contiguous()
     return _to(device, records), clock, alignment
 
 
@@ -210,10 +211,10 @@ def _chunks(
     parts: tuple[int, ...], device: torch.device, size: int
 ) -> tuple[Tensor, dict[int, Tensor]]:
     # A layer without elements has a chunk, too, so that its sums are written.
-    counts = (-(-torch.tensor(parts) // size)).clamp(min=1)
+    counts = (-(-torch.tensor(parts, device="cpu") // size)).clamp(min=1)
     first = counts.cumsum(0) - counts
-    layer = torch.repeat_interleave(torch.arange(len(parts)), counts)
-    index = torch.arange(len(layer)) - first[layer]
+    layer = torch.repeat_interleave(torch.arange(len(parts), device="cpu"), counts)
+    index = torch.arange(len(layer), device="cpu") - first[layer]
     offsets = {}
     for sums in (1, 3, 5):
         ends = counts.repeat_interleave(sums).cumsum(0)

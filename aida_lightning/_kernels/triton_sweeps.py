@@ -80,7 +80,7 @@ def learning_rate(lr, lr_tensor):
 
 @triton.jit
 def finite(total):
-    """Give a sum in double; if it overflowed, float32's largest number (see rule.finite_sums)."""
+    """Give a sum in double; if it overflowed, float32's largest number."""
     total = total.to(tl.float64)
     largest = tl.full((), 3.4028234663852886e38, tl.float64)
     total = tl.where(total == float("inf"), largest, total)
@@ -95,9 +95,12 @@ def coefficients(
     alpha, beta = tl.full((), alpha, tl.float64), tl.full((), beta, tl.float64)
     if TRACK != CONSTANT:
         xi = tl.full((), xi, tl.float64)
-        m_sq = finite(tl.load(sums + SUMS * layer))
-        g_sq = finite(tl.load(sums + SUMS * layer + 1))
-        m_dot_g = finite(tl.load(sums + SUMS * layer + 2))
+        m_sq, g_sq = tl.load(sums + SUMS * layer), tl.load(sums + SUMS * layer + 1)
+        m_dot_g = tl.load(sums + SUMS * layer + 2)
+        # Of sums that overflowed, the layer is not projected (see rule.finite_sums).
+        overflowed = m_sq + g_sq == float("inf")
+        m_sq, g_sq = tl.where(overflowed, 1.0, m_sq), tl.where(overflowed, 1.0, g_sq)
+        m_dot_g = tl.where(overflowed, 1.0, m_dot_g)
         if TRACK == PROJECTED_GRADIENT:
             alpha, beta = m_dot_g / (m_sq + xi), tl.full((), 0.0, tl.float64)
         else:
@@ -201,7 +204,8 @@ def update(
             if MOMENTUM:
                 m_i = lerp(m_i, g_i, beta1, S)
                 tl.store(m + i, m_i.to(P), mask=mask)
-            d_i = alpha * m_i + beta * g_i
+            # m may be infinite, and 0 times it NaN.
+            d_i = tl.where(alpha == 0.0, 0.0, alpha * m_i) + beta * g_i
             v_i = decayed(tl.load(v + i, mask=mask, other=0.0), beta2) + (weight * d_i * d_i + eps)
             tl.store(v + i, v_i, mask=mask)
             s_i = 1.0 / (tl.sqrt(v_i) * unbias + second_eps)
@@ -230,7 +234,8 @@ def statistics(
     both = alpha + beta
     g_sq, r_sq = tl.load(sums + SUMS * layer + 1), tl.load(sums + SUMS * layer + 3)
     r_dot_g = tl.load(sums + SUMS * layer + 4)
-    d_sq = alpha * alpha * finite(r_sq) + 2.0 * alpha * both * r_dot_g + both * both * finite(g_sq)
+    of_r = alpha * alpha * finite(r_sq) + 2.0 * alpha * both * r_dot_g
+    d_sq = tl.where(alpha == 0.0, 0.0, of_r) + both * both * finite(g_sq)
     overflowed = tl.load(sums + SUMS * layer) + g_sq + r_sq == float("inf")
     d_sq = tl.where(overflowed, float("inf"), tl.where(d_sq < 0.0, 0.0, d_sq))
     mean = d_sq / tl.maximum(tl.load(record + WHOLE), 1).to(tl.float64)

@@ -4,8 +4,9 @@ FSDP2, hybrid sharding and tensor parallel are one case here: a layer lies on a 
 and each dimension of the mesh either splits it or repeats it.
 """
 
+import sys
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,20 +21,15 @@ def is_distributed(param: Tensor) -> bool:
     return hasattr(param, "placements")
 
 
-def check_whole(optimizer: object, param: Any, added: Container[int] | None) -> None:
-    """Raise where a sum over the layer could not be right, for nobody knows who has the rest.
-
-    Args:
-        optimizer: whose layer it is.
-        param: the layer.
-        added: ids of the parameters that the optimizer was given, if they are known.
-    """
+def check_whole(optimizer: object, param: Any) -> None:
+    """Raise where a sum over the layer could not be right, for nobody knows who has the rest."""
     name = type(optimizer).__name__
-    if added is not None and param.ndim == 1 and id(param) not in added:
+    if param.ndim == 1 and type(param) is Tensor and "deepspeed" in sys.modules:
         raise RuntimeError(
-            f"{name} was built over other layers than the flat one of {param.numel()} elements "
-            "that it has now; DeepSpeed's ZeRO replaces layers so. Its sums run over whole layers: "
-            "shard with FSDP2, or use AdaBelief or AdamPlus, which take no such sums"
+            f"{name} was given a flat tensor of {param.numel()} elements that is no nn.Parameter: "
+            "DeepSpeed's ZeRO replaces layers by such partitions, and sums run over whole layers. "
+            "Shard with FSDP2, or use AdaBelief or AdamPlus, which take no such sums; make it an "
+            "nn.Parameter if it is a whole layer"
         )
     if getattr(param, "_fsdp_flattened", False):
         raise RuntimeError(

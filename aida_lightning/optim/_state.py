@@ -27,14 +27,18 @@ def check_loaded(optimizer: Optimizer, layer_mean: LayerMean, state_dict: dict[s
     """Raise a ValueError if the state dict cannot be one of the optimizer's class."""
     for saved, param, _ in _saved_layers(optimizer, state_dict):
         missing = [name for name in ("step", "exp_avg", "exp_avg_sq") if name not in saved]
-        expected = torch.Size() if layer_mean == "statistic" else param.shape
         if missing:
-            fault = f"it lacks {missing}"
-        elif (shape := saved["exp_avg_sq"].shape) != expected:
-            fault = f"exp_avg_sq has the shape {[*shape]}, not {[*expected]}"
-        else:
-            continue
-        raise ValueError(f"loaded state dict is not one of {type(optimizer).__name__}: {fault}")
+            raise ValueError(_not_its_own(optimizer, f"it lacks {missing}"))
+        one = layer_mean == "statistic"
+        shapes = {"exp_avg_sq": torch.Size() if one else param.shape, "exp_avg": param.shape}
+        for name, expected in shapes.items():
+            if (shape := saved[name].shape) != expected:
+                fault = f"{name} has the shape {[*shape]}, not {[*expected]}"
+                raise ValueError(_not_its_own(optimizer, fault))
+
+
+def _not_its_own(optimizer: Optimizer, fault: str) -> str:
+    return f"loaded state dict is not one of {type(optimizer).__name__}: {fault}"
 
 
 def restore_dtypes(optimizer: Optimizer, layer_mean: LayerMean, state_dict: dict[str, Any]) -> None:

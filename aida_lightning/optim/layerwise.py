@@ -75,13 +75,13 @@ class LayerwiseOptimizer(Optimizer):
         """
         _check_options({**self.defaults, **param_group})
         super().add_param_group(self._with_names(param_group))
-        added: set[int] = self.__dict__.setdefault("_added", set())
-        added.update(id(param) for param in self.param_groups[-1]["params"])
 
     def _with_names(self, group: dict[str, Any]) -> dict[str, Any]:
         """Name a group without names that joins groups with names, which torch would refuse."""
         params = group["params"]
         if not any("param_names" in ours for ours in self.param_groups):
+            return group
+        if isinstance(params, set):  # which torch refuses, too
             return group
         params = [params] if isinstance(params, Tensor) else list(params)
         if any(isinstance(param, tuple) for param in params):
@@ -144,6 +144,8 @@ class LayerwiseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self.param_groups:
+            return loss
         batches: list[Batch] = []
         whole: dict[Tensor, Tensor] = {}  # by the local part that a batch has of it
         distributed = False
@@ -218,7 +220,7 @@ class LayerwiseOptimizer(Optimizer):
             if param.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
             if takes_layer_sums:
-                check_whole(self, param, self.__dict__.get("_added"))
+                check_whole(self, param)
             state = self.state[param]
             if len(state) == 0:
                 state.update(new_state(param, self.layer_mean, capturable=group["capturable"]))
@@ -311,6 +313,6 @@ def _numel(param: Tensor) -> int:
 def _count(steps: list[Tensor]) -> None:
     if steps[0].is_cpu and not torch.compiler.is_compiling():
         # A tensor of 1, for foreach would wrap the number once for every step there.
-        torch._foreach_add_(steps, torch.ones(()), alpha=1)
+        torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1)
     else:
         torch._foreach_add_(steps, 1)

@@ -339,9 +339,37 @@ def test_the_bias_correction_is_that_of_double_precision():
     assert abs(in_float32.item() / 0.001 - 1) > 1e-6
 
 
-def test_sums_that_overflow_become_the_largest_number_and_nan_stays():
-    sums = kernel_rule.finite_sums(torch.tensor([torch.inf, torch.nan, 2.0]))
+def test_a_layer_whose_sums_overflow_is_not_projected_and_nan_stays():
+    rows = torch.tensor([[torch.inf, 2.0, -torch.inf], [torch.nan, 2.0, 3.0], [4.0, 2.0, 3.0]])
+    sums = kernel_rule.finite_sums(rows)
     assert sums.dtype == torch.float64
-    assert sums[0].item() == torch.finfo(torch.float32).max
-    assert sums[1].isnan()
-    assert sums[2].item() == 2.0
+    assert sums[0].tolist() == [1, 1, 1]
+    assert sums[1, 0].isnan()
+    assert sums[1:].nan_to_num().tolist() == [[0, 2, 3], [4, 2, 3]]
+
+
+@each_kernel
+@each_optimizer
+@pytest.mark.parametrize("size", [1e15, 1e20, 1e25, 1e31, 1e36])
+@pytest.mark.parametrize("k", [1, 2, 5, 10])
+def test_a_gradient_that_explodes_stops_a_layer_and_loses_nothing(name, kernel, size, k):
+    if k != 2 and name not in PROJECTING:
+        pytest.skip("does not project")
+    start, gradients = make_problem(torch.float32, shapes=[(50,), (3, 4)])
+    gradients[1] = [size * gradient for gradient in gradients[1]]
+    optimizer, params = train(name, start, gradients, **kernel, **({"k": k} if k != 2 else {}))
+    for param in params:
+        assert not param.isnan().any()
+        stepsize = optimizer.stepsize(param)
+        assert (stepsize >= 0).all()
+        assert size < 1e20 or (stepsize < 1e-10).any()
+
+
+@each_kernel
+@pytest.mark.parametrize("name", ["AdamPlus", "AdamL", "LAdam"])
+def test_an_infinite_gradient_takes_one_element_with_it(name, kernel):
+    start, gradients = make_problem(torch.float32, shapes=[(50,)])
+    gradients[1][0][3] = torch.inf
+    optimizer, (param,) = train(name, start, gradients, **kernel)
+    assert param.isfinite().sum() == 49
+    assert not optimizer.stepsize(param).isnan().any()

@@ -3,6 +3,8 @@
 import copy
 import math
 import pickle
+import sys
+from types import ModuleType
 
 import pytest
 import reference
@@ -140,16 +142,44 @@ def test_flat_shards_of_fsdp1_are_refused_too():
         optim.LAdam([param]).step()
 
 
-def test_flat_partitions_that_took_the_layers_place_are_refused():
+def test_flat_partitions_that_took_the_layers_place_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
     optimizer = optim.Aida([nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(4))])
-    flat = nn.Parameter(torch.ones(5))  # as DeepSpeed's ZeRO replaces them
+    flat = torch.ones(5, requires_grad=True)  # as DeepSpeed's ZeRO replaces them
     flat.grad = torch.ones(5)
     optimizer.param_groups[0]["params"] = [flat]
-    with pytest.raises(RuntimeError, match="other layers than the flat one of 5 elements"):
+    with pytest.raises(RuntimeError, match="a flat tensor of 5 elements"):
         optimizer.step()
     optimizer = optim.AdaBelief([nn.Parameter(torch.ones(2, 3))])
     optimizer.param_groups[0]["params"] = [flat]
     optimizer.step()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_layers_that_callers_put_into_the_groups_are_updated(copied):
+    """As Lightning's BaseFinetuning assigns the groups when it goes on from a checkpoint."""
+    optimizer = optim.Aida([nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(4))])
+    optimizer = copy.deepcopy(optimizer) if copied else optimizer
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    optimizer.param_groups = [*optimizer.param_groups, dict(optimizer.param_groups[0])]
+    optimizer.param_groups[-1]["params"] = [nn.Parameter(torch.ones(5))]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert all((param != 1).all() for param in params)
+
+
+def test_no_groups_are_no_layers():
+    optimizer = optim.Aida([nn.Parameter(torch.ones(1))])
+    optimizer.param_groups = []
+    assert optimizer.step(lambda: 2.0) == 2.0
+
+
+def test_a_set_of_parameters_is_refused_beside_named_ones():
+    optimizer = optim.Aida(nn.Linear(2, 1).named_parameters())
+    with pytest.raises(TypeError, match="set"):
+        optimizer.add_param_group({"params": {nn.Parameter(torch.ones(1))}})
 
 
 def test_another_optimizers_state_is_refused_before_anything_is_loaded():
@@ -164,6 +194,10 @@ def test_another_optimizers_state_is_refused_before_anything_is_loaded():
     before = copy.deepcopy(target.state_dict())
     with pytest.raises(ValueError, match=r"not one of LAida: exp_avg_sq has the shape \[2\], not"):
         target.load_state_dict(stepped(optim.Aida).state_dict())
+    wide = optim.LAida([nn.Parameter(torch.ones(3))])
+    with pytest.raises(ValueError, match=r"not one of LAida: exp_avg has the shape \[2\], not \[3"):
+        wide.load_state_dict(before)
+    assert not wide.state
     with pytest.raises(ValueError, match=r"not one of Aida: it lacks \['step', 'exp_avg', "):
         build(lr=0.1).load_state_dict(stepped(torch.optim.SGD, momentum=0.9).state_dict())
     after = target.state_dict()

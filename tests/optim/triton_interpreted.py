@@ -218,6 +218,16 @@ def test_sums_beyond_the_range_of_float32_stay_finite_and_nan_stays_in_its_layer
     assert params[1].isnan().all()
 
 
+@pytest.mark.parametrize("name", ["AdamPlus", "AdamL", "LAdam"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_an_infinite_gradient_takes_one_element_with_it(name):
+    start, gradients = make_problem(torch.float32, 4, [(65,)])
+    gradients[1][0][3] = torch.inf
+    optimizer, (param,) = train(name, start, gradients)
+    assert param.isfinite().sum() == 64
+    assert not optimizer.stepsize(param).isnan().any()
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_statistic_that_overflowed_is_forgotten_without_beta2():
     gradients = [[torch.full((3,), value)] for value in (1e30, 1.0)]
