@@ -1,6 +1,7 @@
 """Command-line arguments that take optimizers and LR schedulers by name."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jsonargparse import Namespace
@@ -21,7 +22,7 @@ from aida_lightning.registry import check_options, get_optimizer_class, list_opt
 
 
 class NamesArgumentParser(LightningArgumentParser):
-    """Take optimizers and LR schedulers by name, in any case, wherever a class of them is taken.
+    """Take optimizers and LR schedulers by name, in any case, where its methods add them.
 
     Give it as ``parser_class`` to a LightningCLI of your own that is not an ``AidaCLI``.
 
@@ -96,10 +97,15 @@ class _ClassByName(ActionTypeHint):
                 chosen = (kwargs.get("cfg") or {}).get(self.dest) or {}
                 options = {value.key.removeprefix("init_args."): value.val}
             _suggest(where, self.find, chosen.get("class_path"))
-            _check_options(where, self._with_path(chosen).get("class_path"), options)
+            _check_options(where, self._with_path(chosen).get("class_path"), options.keys())
             raise
 
     def _with_path(self, value: Any) -> Any:
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return value
         if isinstance(value, str):
             return _path(self.find, value)
         if isinstance(value, NestedArg) and value.key == "class_path":  # --optimizer.class_path
@@ -137,7 +143,7 @@ def _path(find: Callable[[str], type], name: str) -> str:
         return name
 
 
-def _check_options(where: str, path: Any, options: Any) -> None:
+def _check_options(where: str, path: Any, options: Iterable[str]) -> None:
     """Raise the error that says which options there are, if a class lacks one of those given."""
     try:
         cls = import_object(path)

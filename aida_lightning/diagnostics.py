@@ -85,6 +85,9 @@ def effective_learning_rate(
 ) -> float | Tensor:
     r"""Give :math:`\eta / (1 - \beta_1^t)`, what multiplied :math:`m \, s` in the last update.
 
+    Of NAdam it is :math:`\eta \, \mu_{t+1} / (1 - \prod_{i \le t+1} \mu_i)` with its momenta
+    :math:`\mu`.
+
     Args:
         group: the parameter group that the layer is in; without ``betas`` there is no correction
             of the momentum's bias, and the learning rate itself is given.
@@ -106,7 +109,14 @@ def effective_learning_rate(
     step = state["step"]
     if isinstance(step, Tensor):
         step = step.item() if step.device.type == "cpu" else step.double()
-    corrected: float | Tensor = lr / (1 - group["betas"][0] ** step)
+    beta1 = group["betas"][0]
+    if "mu_product" in state:  # NAdam's own schedule of beta1, of which the next is looked ahead to
+        beta1 = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * group["momentum_decay"]))
+        product = state["mu_product"]
+        product = product.item() if product.device.type == "cpu" else product.double()
+        looked_ahead: float | Tensor = lr * beta1 / (1 - product * beta1)
+        return looked_ahead
+    corrected: float | Tensor = lr / (1 - beta1**step)
     return corrected
 
 

@@ -1,7 +1,7 @@
 """The events that a run has written so far, and what of them a resumed run leaves behind."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -29,16 +29,20 @@ def read_events(logger: TensorBoardLogger) -> Iterator[Event]:
                 yield from _records(file)
 
 
-def drop_orphans(logger: TensorBoardLogger, next_step: int, saved_at: float) -> None:
+def drop_orphans(
+    logger: TensorBoardLogger, next_step: int, saved_at: float, ours: Collection[str]
+) -> None:
     """Have TensorBoard drop what a killed run logged after the checkpoint that is resumed from.
 
     Nothing is dropped where that would hide more: where something had been logged at such a late
-    step before the checkpoint was saved, by someone who counts something else than steps.
+    step before the checkpoint was saved, by someone who counts something else than steps; and
+    where none of it is ours, which the tests of a run that ended log, for one.
 
     Args:
         logger: the logger of the run that goes on, in the folder of the one that was killed.
         next_step: the first step that is going to be logged again.
         saved_at: when the checkpoint was saved, in seconds as ``time.time`` gives them.
+        ours: the tags, without optimizers and layers, that will be logged again.
     """
     later: list[tuple[int, float, str]] = []
     for event in read_events(logger):
@@ -55,7 +59,7 @@ def drop_orphans(logger: TensorBoardLogger, next_step: int, saved_at: float) -> 
                 "was saved, and would be dropped as well."
             )
             return
-    if later:
+    if any(not {*tag.split("/")}.isdisjoint(ours) for _, _, tag in later):
         log_restart(logger, next_step)
 
 

@@ -47,19 +47,23 @@ class Watched:
     prefix: str
     layers: dict[Tensor, str]
     measures: tuple[str, ...]
-    steps: int | None = None  # taken so far; None until the first of a run that restored no count
+    steps: int | None = None  # taken so far; None until the first batch if no count was restored
     depth: int = 0  # of the steps that are under way, a subclass's and that of its base
     _sample: Sample | None = None
     _before: dict[Tensor, Tensor] = field(default_factory=dict)
     _lrs: dict[int, Number] = field(default_factory=dict)
     _handles: list[RemovableHandle] = field(default_factory=list)
 
-    def sample_after_steps(self, every_n_steps: int, trainer: Trainer) -> None:
+    def begin_batch(self, trainer: Trainer) -> None:
+        self.depth = 0  # were it not, a step had raised
+        if self.steps is None:
+            self.steps = trainer.fit_loop.epoch_loop._batches_that_stepped
+
+    def sample_after_steps(self, every_n_steps: int) -> None:
         """Count the steps that had a gradient to take, and sample every n-th."""
 
         def count() -> int:
-            started = trainer.fit_loop.epoch_loop._batches_that_stepped
-            return 1 + (started if self.steps is None else self.steps)
+            return 1 + (self.steps or 0)
 
         def before() -> None:
             if self._needs_copies and count() % every_n_steps == 0:
@@ -72,26 +76,39 @@ class Watched:
 
         self._hook(before, after)
 
-    def prepare_for_epochs_end(self, trainer: Trainer) -> None:
-        """Keep what the epoch's last step leaves behind nowhere else, if it is to be measured."""
+    def sample_at_epochs_end(self, trainer: Trainer) -> None:
+        """Sample the steps of an epoch's last batch, and keep the learning rates of others."""
+
+        def is_last() -> bool:
+            last_step = trainer.global_step + 1 == trainer.max_steps
+            return last_step or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
         def before() -> None:
-            if self._needs_copies and trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            if self._needs_copies and is_last():
                 self._copy_layers()
 
         def after() -> None:
-            # A scheduler changes them before the epoch's end, and tensors in place.
-            self._lrs = {
-                id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
-                for group in self.optimizer.param_groups
-            }
+            if is_last():
+                self.sample()
+            else:  # a scheduler changes them before the epoch's end, and tensors in place
+                self._lrs = {
+                    id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
+                    for group in self.optimizer.param_groups
+                }
 
-        if {"learning_rate", "update_norm"} & {*self.measures}:
-            self._hook(before, after)
+        self._hook(before, after)
+
+    def finish_epoch(self) -> None:
+        """Sample the last step now if it was none of the last batch's."""
+        if self._sample is None:
+            # The gradient may have changed since.
+            self.sample(without="gradient_cosine")
+        self._lrs = {}
 
     @torch.no_grad()
-    def sample(self) -> None:
+    def sample(self, without: str | None = None) -> None:
         """Take the measurements, on the device; of several steps in one batch the last counts."""
+        measures = tuple(name for name in self.measures if name != without)
         groups = {
             param: group for group in self.optimizer.param_groups for param in group["params"]
         }
@@ -101,16 +118,16 @@ class Watched:
         for param, name in self.layers.items():
             if param in groups and param.numel() and (state := self.optimizer.state.get(param)):
                 group = groups[param]
-                lr = self._lrs.get(id(group), group["lr"])
+                lr = group["lr"] if without is None else self._lrs.get(id(group), group["lr"])
                 before = self._before.get(param)
                 layer = LayerStep(self.optimizer, group, state, param, lr, before)
                 if is_distributed(param):
-                    parts[param] = measure_part(layer, self.measures)
-                    sample.rows[name] = measure_whole(layer, self.measures)
+                    parts[param] = measure_part(layer, measures)
+                    sample.rows[name] = measure_whole(layer, measures)
                 else:
-                    sample.rows[name] = measure(layer, self.measures)
+                    sample.rows[name] = measure(layer, measures)
         for param, numbers in merge(shared, parts).items():
-            wanted = {name: numbers[name] for name in self.measures if name in numbers}
+            wanted = {name: numbers[name] for name in measures if name in numbers}
             sample.rows[self.layers[param]] |= wanted
         self._sample, self._before = sample, {}
 

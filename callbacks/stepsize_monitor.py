@@ -8,6 +8,8 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from aida_lightning.callbacks._events import drop_orphans
@@ -60,6 +62,10 @@ class StepsizeMonitor(Callback):
       of the family it takes a copy of the watched layers, before each step that is logged.
     - ``gradient_cosine``: the cosine of the angle between the momentum and the gradient as the
       optimizer was given it.
+
+    At the end of an epoch (``logging_interval="epoch"``) the last step is logged. Of one that was
+    taken before the epoch's last batch there is no ``gradient_cosine``, and no ``update_ratio``
+    outside of the family, for what they need is gone.
 
     Args:
         layers: globs of parameter names, such as ``["features.*.weight"]``. None chooses the weight
@@ -123,6 +129,7 @@ class StepsizeMonitor(Callback):
         self._steps: dict[str, int] = {}
         self._saved: dict[str, Any] | None = None
         self._in_batch = False
+        self._waits = False
         self._health = Health()
         self._history = History()
 
@@ -133,6 +140,10 @@ class StepsizeMonitor(Callback):
             layers=self.layers,
             every_n_steps=self.every_n_steps,
             logging_interval=self.logging_interval,
+            statistics=self.statistics,
+            max_layers=self.max_layers,
+            histograms=self.histograms,
+            figures=self.figures,
         )
 
     @override
@@ -168,17 +179,30 @@ class StepsizeMonitor(Callback):
         self._check_loggers(trainer)
         self._detach()
         self._resume(trainer)
-        self._watch(trainer, pl_module)
+        # Of lazy modules the first forward pass tells the shapes.
+        self._waits = any(map(is_lazy, pl_module.parameters()))
+        if not self._waits:
+            self._watch(trainer, pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._in_batch = True
         for watched in self._watched:
-            watched.depth = 0  # were it not, a step had raised
+            watched.begin_batch(trainer)
+
+    @override
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        if self._waits:
+            self._waits = False
+            self._watch(trainer, pl_module)
+            self.on_train_batch_start(trainer)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        self._log(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if self.logging_interval == "step":
+            self._log(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -187,7 +211,7 @@ class StepsizeMonitor(Callback):
         step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
         if self.logging_interval == "epoch":
             for watched in self._watched:
-                watched.sample()
+                watched.finish_epoch()
             self._log(trainer, step)
         if self.figures and trainer.is_global_zero:
             for logger in _tensorboards(trainer):
@@ -222,12 +246,14 @@ class StepsizeMonitor(Callback):
         layers = choose_layers(pl_module, self.layers, self.max_layers)
         warn_of_untrained(layers, trainer.optimizers)
         every_n_steps: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.logging_interval == "step" and not every_n_steps:
+            return  # as the Trainer logs nothing
         self._watched = watch(trainer.optimizers, layers, self._measures(), self._steps)
         for watched in self._watched:
             if self.logging_interval == "epoch":
-                watched.prepare_for_epochs_end(trainer)
-            elif every_n_steps:
-                watched.sample_after_steps(every_n_steps, trainer)
+                watched.sample_at_epochs_end(trainer)
+            else:
+                watched.sample_after_steps(every_n_steps)
 
     def _measures(self) -> tuple[str, ...]:
         measures = [name for statistic in self._chosen.values() for name in statistic.measures]
@@ -275,7 +301,10 @@ class StepsizeMonitor(Callback):
     def _resume(self, trainer: Trainer) -> None:
         if trainer.ckpt_path and self._saved and trainer.is_global_zero:
             for logger in _tensorboards(trainer):
-                drop_orphans(logger, self._saved["next_step"], self._saved["at"])
+                drop_orphans(logger, self._saved["next_step"], self._saved["at"], self._tags())
+
+    def _tags(self) -> set[str]:
+        return {statistic.tag for statistic in self._chosen.values()}
 
     def _detach(self) -> None:
         self._steps = self.state_dict()["steps"]

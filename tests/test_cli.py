@@ -139,6 +139,12 @@ def test_schedulers_have_names_in_any_case():
     assert plateau["lr_scheduler"]["class_path"].startswith("lightning.pytorch.cli.")
 
 
+def test_a_name_may_be_in_json():
+    given = parsed('--optimizer={"class_path": "aida", "init_args": {"k": 0}}')["optimizer"]
+    assert given["class_path"] == "aida_lightning.Aida"
+    assert given["init_args"]["k"] == 0
+
+
 @pytest.mark.parametrize(
     ("args", "match"),
     [
@@ -150,6 +156,9 @@ def test_schedulers_have_names_in_any_case():
             r"Aida has no option 'momentum', it has: lr",
         ),
         (["--optimizer=aida", "--optimizer.k=one"], "Expected a <class 'int'>"),
+        (["--optimizer={aida"], "optimizer"),
+        (["--lr_scheduler=StepLR"], "step_size"),
+        (["--lr_scheduler=multisteplr"], "milestones"),
         (["--optimizer=torch.optim.SGDD"], "has no attribute 'SGDD'"),
         (["--lr_scheduler=Step"], "\"lr_scheduler\": Unknown LR scheduler 'Step', there are: .*St"),
     ],

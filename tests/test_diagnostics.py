@@ -62,6 +62,20 @@ def test_nadams_stepsize_divides_by_its_denominator():
     torch.testing.assert_close(stepsize(optimizer, group, state), expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_nadams_effective_learning_rate_is_that_of_its_momentum(steps):
+    """Its update is linear in momentum and gradient: the part of the momentum is left without."""
+    optimizer, group, state, moved = step(torch.optim.NAdam, steps, lr=0.01)
+    s = stepsize(optimizer, group, state)
+    factor = effective_learning_rate(group, state)
+    (param,) = group["params"]
+    mu = 0.9 * (1 - 0.5 * 0.96 ** (steps * group["momentum_decay"]))
+    of_gradient = 0.01 * (1 - mu) / (1 - state["mu_product"].item()) * param.grad * s
+    torch.testing.assert_close(
+        moved, -factor * state["exp_avg"] * s - of_gradient, rtol=1e-5, atol=1e-9
+    )
+
+
 def test_complex_layers_have_real_stepsizes():
     param = nn.Parameter(torch.ones(2, dtype=torch.complex64))
     for optimizer in (torch.optim.Adam([param]), torch.optim.RAdam([param]), Aida([param])):

@@ -103,8 +103,8 @@ class LayerwiseOptimizer(Optimizer):
         bfloat16 and loses ``eps`` from ``exp_avg_sq`` in float16.
 
         Raises:
-            ValueError: the state is that of another optimizer, or its groups do not fit; nothing
-                is loaded then.
+            ValueError: a layer's state lacks what this class keeps or has another shape, or the
+                groups do not fit; nothing is loaded then.
         """
         loaded: dict[str, Any] = {}
 

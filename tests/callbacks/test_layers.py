@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 from toy import Net, fit, read
 
 from aida_lightning.callbacks import StepsizeMonitor
@@ -101,6 +102,23 @@ def test_layers_that_nothing_trains_are_told(tmp_path):
     model.features.requires_grad_(False)
     with pytest.warns(UserWarning, match=r"frozen, or no optimizer has them. .*features.weight"):
         fit(tmp_path, model, StepsizeMonitor("features.*"))
+
+
+class Lazy(Net):
+    def __init__(self, *layers):
+        super().__init__()
+        self.features, self.head = layers
+
+
+@pytest.mark.filterwarnings("ignore:.*Lazy modules are a new feature.*")
+@pytest.mark.parametrize("lazy", [1, 2])
+def test_lazy_layers_are_chosen_by_the_shape_that_they_get(tmp_path, lazy):
+    layers = (
+        [nn.LazyLinear(3), nn.LazyLinear(1)] if lazy == 2 else [nn.Linear(4, 3), nn.LazyLinear(1)]
+    )
+    fit(tmp_path, Lazy(*layers), StepsizeMonitor())
+    watched = {tag.split("/")[1] for tag in read(tmp_path) if tag.startswith("stepsize_mean/")}
+    assert watched == {"features.weight", "head.weight"}
 
 
 @pytest.mark.parametrize("layers", [5, ["*", 1], True])

@@ -177,6 +177,23 @@ def test_a_run_that_had_stopped_at_its_checkpoint_has_nothing_to_drop(tmp_path):
     assert [step for step, _ in shown(tmp_path)[LAYERS[0]]] == list(range(24))
 
 
+class WithTest(Counting):
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", self.loss(batch))
+
+    def test_dataloader(self):
+        return self.train_dataloader()
+
+
+def test_what_a_run_that_ended_logged_of_its_test_stays(tmp_path):
+    trainer = train(tmp_path, max_epochs=1)
+    trainer.test(WithTest(), verbose=False)
+    before = shown(tmp_path)["test_loss"]
+    train(tmp_path, ckpt="epoch=0")
+    assert restarts(tmp_path) == []
+    assert shown(tmp_path)["test_loss"] == before
+
+
 def train_with_lazy_loggers(folder, *callbacks, version="first", **options):
     """Train with loggers that write nothing before they are told to, or closed."""
     time.sleep(1 - time.time() % 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
+from torch import nn
 from toy import Net, TwoOptimizers, fit, read
 
 from aida_lightning import build_optimizer, stepsize
@@ -128,6 +129,61 @@ def test_an_epochs_end_is_measured_by_its_last_step(tmp_path, name, lr):
     monitor = StepsizeMonitor(logging_interval="epoch", statistics=statistics, health=False)
     fit(tmp_path, Scheduled(name, lr=lr), monitor, brute_force, max_epochs=2)
     assert_equal(read(tmp_path), brute_force, [11, 23], statistics)
+
+
+class Adversaries(TwoOptimizers):
+    """Each has its gradient changed, and perhaps forgotten, after its step."""
+
+    def __init__(self, forgets, every=1):
+        super().__init__(["aida", "aida"], every)
+        self.forgets = forgets
+        self.cosines = {}
+
+    def training_step(self, batch, batch_idx):
+        for optimizer, layer in zip(self.optimizers(), (self.head, self.features), strict=True):
+            if layer is self.features and batch_idx % self.every:
+                continue
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+            m = optimizer.optimizer.state[layer.weight]["exp_avg"]
+            self.cosines[layer] = nn.functional.cosine_similarity(
+                m.flatten(), layer.weight.grad.flatten(), dim=0
+            ).item()
+            if self.forgets:
+                optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_an_epochs_cosine_is_that_of_the_gradient_of_its_last_step(tmp_path, forgets):
+    module = Adversaries(forgets)
+    monitor = StepsizeMonitor(logging_interval="epoch", statistics=["mean", "gradient_cosine"])
+    fit(tmp_path, module, monitor)
+    scalars = read(tmp_path)
+    for prefix, layer, name in (
+        ("Aida", module.head, "head.weight"), ("Aida-1", module.features, "features.weight")
+    ):  # fmt: skip
+        assert scalars[f"{prefix}/gradient_cosine/{name}"] == {
+            11: pytest.approx(module.cosines[layer], rel=1e-5)
+        }
+
+
+def test_a_gradient_that_is_gone_at_the_epochs_end_has_no_cosine(tmp_path):
+    monitor = StepsizeMonitor(logging_interval="epoch", statistics=["mean", "gradient_cosine"])
+    fit(tmp_path, Adversaries(False, every=2), monitor)  # not in the last of 12 batches
+    scalars = read(tmp_path)
+    assert sorted(scalars["Aida-1/stepsize_mean/features.weight"]) == [11]
+    assert "Aida-1/gradient_cosine/features.weight" not in scalars
+    assert "Aida/gradient_cosine/head.weight" in scalars
+
+
+@pytest.mark.parametrize("name", ["aida", "adam"])
+def test_the_step_that_ends_training_is_an_epochs_last(tmp_path, name):
+    statistics = ["update_ratio", "gradient_cosine"]
+    brute_force = BruteForce()
+    monitor = StepsizeMonitor(logging_interval="epoch", statistics=statistics, health=False)
+    fit(tmp_path, Net(name), monitor, brute_force, max_epochs=2, max_steps=20)
+    assert_equal(read(tmp_path), brute_force, [11, 19], statistics)
 
 
 def test_mean_and_deviation_alone_are_the_default(tmp_path):

@@ -314,6 +314,11 @@ def test_two_monitors_work_beside_each_other(tmp_path):
     assert sorted(scalars["stepsize_mean/head.bias"]) == [11]
 
 
+def test_two_monitors_of_other_statistics_work_beside_each_other(tmp_path):
+    fit(tmp_path, Net(), StepsizeMonitor(statistics="min"), StepsizeMonitor(statistics="max"))
+    assert {"stepsize_min/head.weight", "stepsize_max/head.weight"} <= {*read(tmp_path)}
+
+
 def test_a_second_run_starts_to_count_anew(tmp_path):
     monitor = StepsizeMonitor(every_n_steps=5)
     for run in ("first", "second"):
@@ -348,6 +353,15 @@ class SkipsEverySecondBatch(Net):
 def test_a_batch_that_was_left_out_is_not_a_step(tmp_path):
     fit(tmp_path, SkipsEverySecondBatch(), StepsizeMonitor(every_n_steps=1))
     assert sorted(read(tmp_path)["stepsize_mean/head.weight"]) == [1, 3, 5, 7, 9, 11]
+
+
+def test_an_optimizer_that_starts_late_is_counted_by_its_own_steps(tmp_path):
+    fit(tmp_path, TwoOptimizers(["aida", "aida"], every=3), StepsizeMonitor(every_n_steps=2))
+    scalars = read(tmp_path)
+    assert sorted(scalars["Aida/stepsize_mean/head.weight"]) == [1, 3, 5, 7, 9, 11]
+    own_steps = dict(zip([2, 5, 8, 11], [1, 2, 3, 4], strict=True))
+    logged = sorted(scalars["Aida-1/stepsize_mean/features.weight"])
+    assert [own_steps[batch] for batch in logged] == [2, 4]
 
 
 class Derived(aida_lightning.Aida):
