@@ -124,9 +124,7 @@ def reported(runs: Sequence[RunResult], metric: Metric) -> float | None:
     known = _scaled(values, metric)
     if not known or not np.isfinite(known).all():
         return None
-    if metric.over_seeds == "best":
-        return max(known) if metric.better == "max" else min(known)
-    return statistics.mean(known)
+    return _over_seeds(known, metric)
 
 
 def published(experiment: Experiment, result: RunResult) -> Published | None:
@@ -204,10 +202,15 @@ def _spread(values: Sequence[float | None], metric: Metric) -> str:
     known = _scaled(values, metric)
     if not known:
         return _DASH
-    if metric.over_seeds == "best":
-        return f"{max(known) if metric.better == 'max' else min(known):.2f}"
-    spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.2f}{spread}"
+    several = len(known) > 1 and metric.over_seeds == "mean" and np.isfinite(known).all()
+    spread = f" ± {statistics.stdev(known):.2f}" if several else ""
+    return f"{_over_seeds(known, metric):.2f}{spread}"
+
+
+def _over_seeds(known: Sequence[float], metric: Metric) -> float:
+    if metric.over_seeds == "best":  # NumPy's are NaN in whatever order the seeds are
+        return float(np.max(known) if metric.better == "max" else np.min(known))
+    return statistics.mean(known)
 
 
 def _beside_paper(runs: Sequence[RunResult], experiment: Experiment) -> list[str]:

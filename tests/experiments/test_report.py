@@ -98,6 +98,18 @@ def test_the_table_gives_mean_and_std_over_the_completed_seeds_in_percent():
     assert "Paper" not in text
 
 
+@pytest.mark.parametrize("over_seeds", ["mean", "best"])
+@pytest.mark.parametrize("last", [[math.inf, math.inf], [0.5, math.nan], [math.nan, 0.5]])
+def test_a_value_that_is_not_finite_has_no_spread_and_stops_no_table(last, over_seeds):
+    of = experiment(
+        Method("aida", label="Aida", paper=Published(91.57)),
+        metric=Metric(report="last", over_seeds=over_seeds),
+    )
+    runs = [result(seed=seed, last=value) for seed, value in enumerate(last)]
+    shown = "inf" if math.inf in last else "nan"
+    assert cells(printed(runs, of), "Aida")[2:5] == [shown, "91.57", "–"]
+
+
 def test_the_table_shows_what_is_known_of_an_optimizer_without_completed_runs():
     runs = [result(status="interrupted"), result("Adam", best=None, last=None)]
     text = printed(runs, experiment())
