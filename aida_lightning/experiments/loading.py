@@ -3,7 +3,8 @@
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib.resources import files
@@ -86,17 +87,19 @@ def load_experiment(
     path = find_experiment(name)
     _read(path)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config")
     parser.add_class_arguments(Experiment, as_group=False)
-    arguments = [f"--config={path}"]
-    config = _parse(parser, arguments, str(path))
+    with _refused_as(str(path)):
+        config = parser.parse_path(str(path))
+        content = parser.parse_path(str(path), defaults=False)
     changes = {**(overrides or {})}
     if sample and not config.sample:
         raise UsageError(f"{path}: sample: the experiment has none, name the data itself")
-    made = {**(config.sample if sample else {}), **changes}
-    arguments += [f"--{key}={_written(value)}" for key, value in made.items()]
-    config = _parse(parser, arguments, f"{path} as changed on the command line")
-    config.pop("config")
+    made = {**_kept(config.sample if sample else {}, changes), **changes}
+    for key in made:
+        _take_out(content, key)
+    with _refused_as(f"{path} as changed on the command line"):
+        arguments = [f"--{key}={_written(value)}" for key, value in made.items()]
+        config = parser.parse_args(arguments, namespace=content)
     noted = {key: _written(value) for key, value in changes.items()}
     config.changes = {**config.changes, **noted, **({"data": "sample"} if sample else {})}
     _settle_trainer(config.trainer.init_args)
@@ -112,6 +115,26 @@ def _name(path: Path) -> str:
         return path.stem
     # A comparison's own; its folder has the name of the experiment, and a digest perhaps.
     return re.sub(r"-[0-9a-f]{8}$", "", path.absolute().parent.name)
+
+
+def _kept(sample: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the sample is not replaced by a change of the same key, or of one around it."""
+    around = tuple(f"{key}." for key in changes)
+    return {key: value for key, value in sample.items() if not key.startswith(around)}
+
+
+def _take_out(content: Any, key: str) -> None:
+    """Takes out what a change replaces, for jsonargparse would merge the two."""
+    values = vars(content) if isinstance(content, Namespace) else content
+    if not isinstance(values, dict):
+        return
+    name, dot, rest = key.partition(".")
+    if name not in values and "init_args" in values:  # keys may leave it out
+        _take_out(values["init_args"], key)
+    elif dot:
+        _take_out(values.get(name), rest)
+    elif name != "class_path":  # another class keeps the options that it has too
+        values.pop(name, None)
 
 
 def _settle_trainer(options: Namespace) -> None:
@@ -141,9 +164,10 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parse(parser: ArgumentParser, arguments: Sequence[str], source: str) -> Namespace:
+@contextmanager
+def _refused_as(source: str) -> Iterator[None]:
     try:
-        return parser.parse_args([*arguments])
+        yield
     except ArgumentError as error:
         raise UsageError(f"{source}: {_explained(str(error))}") from error
 

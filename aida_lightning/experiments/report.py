@@ -21,7 +21,6 @@ _TOLD_OTHERWISE = {
     "data.init_args.root",
     "data.init_args.download",
     "data.init_args.num_workers",
-    "optimizers",
     "seeds",
     "trainer.accelerator",
     "trainer.max_epochs",

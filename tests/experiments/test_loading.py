@@ -1,5 +1,7 @@
 """Experiments are data: found, read, changed and checked before anything is built."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from experiments.tiny import EXPERIMENT, TinyClassifier, write_experiment
@@ -11,7 +13,7 @@ from aida_lightning.experiments.loading import (
     list_experiments,
     load_experiment,
 )
-from aida_lightning.experiments.methods import UsageError
+from aida_lightning.experiments.methods import Method, UsageError
 
 ISSUED = {
     "digits_vgg11",
@@ -71,6 +73,58 @@ def test_changes_are_noted_and_the_sample_is_one(tmp_path):
     assert loaded.experiment.changes == {"trainer.max_epochs": "7", "data": "sample"}
     assert loaded.experiment.data().batch_size == 30
     assert loaded.config["trainer"]["init_args"]["max_epochs"] == 7
+
+
+MONITOR = EXPERIMENT["callbacks"][0]["class_path"]
+TINY_MODEL, TINY_DATA = (EXPERIMENT[part]["class_path"] for part in ("model", "data"))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a user's file", "a comparison's file"])
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("optimizer_options", {"eps": 1e-16}, {"eps": 1e-16, "lr": None}),
+        ("optimizer_options.lr", 0.5, {"eps": 0.1, "lr": 0.5}),
+        ("callbacks", [{"class_path": MONITOR}], {"health": True}),
+        ("model", {"class_path": TINY_MODEL}, {"width": 6, "lr_scheduler": None}),
+        ("model.init_args", {"width": 5}, {"width": 5, "lr_scheduler": None}),
+        ("model.init_args.width", 5, {"width": 5, "lr_scheduler": "StepLR"}),
+        ("model.width", 5, {"width": 5, "lr_scheduler": "StepLR"}),
+        ("data", TINY_DATA, {"batch_size": 15}),
+        ("data.class_path", TINY_DATA, {"batch_size": 7}),
+        ("trainer", {"max_epochs": 3}, {"max_epochs": 3, "accelerator": "auto"}),
+        ("trainer.init_args", {"max_epochs": 3}, {"max_epochs": 3, "accelerator": "auto"}),
+        ("trainer.max_epochs", 3, {"max_epochs": 3, "accelerator": "cpu"}),
+        ("metric", {"title": "it"}, {"title": "it", "report": "best"}),
+        ("metric.title", "it", {"title": "it", "report": "last"}),
+    ],
+)
+def test_a_change_replaces_its_key_and_keeps_the_others(tmp_path, again, key, value, found):
+    path = write_experiment(
+        tmp_path,
+        callbacks=EXPERIMENT["callbacks"][:1],
+        data={"class_path": TINY_DATA, "init_args": {"batch_size": 7}},
+        optimizer_options={"eps": 0.1, "lr": 0.01},
+        metric={"report": "last"},
+    )
+    if again:
+        Path(path).write_text(yaml.safe_dump(load_experiment(path).config))
+    part = load_experiment(path, {key: value}).config[key.partition(".")[0]]
+    part = part[0] if isinstance(part, list) else part
+    options = part.get("init_args", part)
+    assert {name: options.get(name) for name in found} == found
+
+
+def test_other_optimizers_of_the_same_number_are_others(tmp_path):
+    changed = '[{"name": "laida"}, {"name": "adam"}]'
+    loaded = load_experiment(write_experiment(tmp_path), {"optimizers": changed})
+    assert loaded.experiment.optimizers == [Method("laida"), Method("adam")]
+
+
+def test_a_change_replaces_what_the_sample_has_of_it(tmp_path):
+    path = write_experiment(tmp_path, sample={"data": TINY_DATA, "data.init_args.batch_size": 30})
+    data = load_experiment(path, {"data": TINY_DATA}, sample=True).experiment.data()
+    assert data.batch_size == 15
 
 
 def test_small_numbers_are_numbers_however_they_are_written(tmp_path):

@@ -134,11 +134,11 @@ def test_a_run_cut_short_or_changed_is_marked():
     of = experiment(
         Method("aida", label="Aida", paper=Published(91.57)),
         paper=Paper("Table I", 200),
-        **{"trainer.max_epochs": "3", "trainer.limit_train_batches": "0.1"},
+        **{"trainer.max_epochs": "3", "trainer.limit_train_batches": "0.1", "optimizers": "[…]"},
     )
     text = printed([result()], of)
     assert "Epochs: 3, where the paper's runs have 200." in text
-    assert "Changed: trainer.limit_train_batches=0.1" in text
+    assert "Changed: trainer.limit_train_batches=0.1, optimizers=[…]" in text
 
 
 def test_no_number_of_the_paper_stands_beside_the_sample_or_a_proxy(tmp_path):
