@@ -15,16 +15,11 @@ from aida_lightning.experiments.methods import Published, method_label
 from aida_lightning.experiments.results import RunResult
 
 _DASH = "–"
+# What of the data may differ from the paper's, and its numbers compare all the same.
+_INCIDENTAL = {"data.root", "data.download", "data.num_workers"}
+_SAME_DATA = {*_INCIDENTAL, "data.batch_size"}
 # Changes that the table shows in another way, or that do not change a result.
-_TOLD_OTHERWISE = {
-    "data",
-    "data.init_args.root",
-    "data.init_args.download",
-    "data.init_args.num_workers",
-    "seeds",
-    "trainer.accelerator",
-    "trainer.max_epochs",
-}
+_TOLD_OTHERWISE = {*_INCIDENTAL, "seeds", "trainer.accelerator", "trainer.max_epochs"}
 
 
 def write_csv(results: Sequence[RunResult], experiment: Experiment, path: Path) -> None:
@@ -128,7 +123,7 @@ def reported(runs: Sequence[RunResult], metric: Metric) -> float | None:
 
 def published(experiment: Experiment, result: RunResult) -> Published | None:
     """The paper's number for a run; None beside a proxy, or beside other data than the paper's."""
-    if result.metric != experiment.metric.name or "data" in experiment.changes:
+    if result.metric != experiment.metric.name or not _compares(experiment):
         return None
     found = [
         method.paper for method in experiment.optimizers if method_label(method) == result.method
@@ -146,15 +141,21 @@ def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
     if experiment.changes.get("data") == "sample":
         lines.append("On the built-in sample, so no number of the paper compares.")
     elif experiment.paper is not None:
-        if any(method.paper for method in experiment.optimizers):
+        if not _compares(experiment):
+            lines.append("On other data than the paper's, so none of its numbers compares.")
+        elif any(method.paper for method in experiment.optimizers):
             lines.append(f"Paper: {experiment.paper.source}.")
         epochs = sorted({result.epochs for result in results})
         if epochs and epochs != [experiment.paper.epochs]:
             span = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
             lines.append(f"Epochs: {span}, where the paper's runs have {experiment.paper.epochs}.")
-    others = {key: v for key, v in experiment.changes.items() if key not in _TOLD_OTHERWISE}
+    others = [
+        f"{key}={value}"
+        for key, value in experiment.changes.items()
+        if _short(key) not in _TOLD_OTHERWISE and (key, value) != ("data", "sample")
+    ]
     if others:
-        lines.append("Changed: " + ", ".join(f"{key}={value}" for key, value in others.items()))
+        lines.append(f"Changed: {', '.join(others)}")
     floors = sorted({(r.metric, r.floor) for r in results if r.floor is not None})
     lines += [f"Floor, real against real ({name}): {value:.4g}" for name, value in floors]
     return lines
@@ -186,6 +187,17 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _compares(experiment: Experiment) -> bool:
+    """Whether the data are those that the paper's numbers are of."""
+    keys = {_short(key) for key in experiment.changes} - _SAME_DATA
+    return not any(key.partition(".")[0] == "data" for key in keys)
+
+
+def _short(key: str) -> str:
+    """Without `init_args`, which a key may leave out."""
+    return key.replace(".init_args.", ".")
 
 
 def _counted(runs: Sequence[RunResult]) -> Sequence[RunResult]:

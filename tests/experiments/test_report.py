@@ -160,6 +160,27 @@ def test_no_number_of_the_paper_stands_beside_the_sample_or_a_proxy(tmp_path):
     assert "Floor, real against real (fid_proxy): 0.5" in text
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "compares"),
+    [
+        ("data", "DigitsDataModule", False),
+        ("data.class_path", "DigitsDataModule", False),
+        ("data.init_args", '{"sample": true}', False),
+        ("data.init_args.sample", "true", False),
+        ("data.sample", "true", False),
+        ("data.init_args.batch_size", "64", True),
+        ("data.init_args.root", "elsewhere", True),
+        ("data.root", "elsewhere", True),
+    ],
+)
+def test_the_papers_number_stands_beside_its_own_data_alone(key, value, compares):
+    method = Method("aida", label="Aida", paper=Published(91.57))
+    text = printed([result()], experiment(method, paper=Paper("Table I", 3), **{key: value}))
+    assert ("91.57" in text) is ("Paper: Table I." in text) is compares
+    assert ("On other data than the paper's" in text) is not compares
+    assert (f"Changed: {key}={value}" in text) is ("root" not in key)
+
+
 def test_the_best_point_of_a_grid_stands_for_its_method():
     grid = [
         result(f"Adam eps={eps}", seed, last=last, best=1.0, method="Adam", metric="fid")
