@@ -159,8 +159,6 @@ def _figures(options: Namespace) -> int:
     if not 0 <= options.smooth < 1:
         raise UsageError(f"smooth: from 0 to below 1 is needed, but got {options.smooth}")
     logdirs = _expanded(options.logdir)
-    name = options.metric
-    metric = Metric(name, name.replace("_", " "))
     look = Look(options.get("layers"), options.smooth, options.log_x, options.get("log_y"))
     for path in draw_figures(
         logdirs,
@@ -168,7 +166,7 @@ def _figures(options: Namespace) -> int:
         options.figures,
         options.formats,
         options.get("optimizers"),
-        metric,
+        Metric(options.metric),
         look,
     ):
         print(path)

@@ -66,7 +66,7 @@ def metric_curves(
                 axis.fill_between(
                     x, mean - std, mean + std, color=colors[label], alpha=0.2, linewidth=0
                 )
-    name = metric.title + (" in %" if metric.in_percent else "")
+    name = metric.label + (" in %" if metric.in_percent else "")
     linear = replace(look, log_y=False) if metric.in_percent and look.log_y is None else look
     finish(axes, columns, x_name, name, linear)
     _frame(axes)

@@ -1,5 +1,6 @@
 """A comparison of optimizers as data: one YAML file says all of it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -38,7 +39,7 @@ class Metric:
 
     Args:
         name: What the module logs it as.
-        title: What to call it in tables and figures.
+        title: What to call it in tables and figures; by default its name in words.
         better: Whether more is better, or less.
         report: Which of a run's values a paper's number stands for: the best or the last.
         over_seeds: Whether that number is a mean over the seeds, or the best of them.
@@ -47,11 +48,16 @@ class Metric:
     """
 
     name: str = "val_accuracy"
-    title: str = "validation accuracy"
+    title: str | None = None
     better: Literal["max", "min"] = "max"
     report: Literal["best", "last"] = "best"
     over_seeds: Literal["mean", "best"] = "mean"
     percent: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.title or re.sub("^val_", "validation_", self.name).replace("_", " ")
 
     @property
     def in_percent(self) -> bool:

@@ -77,7 +77,7 @@ def draw_experiment(
     names = {result.metric for result in results}
     metric = experiment.metric
     if len(names) == 1 and names != {metric.name}:
-        metric = replace(metric, name=names.pop(), title=f"{metric.title}, by a proxy")
+        metric = replace(metric, name=names.pop(), title=f"{metric.label}, by a proxy")
     paths: list[Path] = []
     problems: list[str] = []
     try:

@@ -3,7 +3,7 @@
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -95,7 +95,7 @@ def load_experiment(
     if sample and not config.sample:
         raise UsageError(f"{path}: sample: the experiment has none, name the data itself")
     made = {**_kept(config.sample if sample else {}, changes), **changes}
-    for key in made:
+    for key in _replaced(made):
         _take_out(content, key)
     with _refused_as(f"{path} as changed on the command line"):
         arguments = [f"--{key}={_written(value)}" for key, value in made.items()]
@@ -117,10 +117,16 @@ def _name(path: Path) -> str:
     return re.sub(r"-[0-9a-f]{8}$", "", path.absolute().parent.name)
 
 
-def _kept(sample: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the sample is not replaced by a change of the same key, or of one around it."""
-    around = tuple(f"{key}." for key in changes)
-    return {key: value for key, value in sample.items() if not key.startswith(around)}
+def _replaced(changes: Collection[str]) -> list[str]:
+    """The keys that changes replace: their own, and what is said of a metric of another name."""
+    named = ["metric.title", "metric.percent"] if "metric.name" in changes else []
+    return [*changes, *named]
+
+
+def _kept(sample: Mapping[str, Any], changes: Collection[str]) -> dict[str, Any]:
+    """What of the sample no change replaces, neither the key nor one around it."""
+    replaced = tuple(f"{key}." for key in _replaced(changes))
+    return {key: value for key, value in sample.items() if not f"{key}.".startswith(replaced)}
 
 
 def _take_out(content: Any, key: str) -> None:

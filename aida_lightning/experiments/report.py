@@ -15,9 +15,9 @@ from aida_lightning.experiments.methods import Published, method_label
 from aida_lightning.experiments.results import RunResult
 
 _DASH = "–"
-# What of the data may differ from the paper's, and its numbers compare all the same.
 _INCIDENTAL = {"data.root", "data.download", "data.num_workers"}
-_SAME_DATA = {*_INCIDENTAL, "data.batch_size"}
+# What of the data and the metric may be changed, and the paper's numbers compare all the same.
+_COMPARABLE = {*_INCIDENTAL, "data.batch_size", "metric.title"}
 # Changes that the table shows in another way, or that do not change a result.
 _TOLD_OTHERWISE = {*_INCIDENTAL, "seeds", "trainer.accelerator", "trainer.max_epochs"}
 
@@ -59,9 +59,9 @@ def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table
     """
     metric = experiment.metric
     names = {result.metric for result in results} or {metric.name}
-    title = metric.title + (" in %" if metric.in_percent else "")
+    title = metric.label + (" in %" if metric.in_percent else "")
     if names != {metric.name}:
-        title = f"{', '.join(sorted(names))} (a proxy is not the paper's {metric.title})"
+        title = f"{', '.join(sorted(names))} (a proxy is not the paper's {metric.label})"
     spread = "best of" if metric.over_seeds == "best" else "mean ± std over"
     table = Table(
         title=f"{title[0].upper()}{title[1:]}, {spread} the completed seeds",
@@ -122,7 +122,7 @@ def reported(runs: Sequence[RunResult], metric: Metric) -> float | None:
 
 
 def published(experiment: Experiment, result: RunResult) -> Published | None:
-    """The paper's number for a run; None beside a proxy, or beside other data than the paper's."""
+    """The paper's number for a run; None beside another metric or other data than its own."""
     if result.metric != experiment.metric.name or not _compares(experiment):
         return None
     found = [
@@ -142,7 +142,7 @@ def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
         lines.append("On the built-in sample, so no number of the paper compares.")
     elif experiment.paper is not None:
         if not _compares(experiment):
-            lines.append("On other data than the paper's, so none of its numbers compares.")
+            lines.append("Other data or another metric than the paper's: no number compares.")
         elif any(method.paper for method in experiment.optimizers):
             lines.append(f"Paper: {experiment.paper.source}.")
         epochs = sorted({result.epochs for result in results})
@@ -190,9 +190,9 @@ def format_seconds(seconds: float) -> str:
 
 
 def _compares(experiment: Experiment) -> bool:
-    """Whether the data are those that the paper's numbers are of."""
-    keys = {_short(key) for key in experiment.changes} - _SAME_DATA
-    return not any(key.partition(".")[0] == "data" for key in keys)
+    """Whether the data and the metric are those that the paper's numbers are of."""
+    keys = {_short(key) for key in experiment.changes} - _COMPARABLE
+    return not any(key.partition(".")[0] in ("data", "metric") for key in keys)
 
 
 def _short(key: str) -> str:

@@ -127,6 +127,24 @@ def test_a_change_replaces_what_the_sample_has_of_it(tmp_path):
     assert data.batch_size == 15
 
 
+@pytest.mark.parametrize("sample", [False, True])
+def test_another_metric_has_its_own_title_and_unit(tmp_path, sample):
+    path = write_experiment(
+        tmp_path,
+        metric={"name": "val_accuracy", "title": "top one", "percent": True},
+        sample={"metric.name": "val_accuracy", "metric.title": "top one of few"},
+    )
+    metric = load_experiment(path, {"metric.name": "val_loss"}, sample).experiment.metric
+    assert (metric.name, metric.label, metric.in_percent) == ("val_loss", "validation loss", False)
+    given = {"metric.name": "val_loss", "metric.title": "loss of few"}
+    assert load_experiment(path, given, sample).experiment.metric.label == "loss of few"
+
+
+def test_a_metric_without_title_is_called_by_its_name(tmp_path):
+    path = write_experiment(tmp_path, metric={"name": "fid_proxy"})
+    assert load_experiment(path).experiment.metric.label == "fid proxy"
+
+
 def test_small_numbers_are_numbers_however_they_are_written(tmp_path):
     path = tmp_path / "small.yaml"
     content = {**EXPERIMENT, "optimizers": [{"name": "aida"}]}

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -171,14 +172,23 @@ def test_no_number_of_the_paper_stands_beside_the_sample_or_a_proxy(tmp_path):
         ("data.init_args.batch_size", "64", True),
         ("data.init_args.root", "elsewhere", True),
         ("data.root", "elsewhere", True),
+        ("metric", '{"name": "val_accuracy"}', False),
+        ("metric.name", "val_accuracy_5", False),
+        ("metric.percent", "false", False),
+        ("metric.title", "validation accuracy", True),
     ],
 )
-def test_the_papers_number_stands_beside_its_own_data_alone(key, value, compares):
+def test_the_papers_number_stands_beside_its_own_data_and_metric_alone(
+    tmp_path, key, value, compares
+):
     method = Method("aida", label="Aida", paper=Published(91.57))
-    text = printed([result()], experiment(method, paper=Paper("Table I", 3), **{key: value}))
+    of = replace(experiment(method, paper=Paper("Table I", 3)), changes={key: value})
+    text = printed([result()], of)
     assert ("91.57" in text) is ("Paper: Table I." in text) is compares
-    assert ("On other data than the paper's" in text) is not compares
+    assert ("Other data or another metric than the paper's" in text) is not compares
     assert (f"Changed: {key}={value}" in text) is ("root" not in key)
+    write_csv([result()], of, tmp_path / "results.csv")
+    assert ("91.57" in (tmp_path / "results.csv").read_text()) is compares
 
 
 def test_the_best_point_of_a_grid_stands_for_its_method():
