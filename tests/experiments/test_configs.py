@@ -52,6 +52,11 @@ def test_the_length_is_the_papers(name):
     assert loaded.config["trainer"]["init_args"]["max_epochs"] == loaded.experiment.paper.epochs
 
 
+@pytest.mark.parametrize("name", sorted(ISSUED))
+def test_the_sample_has_one_seed(name):
+    assert load_experiment(name, sample=True).experiment.seeds == [0]
+
+
 @pytest.mark.parametrize("model", ["vgg11", "resnet34"])
 def test_table_1_has_nine_methods_with_their_options(model):
     experiment, chosen = optimizers(f"table1_{model}")
