@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from aida_lightning.experiments.methods import Method, OptimizerChoice, UsageError, method_label
+from aida_lightning.experiments.methods import (
+    Method,
+    OptimizerChoice,
+    UsageError,
+    folder_label,
+    method_label,
+)
 
 
 def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
@@ -100,11 +106,11 @@ def choose_optimizers(
             try:
                 built = _build(method.name, options, common or {})
                 name = method_label(method)
+                full = folder_label(f"{name} {suffix}")
             except UsageError:
                 raise
             except Exception as error:  # whatever a constructor raises refuses the request
                 raise UsageError(f"optimizers: {_show(method.name, options)}: {error}") from error
-            full = f"{name} {suffix}".strip()
             if full.lower() in chosen:
                 raise UsageError(
                     f"optimizers: two are called {full!r}; tell them apart with a label, as in "

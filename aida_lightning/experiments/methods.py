@@ -6,6 +6,10 @@ from typing import Any
 
 _NAMES = {"AdamPlus": "Adam+"}
 _SYMBOLS = {"k": "K"}
+# What a comparison writes beside the folders of the runs.
+_OWN_FILES = re.compile(r"config\.yaml|results\.csv(\.tmp)?|fig\d+\.\w+", re.IGNORECASE)
+# Of a file's name, in nearly every file system.
+_LONGEST = 255
 
 
 class UsageError(ValueError):
@@ -87,8 +91,30 @@ def method_label(method: Method) -> str:
         class_name = get_optimizer_class(method.name).__name__
         values = [f"{_SYMBOLS.get(key, key)}={value}" for key, value in method.options.items()]
         text = " ".join([_NAMES.get(class_name, class_name), *values])
+    return folder_label(text)
+
+
+def folder_label(text: str) -> str:
+    """Returns a label as it can be read back from a folder's name, with single blanks.
+
+    Raises:
+        UsageError: If it cannot name a folder beside the comparison's own files.
+
+    Example:
+        >>> folder_label("Adam weight_decay=0.1")
+        'Adam weight decay=0.1'
+    """
     # Figures read labels back from folder names, where an underscore stands for a space.
     clean = re.sub(r"[\s_]+", " ", text).strip()
-    if not clean or clean.startswith(".") or re.search(r'[/\\:*?"<>|]', clean):
+    if not clean or clean.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', clean):
         raise UsageError(f"optimizers: the label {text!r} cannot name a folder")
+    if _OWN_FILES.fullmatch(clean):
+        raise UsageError(
+            f"optimizers: the label {text!r} is the name of one of the files beside it"
+        )
+    if (size := len(clean.encode())) > _LONGEST:
+        raise UsageError(
+            f"optimizers: the label {text!r} cannot name a folder: it has {size} bytes, of which "
+            f"there can be {_LONGEST}; give a short one with the option label"
+        )
     return clean

@@ -103,6 +103,10 @@ def test_weight_decay_reaches_every_optimizer_that_takes_it_and_has_none_of_its_
         (["aida:lr=-1"], "aida:lr=-1"),
         (["aida", "aida:k=1,label=aida"], "two are called 'aida'"),
         (["aida:label=a/b"], "'a/b' cannot name a folder"),
+        (["aida:label=" + 128 * "é"], "cannot name a folder: it has 256 bytes, .* 255"),
+        (["aida:label=config.yaml"], "'config.yaml' is the name of one of the files"),
+        (["aida:label=Fig1.png"], "'Fig1.png' is the name of one of the files"),
+        (["aida:label=a\0"], r"'a\\x00' cannot name a folder"),
     ],
 )
 def test_a_bad_request_is_refused_with_what_is_wrong(texts, message):
@@ -113,3 +117,13 @@ def test_a_bad_request_is_refused_with_what_is_wrong(texts, message):
 def test_an_empty_grid_is_refused():
     with pytest.raises(UsageError, match="grid of 'lr' has no value"):
         choose_optimizers([Method("aida", grid={"lr": []})])
+
+
+def test_a_point_of_a_grid_that_cannot_name_a_folder_is_refused():
+    with pytest.raises(UsageError, match=r"lr=0.1' cannot name a folder: it has 257"):
+        choose_optimizers([Method("aida", label=250 * "a", grid={"lr": [0.1]})])
+
+
+def test_the_label_of_a_point_of_a_grid_is_its_folders():
+    (chosen,) = choose_optimizers([Method("aida", grid={"weight_decay": [0.1]})])
+    assert (chosen.label, chosen.folder) == ("Aida weight decay=0.1", "Aida_weight_decay=0.1")
