@@ -72,7 +72,7 @@ class WGANGP(LightningModule):
     there is no learning-rate schedule, as in the paper. ``trainer.global_step`` and ``max_steps``
     count the steps of both optimizers. Under DDP use ``strategy="ddp_find_unused_parameters_true"``
     (or ``"ddp_spawn_find_unused_parameters_true"``), for each optimizer's step uses one network's
-    parameters; batch norm's statistics are each process's own.
+    parameters; a comparison does so by itself. Batch norm's statistics are each process's own.
 
     The random numbers of a step follow from a seed that is kept in the checkpoint, and from the
     epoch, the batch and the process: they differ between processes, do not depend on what else
@@ -98,6 +98,7 @@ class WGANGP(LightningModule):
         torch.Size([2, 3, 64, 64])
     """
 
+    find_unused_parameters = True  # for a comparison on several devices
     noise_seed: Tensor
 
     def __init__(

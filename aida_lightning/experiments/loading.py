@@ -102,7 +102,7 @@ def load_experiment(
         config = parser.parse_args(arguments, namespace=content)
     noted = {key: _written(value) for key, value in changes.items()}
     config.changes = {**config.changes, **noted, **({"data": "sample"} if sample else {})}
-    _settle_trainer(config.trainer.init_args)
+    _settle_trainer(config.trainer.init_args, resolve_name(config.model.class_path))
     return LoadedExperiment(
         name=_name(path),
         config=yaml.safe_load(parser.dump(config)),
@@ -143,13 +143,15 @@ def _take_out(content: Any, key: str) -> None:
         values.pop(name, None)
 
 
-def _settle_trainer(options: Namespace) -> None:
+def _settle_trainer(options: Namespace, model: Any) -> None:
     """Sets what Lightning would choose by itself, and otherwise than a comparison needs it."""
     if options.devices == "auto":
         options.devices = 1
     if options.strategy == "auto" and options.devices not in (1, "1", [0]):
         # The usual "ddp" would start the whole comparison again in every process.
         options.strategy = "ddp_spawn"
+        if getattr(model, "find_unused_parameters", False):
+            options.strategy += "_find_unused_parameters_true"
     if options.num_sanity_val_steps is None:
         options.num_sanity_val_steps = 0
     if options.enable_model_summary is None:

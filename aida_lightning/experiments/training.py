@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -56,10 +57,10 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
             trainer = experiment.trainer(logger=False, callbacks=[])
         if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
             # It would start the whole comparison again in every process.
+            strategy = loaded.config["trainer"]["init_args"]["strategy"]
             raise UsageError(
-                f"strategy: {loaded.config['trainer']['init_args']['strategy']!r} starts the "
-                "program again in every process, which a comparison of several runs cannot have; "
-                "use its '_spawn' form, as ddp_spawn"
+                f"strategy: {strategy!r} starts the program again in every process, which a "
+                f"comparison of several runs cannot have; use {_spawning(strategy)!r}"
             )
         with refusal("data"):
             data = experiment.data()
@@ -73,6 +74,12 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
         with refusal("callbacks"):
             for callback in experiment.callbacks:
                 callback()
+
+
+def _spawning(strategy: Any) -> str:
+    """The form of a strategy that spawns, or a strategy that does."""
+    form = str(strategy).replace("ddp", "ddp_spawn", 1)
+    return form if form in StrategyRegistry.available_strategies() else "ddp_spawn"
 
 
 def train_run(

@@ -166,6 +166,9 @@ def test_a_figure_with_nothing_to_draw_is_named(tmp_path, capsys):
     assert "There is no fig6: none of the 1 run(s)" in " ".join(capsys.readouterr().out.split())
 
 
+TWO_PROCESSES = ["--devices", "2", "--accelerator", "cpu"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -181,7 +184,11 @@ def test_a_figure_with_nothing_to_draw_is_named(tmp_path, capsys):
         (["--lr_scheduler", "NoLR"], "NoLR"),
         (["--lr_scheduler", "StepLR:size=3"], "size"),
         (["--accelerator", "abacus"], "abacus"),
-        (["--strategy", "ddp", "--devices", "2", "--accelerator", "cpu"], "ddp_spawn"),
+        (["--strategy", "ddp", *TWO_PROCESSES], "use 'ddp_spawn'"),
+        (
+            ["--strategy", "ddp_find_unused_parameters_true", *TWO_PROCESSES],
+            "use 'ddp_spawn_find_unused_parameters_true'",
+        ),
         (["--epochs", "0"], "epochs"),
         (["--epochs", "x"], "epochs"),
         (["--seeds", "1", "1"], "seeds"),

@@ -67,6 +67,12 @@ def test_several_devices_get_a_strategy_that_a_comparison_can_have(tmp_path):
     assert (options["devices"], options["strategy"]) == ("2", "ddp_spawn")
 
 
+def test_a_model_whose_steps_leave_parameters_out_gets_a_strategy_that_finds_them():
+    loaded = load_experiment("table3_wgan_gp", {"trainer.devices": 2}, sample=True)
+    strategy = loaded.config["trainer"]["init_args"]["strategy"]
+    assert strategy == "ddp_spawn_find_unused_parameters_true"
+
+
 def test_changes_are_noted_and_the_sample_is_one(tmp_path):
     path = write_experiment(tmp_path)
     loaded = load_experiment(path, {"trainer.max_epochs": 7}, sample=True)
