@@ -72,8 +72,7 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
             model.trainer = trainer
             model.configure_optimizers()
         with refusal("callbacks"):
-            for callback in experiment.callbacks:
-                callback()
+            experiment.trainer(logger=False, callbacks=_callbacks(loaded, 0, Path()))
 
 
 def _spawning(strategy: Any) -> str:
@@ -148,7 +147,7 @@ def _fit(
     folder: Path,
     point: ResumePoint,
 ) -> None:
-    experiment, options = loaded.experiment, loaded.config["trainer"]["init_args"]
+    experiment = loaded.experiment
     logger = TensorBoardLogger(
         folder.parent.parent,
         folder.parent.name,
@@ -160,27 +159,7 @@ def _fit(
     )
     trainer = experiment.trainer(
         logger=logger,
-        callbacks=[
-            *(callback() for callback in experiment.callbacks),
-            OptimizerStateSize(),
-            *([] if options.get("enable_progress_bar") is False else [ProgressBar()]),
-            # Only for its check that the loss is finite.
-            EarlyStopping(
-                "train_loss",
-                patience=sys.maxsize,
-                strict=False,
-                check_finite=True,
-                check_on_train_epoch_end=True,
-            ),
-            Resumable(seed),
-            ModelCheckpoint(
-                folder,
-                filename=CHECKPOINT.removesuffix(".ckpt"),
-                every_n_epochs=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-        ],
+        callbacks=_callbacks(loaded, seed, folder),
     )
     pl.seed_everything(seed, workers=True, verbose=False)
     data = experiment.data()
@@ -188,6 +167,44 @@ def _fit(
     pl.seed_everything(seed, workers=True, verbose=False)
     model = _build_model(loaded, optimizer, data, trainer)
     trainer.fit(model, datamodule=data, ckpt_path=point.checkpoint, weights_only=True)
+
+
+class _EndOfLoss(EarlyStopping):
+    """Stops when the loss is not finite. Of its own class, so that a user's has another state."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "train_loss",
+            patience=sys.maxsize,
+            strict=False,
+            check_finite=True,
+            check_on_train_epoch_end=True,
+        )
+
+
+class _LastCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint that a run goes on from. Of its own class for the same reason."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            folder,
+            filename=CHECKPOINT.removesuffix(".ckpt"),
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+
+def _callbacks(loaded: LoadedExperiment, seed: int, folder: Path) -> list[pl.Callback]:
+    has_bar = loaded.config["trainer"]["init_args"].get("enable_progress_bar") is not False
+    return [
+        *(callback() for callback in loaded.experiment.callbacks),
+        OptimizerStateSize(),
+        *([ProgressBar()] if has_bar else []),
+        _EndOfLoss(),
+        Resumable(seed),
+        _LastCheckpoint(folder),
+    ]
 
 
 def _build_model(

@@ -160,6 +160,27 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(tmp_path, monkeyp
     assert "RuntimeError: out of memory" in capsys.readouterr().out
 
 
+CHECKPOINTS = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+STOPPING = {
+    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+    "init_args": {"monitor": "train_loss"},
+}
+
+
+def test_checkpoints_and_early_stopping_of_the_users_own_stand_beside_ours(tmp_path):
+    path = write_experiment(tmp_path, figures=None, callbacks=[CHECKPOINTS, STOPPING])
+    (result,) = compare(load_experiment(path), ["Aida K=2"], tmp_path / "out")
+    assert (result.status, result.epochs) == ("completed", 2)
+    (checkpoint,) = (tmp_path / "out").rglob("*.ckpt")  # the user's, of the last epoch
+    assert checkpoint.name == "epoch=1-step=8.ckpt"
+
+
+def test_callbacks_that_a_trainer_does_not_take_together_are_refused(tmp_path, capsys):
+    path = write_experiment(tmp_path, callbacks=[CHECKPOINTS, CHECKPOINTS])
+    assert main(["compare", path, "--output", str(tmp_path / "out")]) == 2
+    assert "error: callbacks: Found more than one" in capsys.readouterr().err
+
+
 def test_a_figure_with_nothing_to_draw_is_named(tmp_path, capsys):
     loaded = load_experiment(write_experiment(tmp_path), {"callbacks": [], "figures": ["fig6"]})
     compare(loaded, ["Aida K=2"], tmp_path / "out")
