@@ -23,6 +23,7 @@ from aida_lightning.experiments.resume import (
 from aida_lightning.experiments.training import check_experiment, train_run
 
 _CONFIG = "config.yaml"
+_HIGHEST_SEED = 2**32 - 1  # Lightning's
 
 
 def compare(
@@ -115,8 +116,10 @@ def _plain(value: Any) -> Any:
 
 def _check_numbers(loaded: LoadedExperiment) -> None:
     seeds = loaded.experiment.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UsageError(f"seeds: different integers from 0 on are needed, but got {[*seeds]}")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > _HIGHEST_SEED:
+        raise UsageError(
+            f"seeds: different integers from 0 to {_HIGHEST_SEED} are needed, but got {[*seeds]}"
+        )
     trainer = loaded.config["trainer"]["init_args"]
     for option, key, default in (
         ("epochs", "max_epochs", None),

@@ -213,6 +213,7 @@ TWO_PROCESSES = ["--devices", "2", "--accelerator", "cpu"]
         (["--epochs", "0"], "epochs"),
         (["--epochs", "x"], "epochs"),
         (["--seeds", "1", "1"], "seeds"),
+        (["--seeds", "5000000000"], "seeds: different integers from 0 to 4294967295"),
         (["--limit_train_batches", "1.5"], "limit_train_batches"),
         (["--monitor_every_n_steps", "-1"], "log_every_n_steps"),
         (["nowhere.yaml"], "nowhere.yaml"),
