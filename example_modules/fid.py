@@ -134,15 +134,20 @@ class FIDMonitor(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.metric = None
 
-    def _build_metric(self) -> FrechetInceptionDistance:
-        feature: int | nn.Module = 2048
-        weights = None
+    def load_features(self) -> tuple[int | nn.Module, str | None]:
+        """Load what the images are compared by; raises the class's errors about files.
+
+        Returns:
+            The network of the features and None, or Inception's 2048 and the file of its weights.
+        """
         if self.features is None:
-            weights = inception_weights(self.weights)
-        elif isinstance(self.features, nn.Module):
-            feature = self.features.eval()
-        else:
-            feature = ClassifierFeatures.from_checkpoint(self.features)
+            return 2048, inception_weights(self.weights)
+        if isinstance(self.features, nn.Module):
+            return self.features.eval(), None
+        return ClassifierFeatures.from_checkpoint(self.features), None
+
+    def _build_metric(self) -> FrechetInceptionDistance:
+        feature, weights = self.load_features()
         # In double precision and summed over the processes as torchmetrics has it.
         return FrechetInceptionDistance(
             feature, reset_real_features=False, feature_extractor_weights_path=weights

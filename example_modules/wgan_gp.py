@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
@@ -90,7 +90,8 @@ class WGANGP(LightningModule):
             the Trainer is then given; None for none.
 
     Raises:
-        ValueError: the optimizer is not known, or a number is out of range.
+        ValueError: the optimizer is not known, a number is out of range, or ``fid`` has an unknown
+            name.
 
     Example:
         >>> gan = WGANGP(optimizer="aida", optimizer_options={"k": 1, "eps": 1e-12}, width=4)
@@ -118,6 +119,9 @@ class WGANGP(LightningModule):
             raise ValueError(
                 f"Invalid penalty_weight value: {penalty_weight}, it must be at least 0"
             )
+        known = inspect.signature(FIDMonitor).parameters
+        if unknown := [name for name in fid or {} if name not in known]:
+            raise ValueError(f"fid has no {', '.join(unknown)}, it has {', '.join(known)}")
         self.save_hyperparameters()
         self.automatic_optimization = False
         accepted = inspect.signature(get_optimizer_class(optimizer)).parameters
@@ -128,6 +132,7 @@ class WGANGP(LightningModule):
         self.n_critic = n_critic
         self.penalty_weight = penalty_weight
         self.fid = fid
+        self.configure_callbacks()  # refuses its numbers here, not when training starts
         self.generator = dcgan_generator(latent_size, width)
         self.critic = dcgan_critic(width)
         # A buffer: checkpoints keep it, and DDP gives every process that of the first.
@@ -235,6 +240,12 @@ class WGANGP(LightningModule):
         ]
 
     @override
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> list[FIDMonitor]:
         """Return the FIDMonitor, if there is to be one."""
         return [] if self.fid is None else [FIDMonitor(**self.fid)]
+
+    @override
+    def prepare_data(self) -> None:
+        """Fetch and check the FIDMonitor's weights before the processes start."""
+        for monitor in self.configure_callbacks():
+            monitor.load_features()

@@ -68,6 +68,7 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
             data.setup("fit")
         with refusal("model"):
             model = _build_model(loaded, optimizers[0], data, trainer)
+            model.prepare_data()
         with refusal("model, its optimizer or its lr_scheduler"):
             model.trainer = trainer
             model.configure_optimizers()

@@ -350,3 +350,12 @@ def test_arguments_out_of_range_are_refused():
         tiny(optimizer="aidda")
     with pytest.raises(ValueError, match="width value: 0"):
         tiny(width=0)
+
+
+@pytest.mark.parametrize(
+    ("fid", "refused"),
+    [({"wights": "w.pth"}, "fid has no wights, it has .*weights"), ({"num_real": 1}, "num_real")],
+)
+def test_options_that_the_fid_monitor_does_not_take_are_refused_at_once(fid, refused):
+    with pytest.raises(ValueError, match=refused):
+        WGANGP(width=4, fid=fid)

@@ -239,6 +239,19 @@ def test_a_bad_option_is_refused_before_anything_trains(
     assert not output.exists()
 
 
+@pytest.mark.parametrize("option", ["wights", "weights", "features"])
+def test_a_bad_option_of_the_fid_is_refused_before_anything_trains(tmp_path, capsys, option):
+    pytest.importorskip("torch_fidelity")
+    (tmp_path / "file").write_bytes(b"nonsense")
+    arguments = ["--data", "sample", "--set", f"model.init_args.fid.{option}={tmp_path / 'file'}"]
+    output = tmp_path / "out"
+    assert main(["compare", "table3_wgan_gp", *arguments, "--output", str(output)]) == 2
+    assert {"wights": "fid has no wights"}.get(option, str(tmp_path / "file")) in (
+        capsys.readouterr().err
+    )
+    assert not output.exists()
+
+
 def test_a_comparison_is_not_started_once_a_process(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
     path = write_experiment(tmp_path)
