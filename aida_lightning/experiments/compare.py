@@ -1,11 +1,13 @@
 """Trains one model from one initialisation under several optimizers, and reports."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from aida_lightning.experiments.choices import choose_optimizers, pick_methods
@@ -19,11 +21,13 @@ from aida_lightning.experiments.resume import (
     finished_run,
     run_settings,
     settings_digest,
+    write_whole,
 )
 from aida_lightning.experiments.training import check_experiment, train_run
 
 _CONFIG = "config.yaml"
 _HIGHEST_SEED = 2**32 - 1  # Lightning's
+_LOCK = ".lock"
 
 
 def compare(
@@ -61,8 +65,19 @@ def compare(
     folder = Path(output) if output is not None else _default_folder(loaded)
     _check_folder(folder, loaded, chosen)
     check_experiment(loaded, chosen)
-    _prepare_folder(folder, loaded)
+    with _locked(folder):
+        _check_folder(folder, loaded, chosen)  # again: another comparison may have been first
+        _write_config(folder, loaded)
+        return _train_all(loaded, chosen, folder, keep_checkpoints)
 
+
+def _train_all(
+    loaded: LoadedExperiment,
+    chosen: Sequence[OptimizerChoice],
+    folder: Path,
+    keep_checkpoints: bool,
+) -> list[RunResult]:
+    experiment = loaded.experiment
     console = Console(markup=False)  # labels, paths and values are the user's
     plan = [(optimizer, seed) for seed in experiment.seeds for optimizer in chosen]
     results: list[RunResult] = []
@@ -140,7 +155,8 @@ def _check_folder(
 ) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output: {folder} is no folder")
-    if folder.exists() and any(folder.iterdir()) and not (folder / _CONFIG).is_file():
+    there = {path.name for path in folder.iterdir()} - {_LOCK} if folder.exists() else set()
+    if there and not (folder / _CONFIG).is_file():
         raise UsageError(
             f"output: {folder} exists and is not empty, and holds no comparison; nothing is "
             "overwritten"
@@ -151,10 +167,26 @@ def _check_folder(
             check_same_run(run, run_settings(loaded.config, optimizer, seed))
 
 
-def _prepare_folder(folder: Path, loaded: LoadedExperiment) -> None:
-    text = yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True)
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps others out of it; the lock is gone when its process is."""
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG).write_text(text, encoding="utf-8")
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(
+            f"output: another comparison is at work in {folder}: wait until it has ended, or give "
+            "another folder"
+        ) from error
     except OSError as error:
         raise UsageError(f"output: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_config(folder: Path, loaded: LoadedExperiment) -> None:
+    text = yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True)
+    write_whole(folder / _CONFIG, text)

@@ -158,7 +158,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any]) -> ResumePoint:
     """Makes a run's folder with a note of its settings, and tells where the run goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-    _write(folder / _SETTINGS, text)
+    write_whole(folder / _SETTINGS, text)
     return resume_point(folder)
 
 
@@ -173,7 +173,7 @@ def resume_point(folder: Path) -> ResumePoint:
 
 def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
     """Marks a run as finished, and removes what only its going on had needed."""
-    _write(folder / _RESULT, json.dumps(asdict(result), indent=2, default=str))
+    write_whole(folder / _RESULT, json.dumps(asdict(result), indent=2, default=str))
     if not keep_checkpoint:
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
@@ -185,6 +185,13 @@ def finished_run(folder: Path) -> RunResult | None:
     except FileNotFoundError:
         return None
     return RunResult(**json.loads(text))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a file as a whole, so that a kill leaves no half of it."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 def _flush(trainer: Trainer) -> None:
@@ -199,10 +206,3 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
         items = {f"{key}.{name}" if key else str(name): v for name, v in value.items()}
         return {k: v for name, item in items.items() for k, v in _flat(item, name).items()}
     return {key: value}
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces a file as a whole, so that a kill leaves no half of it."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

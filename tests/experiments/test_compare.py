@@ -17,6 +17,7 @@ from aida_lightning.experiments.cli import main
 from aida_lightning.experiments.compare import compare
 from aida_lightning.experiments.events import read_scalars
 from aida_lightning.experiments.loading import load_experiment
+from aida_lightning.experiments.methods import UsageError
 from aida_lightning.experiments.runs import read_monitored_runs
 
 
@@ -90,6 +91,21 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     assert main(["compare", path, "--output", str(tmp_path / "out")]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_two_comparisons_at_once_do_not_share_a_folder(tmp_path, monkeypatch):
+    loaded = load_experiment(write_experiment(tmp_path, figures=None))
+    refused = []
+
+    def compare_too(*_):
+        with pytest.raises(UsageError, match=r"another comparison is at work in .*out: wait"):
+            compare(loaded, ["Aida K=2"], tmp_path / "out")
+        refused.append(True)
+
+    monkeypatch.setattr(tiny.Kill, "on_train_start", compare_too)
+    (result,) = compare(loaded, ["Aida K=2"], tmp_path / "out")
+    assert (result.status, refused) == ("completed", [True])
+    compare(loaded, ["Aida K=2"], tmp_path / "out")  # the lock is gone
 
 
 def test_all_optimizers_start_from_the_same_weights_and_see_the_same_batches(tmp_path, monkeypatch):
