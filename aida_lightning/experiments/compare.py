@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 
@@ -17,15 +16,16 @@ from aida_lightning.experiments.methods import OptimizerChoice, UsageError
 from aida_lightning.experiments.report import results_table, write_csv
 from aida_lightning.experiments.results import RunResult
 from aida_lightning.experiments.resume import (
+    CONFIG,
+    check_same_comparison,
     check_same_run,
     finished_run,
     run_settings,
     settings_digest,
-    write_whole,
+    write_yaml,
 )
 from aida_lightning.experiments.training import check_experiment, train_run
 
-_CONFIG = "config.yaml"
 _HIGHEST_SEED = 2**32 - 1  # Lightning's
 _LOCK = ".lock"
 
@@ -67,7 +67,7 @@ def compare(
     check_experiment(loaded, chosen)
     with _locked(folder):
         _check_folder(folder, loaded, chosen)  # again: another comparison may have been first
-        _write_config(folder, loaded)
+        write_yaml(folder / CONFIG, loaded.config)
         return _train_all(loaded, chosen, folder, keep_checkpoints)
 
 
@@ -155,12 +155,8 @@ def _check_folder(
 ) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output: {folder} is no folder")
-    there = {path.name for path in folder.iterdir()} - {_LOCK} if folder.exists() else set()
-    if there and not (folder / _CONFIG).is_file():
-        raise UsageError(
-            f"output: {folder} exists and is not empty, and holds no comparison; nothing is "
-            "overwritten"
-        )
+    if folder.exists() and {path.name for path in folder.iterdir()} - {_LOCK}:
+        check_same_comparison(folder, loaded.config)
     for optimizer in chosen:
         for seed in loaded.experiment.seeds:
             run = folder / optimizer.folder / f"seed_{seed}"
@@ -185,8 +181,3 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _write_config(folder: Path, loaded: LoadedExperiment) -> None:
-    text = yaml.safe_dump(loaded.config, sort_keys=False, allow_unicode=True)
-    write_whole(folder / _CONFIG, text)

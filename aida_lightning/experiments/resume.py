@@ -20,6 +20,7 @@ from aida_lightning.experiments.methods import OptimizerChoice, UsageError
 from aida_lightning.experiments.results import RunResult
 
 CHECKPOINT = "last.ckpt"
+CONFIG = "config.yaml"
 _SETTINGS = "run.yaml"
 _RESULT = "result.json"
 # What may differ when a run goes on, for example on another machine.
@@ -126,10 +127,29 @@ def run_settings(
 
 def settings_digest(config: Mapping[str, Any]) -> str:
     """Eight letters that follow from what all runs of an experiment have in common."""
-    common = {key: config.get(key) for key in ("model", "data", "trainer", "callbacks")}
-    common["optimizer_options"] = config.get("optimizer_options")
-    flat = {key: value for key, value in _flat(common).items() if key not in _INCIDENTAL}
+    flat = {key: v for key, v in _flat(_common(config)).items() if key not in _INCIDENTAL}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check_same_comparison(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a folder that holds anything but a comparison with the same settings.
+
+    Optimizers, seeds and the metric may differ.
+
+    Raises:
+        UsageError: If it does; the message names what differs.
+    """
+    try:
+        there = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        there = None
+    # Other programs write a config.yaml, too, and people do; none has the changes that we note.
+    if not isinstance(there, dict) or "changes" not in there:
+        raise UsageError(
+            f"output: {folder} exists and is not empty, and has no {CONFIG} of a comparison; "
+            "nothing is overwritten. Give a new folder, or one of the same comparison"
+        )
+    _refuse_differences(f"{folder} holds a comparison", _common(there), _common(config))
 
 
 def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -140,25 +160,14 @@ def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     if not (folder / _SETTINGS).is_file():
         return
-    there = _flat(yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8")))
-    here = _flat(settings)
-    differences = [
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-        for key in dict.fromkeys([*there, *here])
-        if there.get(key) != here.get(key) and key not in _INCIDENTAL
-    ]
-    if differences:
-        raise UsageError(
-            f"output: {folder} holds a run with other settings, which is kept: "
-            f"{'; '.join(differences)}. Give another folder"
-        )
+    there = yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8"))
+    _refuse_differences(f"{folder} holds a run", there, settings)
 
 
 def begin_run(folder: Path, settings: Mapping[str, Any]) -> ResumePoint:
     """Makes a run's folder with a note of its settings, and tells where the run goes on."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-    write_whole(folder / _SETTINGS, text)
+    write_yaml(folder / _SETTINGS, settings)
     return resume_point(folder)
 
 
@@ -173,7 +182,7 @@ def resume_point(folder: Path) -> ResumePoint:
 
 def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
     """Marks a run as finished, and removes what only its going on had needed."""
-    write_whole(folder / _RESULT, json.dumps(asdict(result), indent=2, default=str))
+    _write(folder / _RESULT, json.dumps(asdict(result), indent=2, default=str))
     if not keep_checkpoint:
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
@@ -187,11 +196,9 @@ def finished_run(folder: Path) -> RunResult | None:
     return RunResult(**json.loads(text))
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Replaces a file as a whole, so that a kill leaves no half of it."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    _write(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
 def _flush(trainer: Trainer) -> None:
@@ -206,3 +213,28 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
         items = {f"{key}.{name}" if key else str(name): v for name, v in value.items()}
         return {k: v for name, item in items.items() for k, v in _flat(item, name).items()}
     return {key: value}
+
+
+def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("model", "data", "trainer", "callbacks", "optimizer_options")
+    return {key: config.get(key) for key in keys}
+
+
+def _refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    old, new = _flat(there), _flat(here)
+    differences = [
+        f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key) and key not in _INCIDENTAL
+    ]
+    if differences:
+        raise UsageError(
+            f"output: {what} with other settings, which is kept: {'; '.join(differences)}. "
+            "Give another folder"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

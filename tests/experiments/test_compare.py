@@ -93,6 +93,27 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("text", ["my: precious config", "- a", "{", "model: {}\ntrainer: {}\n"])
+def test_a_config_that_no_comparison_wrote_is_not_overwritten(tmp_path, capsys, text):
+    path, output = write_experiment(tmp_path), tmp_path / "out"
+    output.mkdir()
+    (output / "config.yaml").write_text(text)
+    assert main(["compare", path, "--output", str(output)]) == 2
+    assert "no config.yaml of a comparison; nothing is overwritten" in capsys.readouterr().err
+    assert [file.name for file in output.iterdir()] == ["config.yaml"]
+    assert (output / "config.yaml").read_text() == text
+
+
+def test_another_experiment_is_refused_even_if_no_label_is_the_same(comparison, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in comparison.rglob("*") if path.is_file()}
+    command = ["compare", "--optimizers", "sgd", "--epochs", "1", "--output", str(comparison)]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "holds a comparison with other settings, which is kept: model.class_path is" in error
+    after = {path: path.read_bytes() for path in comparison.rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_two_comparisons_at_once_do_not_share_a_folder(tmp_path, monkeypatch):
     loaded = load_experiment(write_experiment(tmp_path, figures=None))
     refused = []
