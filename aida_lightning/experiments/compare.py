@@ -84,7 +84,7 @@ def _train_all(
     for number, (optimizer, seed) in enumerate(plan, start=1):
         run = folder / optimizer.folder / f"seed_{seed}"
         title = f"[{number}/{len(plan)}] {optimizer.label}, seed {seed}"
-        result = finished_run(run)
+        result = finished_run(run, experiment.metric)
         if result is not None:
             console.print(f"{title}: finished before, not run again")
         else:

@@ -69,6 +69,22 @@ class Measurements:
     diverged: bool = False
     others: Sequence[str] = field(default=(), compare=False)
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Those fields of a `RunResult` that are measured."""
+        names = ("metric", "best", "last", "floor", "optimizer_state_bytes")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def outcome(self) -> tuple[Status, str]:
+        """The status and the message of a run that was trained to its end."""
+        if self.diverged:
+            return "diverged", "the loss is not finite"
+        if self.last is None:
+            there = ", ".join(self.others)
+            return "completed", f"{self.metric!r} was not logged; there are {there}"
+        return "completed", ""
+
 
 def measure(folder: Path, metric: Metric) -> Measurements:
     """Reads a run's results from its event files, whichever process wrote them.

@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from aida_lightning.experiments.events import event_files
+from aida_lightning.experiments.experiment import Metric
 from aida_lightning.experiments.methods import OptimizerChoice, UsageError
-from aida_lightning.experiments.results import RunResult
+from aida_lightning.experiments.results import RunResult, measure
 
 CHECKPOINT = "last.ckpt"
 CONFIG = "config.yaml"
@@ -187,13 +189,20 @@ def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def finished_run(folder: Path) -> RunResult | None:
-    """Returns the result of a run that is finished, or None."""
+def finished_run(folder: Path, metric: Metric) -> RunResult | None:
+    """Returns the result of a run that is finished, or None.
+
+    Its values are read from the event files again: the metric may be another one by now.
+    """
     try:
         text = (folder / _RESULT).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    return RunResult(**json.loads(text))
+    result, measured = RunResult(**json.loads(text)), measure(folder, metric)
+    if not event_files(folder) and result.metric == measured.metric:
+        return result  # all that is left
+    status, message = measured.outcome
+    return replace(result, **measured.values, status=status, message=message)
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

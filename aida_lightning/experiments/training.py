@@ -116,22 +116,16 @@ def train_run(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     measured = measure(folder, loaded.experiment.metric)
-    if status == "completed" and measured.diverged:
-        status, message = "diverged", "the loss is not finite"
-    elif status == "completed" and measured.last is None:
-        message = f"{measured.metric!r} was not logged; there are {', '.join(measured.others)}"
+    if status == "completed":
+        status, message = measured.outcome
     result = RunResult(
         label=optimizer.label,
         method=optimizer.method,
         optimizer=optimizer.name,
         options=optimizer.options,
         seed=seed,
-        metric=measured.metric,
-        best=measured.best,
-        last=measured.last,
-        floor=measured.floor,
+        **measured.values,
         wall_time_s=seconds,
-        optimizer_state_bytes=measured.optimizer_state_bytes,
         epochs=resume_point(folder).epochs,
         status=status,
         message=message,

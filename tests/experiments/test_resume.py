@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from aida_lightning.experiments import compare as comparing
 from aida_lightning.experiments.compare import compare
 from aida_lightning.experiments.events import read_scalars
+from aida_lightning.experiments.experiment import Metric
 from aida_lightning.experiments.loading import load_experiment
 from aida_lightning.experiments.methods import UsageError
 from aida_lightning.experiments.resume import settings_digest
@@ -116,6 +118,28 @@ def test_a_finished_run_is_not_run_again(pair, monkeypatch, capsys):
     (result,) = run(str(folder / "broken" / "config.yaml"), folder / "broken")
     assert result.status == "completed"
     assert "not run again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["train_loss", "a name that nobody logs"])
+def test_a_finished_run_is_measured_again_by_another_metric(tmp_path, monkeypatch, name):
+    first = Metric(name, better="min")
+    path = write_experiment(tmp_path, figures=None, metric=asdict(first))
+    run(path, tmp_path / "out")
+    monkeypatch.setattr(comparing, "train_run", lambda *_: pytest.fail("it trains"))
+    path = write_experiment(tmp_path, figures=None)
+    (result,) = run(path, tmp_path / "out")
+    accuracy = read_scalars(tmp_path / "out" / RUN)["val_accuracy"].values
+    assert result.metric == "val_accuracy"
+    assert (result.best, result.last) == (accuracy.max(), accuracy[-1])
+    assert (result.status, result.message) == ("completed", "")
+
+
+def test_a_finished_run_keeps_its_values_without_its_event_files(tmp_path):
+    path = write_experiment(tmp_path, figures=None)
+    before = run(path, tmp_path / "out")
+    for file in (tmp_path / "out" / RUN).glob("*tfevents*"):
+        file.unlink()
+    assert run(path, tmp_path / "out") == before
 
 
 def test_other_optimizers_and_seeds_join_a_finished_comparison(tmp_path):
