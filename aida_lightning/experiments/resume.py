@@ -1,13 +1,14 @@
 """Runs that go on where they were killed, and are not run again once they are finished."""
 
+import contextlib
 import hashlib
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from aida_lightning.experiments.events import event_files
 from aida_lightning.experiments.experiment import Metric
 from aida_lightning.experiments.methods import OptimizerChoice, UsageError
 from aida_lightning.experiments.results import RunResult, measure
+
+_T = TypeVar("_T")
 
 CHECKPOINT = "last.ckpt"
 CONFIG = "config.yaml"
@@ -34,6 +37,16 @@ _INCIDENTAL = {
     "trainer.init_args.default_root_dir",
     "trainer.init_args.enable_progress_bar",
 }
+
+
+class DamagedFileError(RuntimeError):
+    """A file that a run goes on from cannot be read."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be read ({reason}): put a good copy there or move it away; without "
+            f"its {CHECKPOINT} a run starts anew"
+        )
 
 
 @dataclass(frozen=True)
@@ -160,26 +173,39 @@ def check_same_run(folder: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         UsageError: If there is one; the message names what differs.
     """
-    if not (folder / _SETTINGS).is_file():
-        return
-    there = yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8"))
-    _refuse_differences(f"{folder} holds a run", there, settings)
+    with contextlib.suppress(DamagedFileError):  # which is told when that run's turn comes
+        if (there := _read_settings(folder)) is not None:
+            _refuse_differences(f"{folder} holds a run", there, settings)
 
 
 def begin_run(folder: Path, settings: Mapping[str, Any]) -> ResumePoint:
-    """Makes a run's folder with a note of its settings, and tells where the run goes on."""
+    """Makes a run's folder with a note of its settings, and tells where the run goes on.
+
+    Raises:
+        DamagedFileError: If a file of the run that is there already cannot be read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    _read_settings(folder)
+    _read_result(folder)
+    point = resume_point(folder)
     write_yaml(folder / _SETTINGS, settings)
-    return resume_point(folder)
+    return point
 
 
 def resume_point(folder: Path) -> ResumePoint:
-    """Reads from a run's last checkpoint how far it got."""
-    if not (folder / CHECKPOINT).is_file():
+    """Reads from a run's last checkpoint how far it got.
+
+    Raises:
+        DamagedFileError: If it cannot be read.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
         return ResumePoint()
-    checkpoint = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True, mmap=True)
-    done = checkpoint["callbacks"][Resumable.__qualname__]
-    return ResumePoint(folder / CHECKPOINT, **done)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return ResumePoint(path, **checkpoint["callbacks"][Resumable.__qualname__])
+    except Exception as error:  # torch raises nearly anything
+        raise DamagedFileError(path, type(error).__name__) from error
 
 
 def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
@@ -195,10 +221,13 @@ def finished_run(folder: Path, metric: Metric) -> RunResult | None:
     Its values are read from the event files again: the metric may be another one by now.
     """
     try:
-        text = (folder / _RESULT).read_text(encoding="utf-8")
-    except FileNotFoundError:
+        _read_settings(folder)
+        result = _read_result(folder)
+    except DamagedFileError:
+        return None  # the run's begin tells
+    if result is None:
         return None
-    result, measured = RunResult(**json.loads(text)), measure(folder, metric)
+    measured = measure(folder, metric)
     if not event_files(folder) and result.metric == measured.metric:
         return result  # all that is left
     status, message = measured.outcome
@@ -241,6 +270,28 @@ def _refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, 
             f"output: {what} with other settings, which is kept: {'; '.join(differences)}. "
             "Give another folder"
         )
+
+
+def _read_settings(folder: Path) -> dict[str, Any] | None:
+    def parse(text: str) -> dict[str, Any]:
+        settings: dict[str, Any] = yaml.safe_load(text)
+        settings["seed"]  # the last of them: nothing is cut off
+        return settings
+
+    return _read(folder / _SETTINGS, parse)
+
+
+def _read_result(folder: Path) -> RunResult | None:
+    return _read(folder / _RESULT, lambda text: RunResult(**json.loads(text)))
+
+
+def _read(path: Path, parse: Callable[[str], _T]) -> _T | None:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise DamagedFileError(path, type(error).__name__) from error
 
 
 def _write(path: Path, text: str) -> None:

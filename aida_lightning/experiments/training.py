@@ -1,5 +1,6 @@
 """One run of a comparison: the same model, initialisation and data order, one optimizer."""
 
+import contextlib
 import inspect
 import os
 import sys
@@ -23,6 +24,7 @@ from aida_lightning.experiments.methods import OptimizerChoice, UsageError
 from aida_lightning.experiments.results import RunResult, Status, measure
 from aida_lightning.experiments.resume import (
     CHECKPOINT,
+    DamagedFileError,
     Resumable,
     ResumePoint,
     begin_run,
@@ -100,18 +102,20 @@ def train_run(
         folder: The run's own.
         keep_checkpoint: Keeps the last checkpoint of a run that is finished.
     """
-    point = begin_run(folder, run_settings(loaded.config, optimizer, seed))
+    point = ResumePoint()
     status: Status = "completed"
     message = ""
     start = time.perf_counter()
     with quiet(), sigint_handler_restored():
         try:
+            point = begin_run(folder, run_settings(loaded.config, optimizer, seed))
             _fit(loaded, optimizer, seed, folder, point)
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
             status = "interrupted"
         except Exception as error:  # any failure of one run is that run's alone
             status, message = "failed", _summary(error)
-            (folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+            with contextlib.suppress(OSError):  # of a folder that cannot be written to
+                (folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
     seconds = point.seconds + time.perf_counter() - start
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -126,13 +130,20 @@ def train_run(
         seed=seed,
         **measured.values,
         wall_time_s=seconds,
-        epochs=resume_point(folder).epochs,
+        epochs=_epochs(folder),
         status=status,
         message=message,
     )
     if status in ("completed", "diverged"):
         finish_run(folder, result, keep_checkpoint)
     return result
+
+
+def _epochs(folder: Path) -> int:
+    try:
+        return resume_point(folder).epochs
+    except DamagedFileError:
+        return 0  # as far as is known
 
 
 def _fit(

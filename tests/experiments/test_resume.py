@@ -1,6 +1,7 @@
 """A killed comparison goes on where it was, as if nothing had happened."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -189,6 +190,36 @@ def test_a_failed_run_is_tried_again(tmp_path, monkeypatch):
         assert (result.status, result.message) == ("failed", "RuntimeError: out of memory")
     (result,) = run(path, tmp_path / "out")
     assert result.status == "completed"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished comparison of two runs, of which the first kept its checkpoint."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = write_experiment(folder, figures=None)
+    compare(load_experiment(path), ["Aida K=2", "sgd"], folder / "out", keep_checkpoints=True)
+    return folder
+
+
+@pytest.mark.parametrize("kept", [0, 20, -1], ids=["empty", "cut early", "cut late"])
+@pytest.mark.parametrize("name", ["last.ckpt", "result.json", "run.yaml"])
+def test_a_damaged_file_stops_its_run_alone_and_is_kept(whole, tmp_path, name, kept):
+    shutil.copytree(whole / "out", tmp_path / "out")
+    damaged = tmp_path / "out" / RUN / name
+    content = damaged.read_bytes()[:kept]
+    if name == "run.yaml" and kept == -1:  # valid YAML still
+        content = content.rpartition(b"seed")[0]
+    if name == "last.ckpt":
+        (tmp_path / "out" / RUN / "result.json").unlink()
+    damaged.write_bytes(content)
+    command = [load_experiment(str(whole / "tiny.yaml")), ["Aida K=2", "sgd"], tmp_path / "out"]
+    failed, other = compare(*command)
+    assert failed.status == "failed"
+    assert f"{damaged} cannot be read (" in failed.message
+    assert other.status == "completed"
+    assert damaged.read_bytes() == content
+    damaged.unlink()
+    assert [result.status for result in compare(*command)] == ["completed", "completed"]
 
 
 def test_the_checkpoint_goes_when_the_run_is_finished_unless_it_is_to_be_kept(tmp_path, pair):
