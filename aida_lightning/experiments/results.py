@@ -81,8 +81,10 @@ class Measurements:
         if self.diverged:
             return "diverged", "the loss is not finite"
         if self.last is None:
-            there = ", ".join(self.others)
-            return "completed", f"{self.metric!r} was not logged; there are {there}"
+            others = (
+                f"; there are {', '.join(self.others)}" if self.others else ", nor was any other"
+            )
+            return "failed", f"{self.metric!r} was not logged{others}"
         return "completed", ""
 
 

@@ -41,6 +41,11 @@ from aida_lightning.experiments.terminal import (
 )
 from aida_lightning.registry import get_optimizer_class
 
+_NOT_TRAINED = (
+    "no epoch was trained: the data are empty, or trainer.fast_dev_run, limit_train_batches or "
+    "max_steps leaves nothing to do"
+)
+
 
 def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerChoice]) -> None:
     """Builds everything once, before anything trains.
@@ -120,8 +125,12 @@ def train_run(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     measured = measure(folder, loaded.experiment.metric)
-    if status == "completed":
+    epochs = _epochs(folder)
+    finished = status == "completed" and epochs > 0
+    if finished:
         status, message = measured.outcome
+    elif status == "completed":
+        status, message = "failed", _NOT_TRAINED
     result = RunResult(
         label=optimizer.label,
         method=optimizer.method,
@@ -130,11 +139,11 @@ def train_run(
         seed=seed,
         **measured.values,
         wall_time_s=seconds,
-        epochs=_epochs(folder),
+        epochs=epochs,
         status=status,
         message=message,
     )
-    if status in ("completed", "diverged"):
+    if finished:
         finish_run(folder, result, keep_checkpoint)
     return result
 

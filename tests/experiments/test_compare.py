@@ -300,9 +300,30 @@ def test_a_metric_that_is_not_logged_is_named_with_those_that_are(tmp_path, caps
     path = write_experiment(tmp_path, figures=None, metric={"name": "val_acc", "title": "it"})
     options = ["--optimizers", "aida:label=[b]", "--epochs", "1", "--set", "description=[/x]"]
     options += ["--output", str(tmp_path / "out")]
-    assert main(["compare", path, *options]) == 0
+    assert main(["compare", path, *options]) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "completed: 'val_acc' was not logged; there are" in printed
+    assert "failed: 'val_acc' was not logged; there are" in printed
     assert "val_accuracy" in printed
     assert "│ [b]" in printed  # no markup of ours
     assert "description=[/x]" in printed
+
+
+@pytest.mark.parametrize("option", ["limit_train_batches=0", "fast_dev_run=true"])
+def test_a_run_that_trains_nothing_fails_and_is_not_finished(tmp_path, capsys, option):
+    path, output = write_experiment(tmp_path, figures=None), tmp_path / "out"
+    command = ["compare", path, "--optimizers", "aida", "--output", str(output)]
+    for _ in range(2):
+        assert main([*command, "--set", f"trainer.{option}"]) == 1
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "failed: no epoch was trained: " in printed
+        assert "finished before" not in printed
+
+
+def test_a_run_that_logs_nothing_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tiny.TinyClassifier, "log", lambda *_, **__: None)
+    changes = {"callbacks": [], "model": {"class_path": "experiments.tiny.TinyClassifier"}}
+    path = write_experiment(tmp_path, figures=None, **changes)
+    options = ["--optimizers", "sgd:momentum=0", "--output", str(tmp_path / "out")]
+    assert main(["compare", path, *options]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "failed: 'val_accuracy' was not logged, nor was any other" in printed
