@@ -11,7 +11,13 @@ from aida_lightning.experiments.plotting import Look
 from aida_lightning.experiments.projections import fig5
 from aida_lightning.experiments.report import representatives
 from aida_lightning.experiments.results import RunResult
-from aida_lightning.experiments.runs import LoggedRun, choose_labels, monitored_runs, read_runs
+from aida_lightning.experiments.runs import (
+    LoggedRun,
+    choose_labels,
+    folder_titles,
+    monitored_runs,
+    read_runs,
+)
 from aida_lightning.experiments.stepsize_figures import fig1, fig2, fig4, fig6
 
 _STEPSIZE_FIGURES = {"fig1": fig1, "fig2": fig2, "fig4": fig4, "fig6": fig6}
@@ -47,7 +53,7 @@ def draw_figures(
     """
     runs = _chosen(read_runs(logdirs), optimizers)
     # A panel each, in which labels need not tell the folders apart.
-    groups = {Path(logdir).resolve().name: read_runs([logdir]) for logdir in logdirs}
+    groups = {title: read_runs([folder]) for folder, title in folder_titles(logdirs).items()}
     shown = {run.path for run in runs}
     groups = {name: [run for run in group if run.path in shown] for name, group in groups.items()}
     metric = metric or Metric()

@@ -117,6 +117,20 @@ def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
     return {run: labels[group] for run, group in groups.items()}
 
 
+def folder_titles(folders: Iterable[str | Path]) -> dict[Path, str]:
+    """Calls folders by the ends of their paths, as long as it takes to tell them apart.
+
+    Example:
+        >>> [*folder_titles(["a/runs", "b/runs"]).values()]
+        ['a/runs', 'b/runs']
+    """
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    length = 1
+    while len({path.parts[-length:] for path in paths}) < len(paths):
+        length += 1
+    return {path: Path(*path.parts[-length:]).as_posix() for path in paths}
+
+
 def read_runs(logdirs: Sequence[str | Path]) -> list[LoggedRun]:
     """Reads all runs below some folders.
 

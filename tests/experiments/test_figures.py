@@ -1,6 +1,7 @@
 """The figures are drawn from event files alone, of any run that had the monitor."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -252,3 +253,12 @@ def test_a_metric_is_drawn_over_the_epochs_with_the_spread_of_its_seeds(tmp_path
     assert figure.axes[0].get_ylabel() == "validation accuracy in %"
     with pytest.raises(EventsError, match="'fid'"):
         metric_curves(groups, Metric("fid"))
+
+
+def test_folders_of_one_name_have_a_panel_each(tmp_path):
+    for name, value in (("one", 0.5), ("two", 0.6)):
+        write_accuracy(tmp_path / name / "runs/Aida/seed_0", [value])
+    folders = [tmp_path / "one/runs", tmp_path / "two/runs", tmp_path / "one/../one/runs"]
+    (path,) = draw_figures(folders, tmp_path / "out", ["fig3"], ["svg"])
+    titles = re.findall(r"<!-- (\w+/runs) -->", path.read_text())
+    assert titles == ["one/runs", "two/runs"]
