@@ -12,6 +12,7 @@ from aida_lightning.experiments.experiment import Metric
 from aida_lightning.experiments.plotting import (
     Look,
     finish,
+    marker,
     optimizer_colors,
     over_seeds,
     panels,
@@ -60,12 +61,10 @@ def metric_curves(
                 for run, curve in seeds
             ]
             x, mean, std = over_seeds(curves)
-            marker = "o" if len(x) == 1 else ""
-            axis.plot(x, mean, marker=marker, color=colors[label], linewidth=1.5, label=label)
+            color = colors[label]
+            axis.plot(x, mean, marker=marker(mean), color=color, linewidth=1.5, label=label)
             if len(curves) > 1:
-                axis.fill_between(
-                    x, mean - std, mean + std, color=colors[label], alpha=0.2, linewidth=0
-                )
+                axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
     name = metric.label + (" in %" if metric.in_percent else "")
     linear = replace(look, log_y=False) if metric.in_percent and look.log_y is None else look
     finish(axes, columns, x_name, name, linear)

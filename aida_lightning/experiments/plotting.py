@@ -93,6 +93,11 @@ def smoothed(values: FloatArray, weight: float) -> FloatArray:
     return result
 
 
+def marker(values: FloatArray, shape: str = "o") -> str:
+    """What makes a line of a single point visible; nothing for other lines."""
+    return shape if np.isfinite(values).sum() == 1 else ""
+
+
 def over_seeds(
     curves: Sequence[tuple[FloatArray, FloatArray]],
 ) -> tuple[FloatArray, FloatArray, FloatArray]:

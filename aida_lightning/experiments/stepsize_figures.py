@@ -14,6 +14,7 @@ from aida_lightning.experiments.plotting import (
     Look,
     XOf,
     finish,
+    marker,
     optimizer_colors,
     over_seeds,
     panels,
@@ -24,6 +25,7 @@ from aida_lightning.experiments.plotting import (
 from aida_lightning.experiments.runs import MonitoredRun
 
 _STYLES: dict[str, Literal["-", "--"]] = {"stepsize_mean": "-", "stepsize_std": "--"}
+_MARKERS = {"stepsize_mean": "o", "stepsize_std": "x"}
 _NAMES = {"stepsize_mean": "mean", "stepsize_std": "standard deviation"}
 _TOP_LAYERS = 10
 _TITLE_WIDTH = 22  # characters
@@ -117,7 +119,7 @@ def _one_panel_an_optimizer(runs: Sequence[MonitoredRun], statistic: str, look: 
         ramp = shades(colors[label], len(layers))
         for layer, shade in zip(layers.values(), ramp, strict=True):
             x, y = _line(seeds, layer, statistic, x_of, look)
-            axis.plot(x, y, color=shade, linewidth=1.4)
+            axis.plot(x, y, marker=marker(y), color=shade, linewidth=1.4)
     name = f"{_NAMES[statistic]} of the adaptive stepsizes"
     finish(axes, columns, x_name, name, look)
     handles = [
@@ -149,20 +151,24 @@ def _one_panel_a_layer(
     layers = pick_layers(runs, look, default)
     figure, axes, columns = panels(len(layers), _LAYERS_IN_A_ROW)
     x_name, x_of = x_axis(runs)
+    kinds = {
+        name: Line2D([], [], color="0.25", linestyle=_STYLES[name], label=_NAMES[name])
+        for name in statistics
+    }
     for axis, (number, layer) in zip(axes, layers.items(), strict=True):
         axis.set_title(f"layer {number}: {short_name(layer)}", fontsize="medium")
         for label, seeds in optimizers.items():
             for statistic in statistics:
                 x, y = _line(seeds, layer, statistic, x_of, look)
-                axis.plot(x, y, _STYLES[statistic], color=colors[label], linewidth=1.5)
+                (line,) = axis.plot(x, y, _STYLES[statistic], color=colors[label], linewidth=1.5)
+                if shape := marker(y, _MARKERS[statistic]):
+                    line.set_marker(shape)
+                    kinds[statistic].set_marker(shape)
     finish(axes, columns, x_name, "adaptive stepsize", look)
     handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
     names = [_NAMES[statistic] for statistic in statistics]
     if len(statistics) > 1:
-        handles += [
-            Line2D([], [], color="0.25", linestyle=_STYLES[statistic], label=_NAMES[statistic])
-            for statistic in statistics
-        ]
+        handles += kinds.values()
     width = min(len(handles), 2 * columns)
     figure.legend(handles=handles, loc="outside lower center", ncols=width, fontsize="small")
     title = f"{' and '.join(names)} of the adaptive stepsizes"

@@ -90,6 +90,18 @@ def test_seeds_are_averaged_where_they_have_points(tmp_path):
     np.testing.assert_allclose(y, [15.0] * 4 + [10.0] * 4)
 
 
+@pytest.mark.parametrize("draw", [fig1, fig2, fig4, fig6])
+def test_a_single_reading_is_a_point(tmp_path, draw):
+    with SummaryWriter(str(tmp_path / "one")) as writer:
+        for name in ("mean", "std"):
+            for step, value in enumerate((math.nan, 1.0)):
+                writer.add_scalar(f"stepsize_{name}/a.weight", value, step)
+    write_run(tmp_path / "several", layers=1)
+    for run, points in (("one", {*"ox"} if draw is fig6 else {"o"}), ("several", {"", "None"})):
+        lines = draw(read_monitored_runs([tmp_path / run])).axes[0].get_lines()
+        assert {line.get_marker() for line in lines} <= points
+
+
 def test_steps_are_the_axis_where_a_run_has_no_epochs(tmp_path):
     write_run(tmp_path / "run", layers=1, epochs=None)
     figure = fig2(read_monitored_runs([tmp_path]))
