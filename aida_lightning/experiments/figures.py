@@ -49,7 +49,8 @@ def draw_figures(
         The pictures written.
 
     Raises:
-        EventsError: If there is no such run, or a folder does not exist.
+        EventsError: If there is no such run, a folder does not exist, or the output cannot be
+            written.
     """
     runs = _chosen(read_runs(logdirs), optimizers)
     # A panel each, in which labels need not tell the folders apart.
@@ -108,10 +109,6 @@ def _write(
     metric: Metric,
     look: Look | None,
 ) -> list[Path]:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EventsError(f"output: {error}") from error
     paths = []
     for name in figures:
         if name in _CURVES:
@@ -122,7 +119,11 @@ def _write(
             figure = _STEPSIZE_FIGURES[name](monitored_runs(runs), look)
         for ending in formats:
             paths.append(output / f"{name}.{ending}")
-            figure.savefig(paths[-1], dpi=150)
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+                figure.savefig(paths[-1], dpi=150)
+            except OSError as error:
+                raise EventsError(f"output: {error}") from error
     return paths
 
 

@@ -1,5 +1,6 @@
 """The figures are drawn from event files alone, of any run that had the monitor."""
 
+import errno
 import math
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from aida_lightning.experiments.cli import main
 from aida_lightning.experiments.curve_figures import metric_curves
 from aida_lightning.experiments.events import EventsError
 from aida_lightning.experiments.experiment import Metric
@@ -139,6 +141,17 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(EventsError, match=r"output: .*file"):
         draw_figures([tmp_path], tmp_path / "file")
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    def denied(self, path, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    write_run(tmp_path, layers=1)
+    monkeypatch.setattr(Figure, "savefig", denied)
+    assert main(["figures", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"error: output: [Errno 13] Permission denied: '{tmp_path / 'fig1.png'}'" in error
 
 
 def test_all_layers_count_where_none_is_called_a_weight(tmp_path):
