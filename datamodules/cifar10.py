@@ -8,11 +8,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.datasets.folder import default_loader, find_classes
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from typing_extensions import override
 
+from aida_lightning.datamodules._download import download
 from aida_lightning.datamodules._in_memory import (
     InMemoryDataModule,
     InMemoryImages,
@@ -22,6 +23,8 @@ from aida_lightning.datamodules._in_memory import (
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
 _FOLDER: str = CIFAR10.base_folder
+# torchvision knows the MD5 of the same archive.
+_ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 _COUNTS = {"train": 50_000, "test": 10_000}
 _HOW_TO_GET = (
     "pass download=True to fetch torchvision's files (170 MB), or give as root the folder that "
@@ -49,8 +52,8 @@ class CIFAR10DataModule(InMemoryDataModule):
         num_workers: worker processes. 0 augments in the main process, several times faster than a
             CPU trains; one or two hide that time behind the work of a fast GPU, and are faster
             where other programs keep the CPU's cores busy.
-        download: fetch torchvision's files into ``root`` where they are not there yet, unless
-            ``root`` holds a tree of pictures.
+        download: fetch torchvision's files into ``root`` where they are not there yet or damaged,
+            unless ``root`` holds a tree of pictures.
 
     Raises:
         FileNotFoundError: there is no data in ``root``, or a folder of the tree is missing or
@@ -87,12 +90,7 @@ class CIFAR10DataModule(InMemoryDataModule):
     def prepare_data(self) -> None:
         """Download what is missing, if asked to, and check that there is something to read."""
         if self.download and (self._has_files() or not self._has_pictures()):
-            try:
-                CIFAR10(self.root, download=True)
-            except (OSError, RuntimeError) as error:
-                raise RuntimeError(
-                    f"could not download CIFAR-10 from {CIFAR10.url} to {self.root}: {error}"
-                ) from error
+            _fetch(self.root)
         self._check_there()
 
     @override
@@ -139,6 +137,17 @@ class CIFAR10DataModule(InMemoryDataModule):
                 f"CIFAR-10's has {_COUNTS[split]:,}"
             )
         return images, labels
+
+
+def _fetch(root: Path) -> None:
+    if not any(_faults(root / _FOLDER)):
+        return
+    archive = root / CIFAR10.filename
+    download(CIFAR10.url, archive, _ARCHIVE_SHA256)
+    try:
+        extract_archive(archive, root)
+    except OSError as error:
+        raise RuntimeError(f"could not unpack {archive} to {root}: {error}") from error
 
 
 def _read_files(root: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:

@@ -362,7 +362,8 @@ def pack(files: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = root / CIFAR10.filename
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(files / "cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar10, "_ARCHIVE_SHA256", digest)
 
 
 def test_download_brings_torchvisions_files(files, tmp_path, monkeypatch):
@@ -376,6 +377,37 @@ def test_download_replaces_damaged_files(files, monkeypatch):
     assert len(loaded(files, download=True).train_set) == 50
 
 
+@pytest.mark.parametrize("broken", [(503, b"later"), (200, b"cut")], ids=["busy", "cut short"])
+def test_a_broken_download_is_tried_again(files, tmp_path, monkeypatch, server, pauses, broken):
+    pack(files, tmp_path / "packed", monkeypatch)
+    server.serve((tmp_path / "packed" / CIFAR10.filename).read_bytes())
+    server.answers = [broken, broken, *server.answers]
+    monkeypatch.setattr(CIFAR10, "url", server.url)
+    assert len(loaded(tmp_path / "fresh", download=True).train_set) == 50
+    assert (server.requests, pauses) == (3, [1, 2])
+
+
+def test_a_broken_download_leaves_what_was_there(files, tmp_path, monkeypatch, server):
+    pack(files, tmp_path / "packed", monkeypatch)
+    server.serve((tmp_path / "packed" / CIFAR10.filename).read_bytes())
+    server.answers = [(200, b"cut")]
+    monkeypatch.setattr(CIFAR10, "url", server.url)
+    (files / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
+    before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
+    with pytest.raises(RuntimeError, match=f"{server.url}: invalid hash value"):
+        CIFAR10DataModule(files, download=True).prepare_data()
+    assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before
+
+
+def test_whole_files_are_not_fetched_again(files, monkeypatch):
+    monkeypatch.setattr(CIFAR10, "url", "file:///no-such-archive")
+    assert len(loaded(files, download=True).train_set) == 50
+
+
+def test_the_archives_checksum_is_a_sha256():
+    assert re.fullmatch("[0-9a-f]{64}", cifar10._ARCHIVE_SHA256)
+
+
 def test_download_leaves_a_tree_of_pictures_alone(tree, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", "file:///no-such-archive")
     assert len(loaded(tree, download=True).train_set) == 40
@@ -384,7 +416,9 @@ def test_download_leaves_a_tree_of_pictures_alone(tree, monkeypatch):
 
 def test_a_failed_download_names_source_and_target(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", "file:///no-such-archive")
-    expected = f"not download CIFAR-10 from file:///no-such-archive to {re.escape(str(tmp_path))}: "
+    expected = (
+        f"not download {CIFAR10.filename} to {re.escape(str(tmp_path))}: file:///no-such-arch"
+    )
     with pytest.raises(RuntimeError, match=expected):
         CIFAR10DataModule(tmp_path, download=True).prepare_data()
 

@@ -1,9 +1,5 @@
 import hashlib
 import socket
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -14,57 +10,10 @@ CONTENT = b"the right content\n" * 10_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server(ThreadingHTTPServer):
-    """Gives the answers that it is told to, in turn, then the last one again and again."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers = [(200, CONTENT)]
-        self.requests = 0
-
-    def handle_error(self, request, client_address):
-        """Says nothing of clients that went away."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/file.txt"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        status, content = self.server.answers[
-            min(self.server.requests, len(self.server.answers) - 1)
-        ]
-        self.server.requests += 1
-        if status == "stall":
-            time.sleep(1)
-            return
-        self.send_response(status)
-        # A cut connection: less than was promised.
-        self.send_header("Content-Length", len(CONTENT) if status == 200 else len(content))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch) -> list[float]:
-    pauses: list[float] = []
-    monkeypatch.setattr(_download, "_pause", pauses.append)
-    return pauses
+def server(server):
+    server.serve(CONTENT)
+    return server
 
 
 def names(folder) -> list[str]:

@@ -263,7 +263,6 @@ def mirror(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(penn_treebank, "_MIRRORS", ("file:///nowhere", mirror.as_uri()))
     digests = {s: hashlib.sha256(t.encode()).hexdigest() for s, t in TEXTS.items()}
     monkeypatch.setattr(penn_treebank, "_SHA256", digests)
-    monkeypatch.setattr("aida_lightning.datamodules._download._pause", lambda seconds: None)
     return mirror
 
 
