@@ -64,8 +64,9 @@ class Multi30kDataModule(LightningDataModule):
             :meth:`prepare_data` or :meth:`setup`).
         RuntimeError: a file cannot be read, or a download failed.
         ModuleNotFoundError: spaCy is not installed.
-        ValueError: a file does not have Multi30k's number of lines or has an empty one, or
-            ``batch_size``, ``min_frequency`` or ``max_length`` is under 1.
+        ValueError: a file does not have Multi30k's number of lines or has an empty one,
+            ``batch_size``, ``min_frequency`` or ``max_length`` is under 1, or all pairs of a split
+            are longer than ``max_length``.
 
     Example:
         >>> data = Multi30kDataModule(sample=True, batch_size=8)
@@ -129,9 +130,9 @@ class Multi30kDataModule(LightningDataModule):
             return
         splits = _make_sample() if self.sample else _read(self.root)
         self.vocabulary = Vocabulary.of(*splits["train"], min_frequency=self.min_frequency)
-        self.train_set = self._encode("train", *splits["train"])
-        self.val_set = self._encode("val", *splits["val"])
-        self.test_set = self._encode("test_2016_flickr", *splits["test_2016_flickr"])
+        self.train_set, self.val_set, self.test_set = (
+            self._encode(split, *splits[split]) for split in _COUNTS
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -174,6 +175,12 @@ class Multi30kDataModule(LightningDataModule):
     def _encode(self, split: str, german: list[list[str]], english: list[list[str]]) -> list[_Pair]:
         pairs = list(zip(german, english, strict=True))
         short = [pair for pair in pairs if max(map(len, pair)) <= self.max_length]
+        if not short:
+            least = min(max(map(len, pair)) for pair in pairs)
+            raise ValueError(
+                f"Invalid max_length value: {self.max_length}, no pair in {split} is that short; "
+                f"it must be at least {least}"
+            )
         if len(short) < len(pairs):
             rank_zero_warn(
                 f"left out {len(pairs) - len(short)} of {len(pairs)} pairs in {split}, of more "

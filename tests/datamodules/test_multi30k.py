@@ -125,6 +125,13 @@ def test_pairs_that_are_too_long_are_left_out_with_a_warning(folder):
     ]
 
 
+def test_a_length_that_no_pair_has_is_refused_with_the_least_that_one_has():
+    with pytest.raises(ValueError, match=r"max_length value: 1, no pair in train .* at least 2"):
+        Multi30kDataModule(sample=True, max_length=1).setup()
+    with pytest.warns(UserWarning, match="left out"):
+        Multi30kDataModule(sample=True, max_length=2).setup()
+
+
 @pytest.mark.parametrize(("split", "count"), [("train", "29,000"), ("val", "1,014")])
 def test_a_wrong_number_of_lines_is_named_with_the_file(folder, monkeypatch, split, count):
     real = {"train": 29_000, "val": 1_014, "test_2016_flickr": 1_000}
