@@ -163,7 +163,8 @@ def monitored_runs(runs: Sequence[LoggedRun]) -> list[MonitoredRun]:
     """Picks what the `StepsizeMonitor` logged.
 
     Of a run with several optimizers that share a layer each counts as one, with the optimizer's
-    name in its label; those that share none, as of a GAN's networks, are one together.
+    name in its label; those that share none, as of a GAN's networks, are one together, and so is
+    the only one that was read.
 
     Raises:
         EventsError: If no run has the monitor's tags.
@@ -215,7 +216,7 @@ def _plain(label: str) -> str:
 
 def _joined(run: LoggedRun, parts: Sequence[MonitoredRun]) -> Sequence[MonitoredRun]:
     layers = [layer for part in parts for layer in part.layers]
-    if len(parts) < 2 or len(set(layers)) < len(layers):
+    if not parts or len(set(layers)) < len(layers):
         return parts
     whole = MonitoredRun(run.label, run.path, epoch=run.epoch)
     for part in parts:

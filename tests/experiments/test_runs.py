@@ -73,6 +73,12 @@ def test_optimizers_of_one_run_that_share_no_layer_are_one(tmp_path):
     assert (run.label, run.layers) == ("gan", ["critic.weight", "generator.weight"])
 
 
+def test_the_only_optimizer_of_a_run_that_was_read_has_the_runs_label(tmp_path):
+    write(tmp_path / "Aida_K=2/seed_0", "Aida/stepsize_mean/critic.weight", {0: 1.0})
+    (run,) = read_monitored_runs([tmp_path])
+    assert (run.label, run.layers) == ("Aida K=2", ["critic.weight"])
+
+
 def test_optimizers_of_one_run_that_share_a_layer_are_runs_of_their_own(tmp_path):
     with SummaryWriter(str(tmp_path / "gan")) as writer:
         for name in ("Aida", "Adam"):
