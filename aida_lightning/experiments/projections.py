@@ -23,6 +23,9 @@ _TAG = "projection"
 _MOMENTUM, _GRADIENT = "#0072B2", "#D55E00"
 _MOMENTS = 3
 _K = 2
+# Where the label of each k stands, in points from the tip of its vector: tips may be one point.
+_BESIDE_M = [(2, -16), (6, 5), (-24, -16)]
+_BESIDE_G = [(4, 3), (-54, 3), (-28, 3)]
 
 
 class ProjectionRecorder(Callback):
@@ -191,7 +194,7 @@ def _draw_projections(
             axis.annotate(
                 f"${name}^{{({k})}}$",
                 xy=(vector[0], vector[1]),
-                xytext=(-6, -16) if on_the_line_of_m else (-26, 2),
+                xytext=(_BESIDE_M if on_the_line_of_m else _BESIDE_G)[k],
                 textcoords="offset points",
                 color=color,
             )
@@ -208,7 +211,7 @@ def _draw_projections(
     axis.update_datalim([(0.0, 0.0)])
     axis.autoscale_view()
     axis.set_aspect("equal", adjustable="datalim")
-    axis.margins(0.15)
+    axis.margins(x=0.3, y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xlabel("along m, in ‖g‖")
     axis.set_ylabel("across m, in ‖g‖")

@@ -1,5 +1,7 @@
 """Figure 5 from real pairs of momentum and gradient."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,19 @@ def test_runs_that_had_no_recorder_are_refused_with_how_to_get_one(tmp_path):
         writer.add_scalar("loss", 1.0, 0)
     with pytest.raises(EventsError, match="ProjectionRecorder"):
         fig5(read_runs([tmp_path]))
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.15, 0.5, 0.8])
+def test_no_label_of_the_figure_covers_another(tmp_path, ratio):
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, cosine in enumerate([0.1, 0.8, 0.98], start=1):
+            writer.add_scalar("projection_m_norm/w", ratio, step)
+            writer.add_scalar("projection_g_norm/w", 1.0, step)
+            writer.add_scalar("projection_cosine/w", cosine, step)
+    figure = fig5(read_runs([tmp_path]))
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        labels = [text.get_window_extent() for text in axis.texts if text.get_text()]
+        assert len(labels) == 6
+        overlapping = sum(a.overlaps(b) for a, b in combinations(labels, 2))
+        assert overlapping == 0, axis.get_title()
