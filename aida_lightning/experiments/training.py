@@ -184,7 +184,7 @@ def _fit(
     trainer.fit(model, datamodule=data, ckpt_path=point.checkpoint, weights_only=True)
 
 
-class _EndOfLoss(EarlyStopping):
+class _FiniteLoss(EarlyStopping):
     """Stops when the loss is not finite. Of its own class, so that a user's has another state."""
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ def _callbacks(loaded: LoadedExperiment, seed: int, folder: Path) -> list[pl.Cal
         *(callback() for callback in loaded.experiment.callbacks),
         OptimizerStateSize(),
         *([ProgressBar()] if has_bar else []),
-        _EndOfLoss(),
+        _FiniteLoss(),
         Resumable(seed),
         _LastCheckpoint(folder),
     ]
