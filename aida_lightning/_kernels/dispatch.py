@@ -34,7 +34,7 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
     groups = defaultdict(list)
     compiles = kernel == "fused" and not torch.compiler.is_compiling()
     for index, (x, g, m, v, step) in enumerate(zip(*layers[:5], strict=True)):
-        compiled = compiles and _compiled(x, g, m, v)
+        compiled = compiles and _compiled(x, g, m, v, step)
         groups[compiled, x.device, x.dtype, m.dtype, v.dtype, step.dtype].append(index)
     batches = []
     for (compiled, device, *_), indices in groups.items():
@@ -62,10 +62,10 @@ def _runs(params: Sequence[Tensor]) -> Iterator[list[int]]:
     yield run
 
 
-def _compiled(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:
+def _compiled(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor, step: Tensor) -> bool:
     """Tell whether compiled code can take the layer; where there is none, warn."""
     if param.is_cpu:
-        return fused.is_available() and fused.takes(param, grad, exp_avg, v)
+        return fused.is_available() and fused.takes(param, grad, exp_avg, v, step)
     try:
         return triton.takes(param, grad, exp_avg, v)
     except ImportError as error:

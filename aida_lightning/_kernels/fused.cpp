@@ -68,6 +68,13 @@ struct Lerp {
     S operator()(S m, S g) const { return (from_m ? m : g) + rate * (g - m); }
 };
 
+// What sums that overflowed become (see rule.finite_sums).
+constexpr double LARGEST = 3.4028234663852886e38, TINY = 1.1754943508222875e-38;
+double finite(double sum) { return std::isinf(sum) ? std::copysign(LARGEST, sum) : sum; }
+double norm(double square, double other, double product) {
+    return std::isinf(square) ? std::max(product * product / std::max(other, TINY), LARGEST) : square;
+}
+
 // T: of x, g and m. S: of v and of the arithmetic.
 template <class T, class S>
 struct Step {
@@ -124,7 +131,9 @@ struct Step {
         const double* of_layer = sums + width * layer;
         double m_sq = of_layer[0], g_sq = of_layer[1], m_dot_g = of_layer[2];
         if (std::any_of(of_layer, of_layer + 3, [](double sum) { return std::isinf(sum); })) {
-            m_sq = g_sq = m_dot_g = 1;  // and so not projected (see rule.finite_sums)
+            m_dot_g = finite(m_dot_g);
+            m_sq = norm(of_layer[0], finite(of_layer[1]), m_dot_g);
+            g_sq = norm(of_layer[1], finite(of_layer[0]), m_dot_g);
         }
         if (options.track == PROJECTED_GRADIENT) return {m_dot_g / (m_sq + options.xi), 0};
         double of_m = 1, of_g = 1;
@@ -206,14 +215,14 @@ struct Step {
 #pragma omp simd reduction(+ : sum)
                 for (int64_t i = 0; i < count; ++i) {
                     const S xi = S(x[i]);
-                    // x and m may be infinite, and 0 times them NaN.
+                    // x, m and g may be infinite, and 0 times them NaN.
                     const S gi = sign * S(g[i]) + (decay ? decay * xi : S(0));
                     S mi = S(m[i]);
                     if constexpr (momentum_too) {
                         mi = lerp(mi, gi);
                         m[i] = T(mi);
                     }
-                    const S d = (alpha ? alpha * mi : S(0)) + beta * gi;
+                    const S d = (alpha ? alpha * mi : S(0)) + (beta ? beta * gi : S(0));
                     const S vi = beta2 * v[i] + (weight * d * d + eps);
                     v[i] = vi;
                     const S s = 1 / (std::sqrt(vi) * unbias + second_eps);

@@ -38,13 +38,15 @@ def is_available() -> bool:
     return _library() is not None
 
 
-def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor) -> bool:
+def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor, step: Tensor) -> bool:
     """Tell whether the compiled code can update the layer."""
     if not param.dtype == grad.dtype == exp_avg.dtype or param.dtype not in _DTYPES:
         return False
     if v.dtype != _DTYPES[param.dtype][1] or exp_avg.shape != param.shape:
         return False
     if not (param.is_cpu and exp_avg.is_cpu and v.is_cpu) or type(grad) is not Tensor:
+        return False
+    if not step.is_cpu or step.dtype not in (torch.float32, torch.float64):
         return False
     if param.is_neg() or grad.is_neg():  # memory that holds the negative of the values
         return False

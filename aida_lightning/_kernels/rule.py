@@ -17,6 +17,7 @@ from aida_lightning.optim.tracking import (
 )
 
 LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
+LARGEST, TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 # Their numbers in fused.cpp and triton_sweeps.py, where 0 stands for constant coefficients.
 _COMPILED: dict[Track, int] = {mutual_projection: 1, projected_gradient: 2}
 
@@ -169,11 +170,15 @@ class Kernel(Protocol):
 def finite_sums(sums: Tensor) -> Tensor:
     """Prepare sums over layers for the projections' scalar arithmetic, in double precision.
 
-    Where one overflowed, all of the layer become 1: such a layer is not projected (its stepsizes
-    are 0 whatever is tracked) instead of being lost to inf / inf. NaN stays NaN.
+    Sums that overflowed become float32's largest number instead of being lost to inf / inf; squared
+    norms, more where ``<m, g>`` needs more, for projections never make a vector longer. NaN stays.
     """
-    overflowed = sums.isinf().any(-1, keepdim=True)
-    return sums.double().masked_fill(overflowed, 1.0)
+    finite = torch.nan_to_num(sums.double(), nan=torch.nan, posinf=LARGEST, neginf=-LARGEST)
+    m_sq, g_sq, m_dot_g = finite[..., :3].unbind(-1)
+    others = torch.stack((g_sq, m_sq), -1).clamp(min=TINY)
+    least = (m_dot_g.square().unsqueeze(-1) / others).clamp(min=LARGEST)
+    norms = torch.where(sums[..., :2].isinf(), least, finite[..., :2])
+    return torch.cat((norms, finite[..., 2:]), -1)
 
 
 def adaptive_stepsize(v: Tensor, correction2: Scalar, eps: float) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aida_lightning._kernels.rule import (
+    LARGEST,
     Layers,
     UpdateRule,
     adaptive_stepsize,
@@ -31,7 +32,6 @@ from aida_lightning.optim.tracking import (
 
 # Elements: of larger blocks the caches lose some, and in smaller ones threads wait for each other.
 BLOCK = 1 << 19
-LARGEST = torch.finfo(torch.float32).max
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
@@ -229,7 +229,12 @@ def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coe
 
 def _finite(sums: list[float]) -> list[float]:
     """Do to the sums of one layer what ``finite_sums`` does."""
-    return [1.0, 1.0, 1.0] if any(map(isinf, sums)) else sums[:3]
+    if not any(map(isinf, sums)):
+        return sums[:3]
+    numbers: list[float] = finite_sums(
+        torch.tensor(sums, dtype=torch.float64, device="cpu")
+    ).tolist()
+    return numbers[:3]
 
 
 def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> Iterator[Any]:
@@ -240,8 +245,11 @@ def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> It
     x = tensors[0]
     if rule.differentiable or torch.compiler.is_compiling():
         yield None, *tensors
-    elif x.is_cpu and (n := round(x.numel() / BLOCK)) > 1 and (flat := _flattened(tensors)):
-        scratch = torch.empty(ceil(x.numel() / n), dtype=dtype, device="cpu") if dtype else None
+        return
+    n = max(round(x.numel() / BLOCK), 1) if x.is_cpu else 1
+    # Of other layouts the sums would take copies.
+    if (n > 1 or not x.is_contiguous()) and (flat := _flattened(tensors)):
+        scratch = torch.empty(ceil(x.numel() / n), dtype=dtype, device=x.device) if dtype else None
         for block in zip(*(vector.chunk(n) for vector in flat), strict=True):
             yield None if scratch is None else scratch[: block[0].numel()], *block
     else:
@@ -255,7 +263,7 @@ def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
         return [tensor.view(-1) for tensor in tensors]
     if any(tensor.is_neg() or tensor.stride() != x.stride() for tensor in tensors):
         return None
-    dense = torch.empty_like(x, memory_format=torch.preserve_format).stride()
+    dense = torch.empty_like(x, device="meta", memory_format=torch.preserve_format).stride()
     return [t.as_strided((x.numel(),), (1,)) for t in tensors] if x.stride() == dense else None
 
 

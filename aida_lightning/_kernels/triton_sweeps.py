@@ -88,6 +88,14 @@ def finite(total):
 
 
 @triton.jit
+def norm(square, other, product):
+    """Give a squared norm; if it overflowed, one that the product needs (see rule.finite_sums)."""
+    tiny, largest = 1.1754943508222875e-38, tl.full((), 3.4028234663852886e38, tl.float64)
+    least = product * product / tl.where(other < tiny, tl.full((), tiny, tl.float64), other)
+    return tl.where(square == float("inf"), tl.where(least < largest, largest, least), square)
+
+
+@triton.jit
 def coefficients(
     sums, layer, alpha, beta, xi, SUMS: tl.constexpr, TRACK: tl.constexpr, K: tl.constexpr
 ):
@@ -97,10 +105,7 @@ def coefficients(
         xi = tl.full((), xi, tl.float64)
         m_sq, g_sq = tl.load(sums + SUMS * layer), tl.load(sums + SUMS * layer + 1)
         m_dot_g = tl.load(sums + SUMS * layer + 2)
-        # Of sums that overflowed, the layer is not projected (see rule.finite_sums).
-        overflowed = m_sq + g_sq == float("inf")
-        m_sq, g_sq = tl.where(overflowed, 1.0, m_sq), tl.where(overflowed, 1.0, g_sq)
-        m_dot_g = tl.where(overflowed, 1.0, m_dot_g)
+        m_sq, g_sq = norm(m_sq, finite(g_sq), m_dot_g), norm(g_sq, finite(m_sq), m_dot_g)
         if TRACK == PROJECTED_GRADIENT:
             alpha, beta = m_dot_g / (m_sq + xi), tl.full((), 0.0, tl.float64)
         else:
@@ -204,8 +209,8 @@ def update(
             if MOMENTUM:
                 m_i = lerp(m_i, g_i, beta1, S)
                 tl.store(m + i, m_i.to(P), mask=mask)
-            # m may be infinite, and 0 times it NaN.
-            d_i = tl.where(alpha == 0.0, 0.0, alpha * m_i) + beta * g_i
+            # m and g may be infinite, and 0 times them NaN.
+            d_i = tl.where(alpha == 0.0, 0.0, alpha * m_i) + tl.where(beta == 0.0, 0.0, beta * g_i)
             v_i = decayed(tl.load(v + i, mask=mask, other=0.0), beta2) + (weight * d_i * d_i + eps)
             tl.store(v + i, v_i, mask=mask)
             s_i = 1.0 / (tl.sqrt(v_i) * unbias + second_eps)

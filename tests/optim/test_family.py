@@ -339,13 +339,35 @@ def test_the_bias_correction_is_that_of_double_precision():
     assert abs(in_float32.item() / 0.001 - 1) > 1e-6
 
 
-def test_a_layer_whose_sums_overflow_is_not_projected_and_nan_stays():
-    rows = torch.tensor([[torch.inf, 2.0, -torch.inf], [torch.nan, 2.0, 3.0], [4.0, 2.0, 3.0]])
-    sums = kernel_rule.finite_sums(rows)
+def test_sums_that_overflow_become_finite_ones_that_vectors_can_have_and_nan_stays():
+    inf, nan = torch.inf, torch.nan
+    sums = kernel_rule.finite_sums(
+        torch.tensor([[inf, inf, -inf], [inf, 4.0, 1e30], [inf, 0.0, 0.0], [nan, 2.0, 3.0]])
+    )
     assert sums.dtype == torch.float64
-    assert sums[0].tolist() == [1, 1, 1]
-    assert sums[1, 0].isnan()
-    assert sums[1:].nan_to_num().tolist() == [[0, 2, 3], [4, 2, 3]]
+    largest = torch.finfo(torch.float32).max
+    assert sums[0].tolist() == [largest, largest, -largest]
+    assert sums[1].tolist() == pytest.approx([1e60 / 4, 4, 1e30], rel=1e-6)
+    assert sums[2].tolist() == [largest, 0, 0]
+    assert sums[3, 0].isnan()
+    assert sums[3, 1:].tolist() == [2, 3]
+
+
+@each_kernel
+def test_a_sum_that_overflows_alone_does_not_change_the_projection(kernel):
+    """1e5 elements of 1e17: <g, g> exceeds float32, <m, m> and <m, g> do not."""
+    gradient = torch.full((100_000,), 1e17)
+    _, (param,) = train("AidaGrad", [torch.zeros(100_000)], [[gradient]], **kernel)
+    torch.testing.assert_close(param.data, torch.full((100_000,), -1e-3), rtol=1e-4, atol=0)
+
+
+@each_kernel
+@pytest.mark.parametrize("xi", [1e-20, 1.0, 1e3])
+def test_a_gradient_that_explodes_moves_nothing_far_whatever_xi_is(kernel, xi):
+    generator = torch.Generator().manual_seed(0)
+    gradients = [[size * torch.randn(1000, generator=generator)] for size in (1.0, 1e20)]
+    _, (param,) = train("Aida", [torch.zeros(1000)], gradients, xi=xi, **kernel)
+    assert param.abs().max() < 2
 
 
 @each_kernel
@@ -363,6 +385,15 @@ def test_a_gradient_that_explodes_stops_a_layer_and_loses_nothing(name, kernel, 
         stepsize = optimizer.stepsize(param)
         assert (stepsize >= 0).all()
         assert size < 1e20 or (stepsize < 1e-10).any()
+
+
+@each_kernel
+def test_an_infinite_gradient_leaves_the_projection_of_other_elements(kernel):
+    start, gradients = make_problem(torch.float32, shapes=[(50,)])
+    gradients[1][0][3] = torch.inf
+    optimizer, (param,) = train("AidaGrad", start, gradients[:2], **kernel)
+    assert param.isfinite().sum() == 49
+    assert not optimizer.stepsize(param).isnan().any()
 
 
 @each_kernel

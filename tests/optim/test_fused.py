@@ -39,24 +39,24 @@ def test_every_size_about_a_block_is_right(cls, size):
 def test_channels_last_is_swept_as_it_lies_in_memory():
     ours, loop = pair((2, 3, 4, 5), memory_format=torch.channels_last)
     gradient = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    assert fused.takes(ours, gradient, gradient, gradient)
+    assert fused.takes(ours, gradient, gradient, gradient, torch.ones(()))
     assert_alike(ours, loop, [gradient])
 
 
 def test_layouts_that_differ_go_to_the_loop():
     ours, loop = pair((4, 5))
     gradient = torch.randn(5, 4).t()
-    assert not fused.takes(ours, gradient, ours, ours)
+    assert not fused.takes(ours, gradient, ours, ours, torch.ones(()))
     assert_alike(ours, loop, [gradient])
     ours, loop = pair((4, 5))
     expanded = torch.randn(1, 5).expand(4, 5)
-    assert not fused.takes(ours, expanded, ours, ours)
+    assert not fused.takes(ours, expanded, ours, ours, torch.ones(()))
     assert_alike(ours, loop, [expanded])
 
 
 def test_float16_goes_to_the_loop():
     ours, loop = pair((4, 5), torch.float16)
-    assert not fused.takes(ours, ours, ours, ours)
+    assert not fused.takes(ours, ours, ours, ours, torch.ones(()))
     assert_alike(ours, loop, [torch.randn(4, 5).half()])
 
 

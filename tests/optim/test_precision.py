@@ -136,6 +136,20 @@ def test_of_a_large_layer_the_loop_holds_at_most_one_block(name, weight_decay):
     assert peak <= 1.01 * block, f"{peak / block:.2f} blocks"
 
 
+@each_optimizer
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("size", [64, 300, 512], ids=["small", "one block", "several"])
+def test_a_channels_last_layer_takes_no_more_than_a_contiguous_one(name, weight_decay, size):
+    x = torch.ones(size, size, 3, 3).to(memory_format=torch.channels_last)
+    param = nn.Parameter(x)
+    optimizer = getattr(optim, name)([param], weight_decay=weight_decay, foreach=False)
+    for _ in range(2):
+        param.grad = torch.randn_like(param)
+        peak = peak_of_a_step(optimizer) if optimizer.state else optimizer.step()
+    layer = min(x.numel(), 1.5 * single_tensor.BLOCK) * 4
+    assert peak <= 1.01 * layer + 1024, f"{peak / layer:.2f} layers or blocks"
+
+
 class CountsSweeps(TorchDispatchMode):
     """Counts the operations, beside views, on tensors with many elements, by name."""
 

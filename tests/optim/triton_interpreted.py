@@ -218,6 +218,16 @@ def test_sums_beyond_the_range_of_float32_stay_finite_and_nan_stays_in_its_layer
     assert params[1].isnan().all()
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_sum_that_overflows_alone_does_not_change_the_projection():
+    gradient = torch.full((70_000,), 1e17)
+    optimizer, (param,) = train("AidaGrad", [torch.zeros(70_000)], [[gradient]])
+    torch.testing.assert_close(param.data, torch.full((70_000,), -1e-3), rtol=1e-4, atol=0)
+    gradients = [[gradient], [gradient.index_fill(0, torch.tensor([3]), torch.inf)]]
+    optimizer, (param,) = train("AidaGrad", [torch.zeros(70_000)], gradients)
+    assert not optimizer.stepsize(param).isnan().any()
+
+
 @pytest.mark.parametrize("name", ["AdamPlus", "AdamL", "LAdam"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_an_infinite_gradient_takes_one_element_with_it(name):
