@@ -36,20 +36,23 @@ def drop_orphans(
 
     Nothing is dropped where that would hide more: where something had been logged at such a late
     step before the checkpoint was saved, by someone who counts something else than steps; and
-    where none of it is ours, which the tests of a run that ended log, for one.
+    where nothing of it is going to be logged again, as of the test of a run that had ended.
 
     Args:
         logger: the logger of the run that goes on, in the folder of the one that was killed.
         next_step: the first step that is going to be logged again.
         saved_at: when the checkpoint was saved, in seconds as ``time.time`` gives them.
-        ours: the tags, without optimizers and layers, that will be logged again.
+        ours: parts of the tags that will be logged again, as those that were before the checkpoint.
     """
     later: list[tuple[int, float, str]] = []
+    before: set[str] = set()
     for event in read_events(logger):
         if event.session_log.status == SessionLog.START:  # dropped by an earlier resumption
             later = [entry for entry in later if entry[0] < event.step]
         elif event.step >= next_step:
             later += [(event.step, event.wall_time, value.tag) for value in event.summary.value]
+        else:
+            before.update(value.tag for value in event.summary.value)
     for step, wall_time, tag in later:
         if wall_time <= saved_at:
             rank_zero_warn(
@@ -59,7 +62,9 @@ def drop_orphans(
                 "was saved, and would be dropped as well."
             )
             return
-    if any(not {*tag.split("/")}.isdisjoint(ours) for _, _, tag in later):
+    # The Trainer logs the epoch beside everything.
+    tags = {tag for _, _, tag in later if not tag.endswith("epoch")}
+    if tags & before or any(name in tag for tag in tags for name in ours):
         log_restart(logger, next_step)
 
 

@@ -2,14 +2,44 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from aida_lightning.optim._sharding import is_distributed
+
+
+class LayersOnceShaped:
+    """The layers to watch, chosen anew as long as the module has lazy ones without a shape.
+
+    Args:
+        pl_module: the module.
+        globs: as in ``choose_layers``.
+        max_layers: as in ``choose_layers``.
+    """
+
+    def __init__(
+        self, pl_module: LightningModule, globs: Sequence[str] | None, max_layers: int | None
+    ) -> None:
+        self._choose = partial(choose_layers, pl_module, globs, max_layers)
+        self._module = pl_module
+        self._chosen = self._choose() if self.are_shaped else None
+
+    @property
+    def are_shaped(self) -> bool:
+        """Whether no layer waits for its first input to have a shape."""
+        return not any(map(is_lazy, self._module.parameters()))
+
+    def __call__(self) -> dict[Tensor, str]:
+        """Give the layers that have a shape by now, as ``choose_layers`` does."""
+        if self._chosen is None and self.are_shaped:
+            self._chosen = self._choose()
+        return self._choose() if self._chosen is None else self._chosen
 
 
 def choose_layers(

@@ -45,7 +45,7 @@ class Watched:
     name: str
     optimizer: Optimizer
     prefix: str
-    layers: dict[Tensor, str]
+    find_layers: Callable[[], dict[Tensor, str]]
     measures: tuple[str, ...]
     steps: int | None = None  # taken so far; None until the first batch if no count was restored
     depth: int = 0  # of the steps that are under way, a subclass's and that of its base
@@ -80,30 +80,31 @@ class Watched:
         """Sample the steps of an epoch's last batch, and keep the learning rates of others."""
 
         def is_last() -> bool:
-            last_step = trainer.global_step + 1 == trainer.max_steps
-            return last_step or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+            # The Trainer counts the steps of all optimizers.
+            ends = 0 <= trainer.max_steps <= trainer.global_step + len(trainer.optimizers)
+            return ends or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
         def before() -> None:
             if self._needs_copies and is_last():
                 self._copy_layers()
 
         def after() -> None:
+            # A scheduler changes them before the epoch's end, and tensors in place.
+            self._lrs = {
+                id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
+                for group in self.optimizer.param_groups
+            }
             if is_last():
                 self.sample()
-            else:  # a scheduler changes them before the epoch's end, and tensors in place
-                self._lrs = {
-                    id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
-                    for group in self.optimizer.param_groups
-                }
 
         self._hook(before, after)
 
     def finish_epoch(self) -> None:
         """Sample the last step now if it was none of the last batch's."""
         if self._sample is None:
+            self._before = {}  # of a step that was not taken
             # The gradient may have changed since.
             self.sample(without="gradient_cosine")
-        self._lrs = {}
 
     @torch.no_grad()
     def sample(self, without: str | None = None) -> None:
@@ -114,11 +115,12 @@ class Watched:
         }
         sample = Sample(self.prefix, getattr(self.optimizer, "found_inf", None))
         parts: dict[Tensor, dict[str, Number]] = {}
-        shared = [p for p in self.layers if p in groups and p.numel() and is_distributed(p)]
-        for param, name in self.layers.items():
+        layers = self.find_layers()
+        shared = [p for p in layers if p in groups and p.numel() and is_distributed(p)]
+        for param, name in layers.items():
             if param in groups and param.numel() and (state := self.optimizer.state.get(param)):
                 group = groups[param]
-                lr = group["lr"] if without is None else self._lrs.get(id(group), group["lr"])
+                lr = self._lrs.get(id(group), group["lr"])
                 before = self._before.get(param)
                 layer = LayerStep(self.optimizer, group, state, param, lr, before)
                 if is_distributed(param):
@@ -128,7 +130,7 @@ class Watched:
                     sample.rows[name] = measure(layer, measures)
         for param, numbers in merge(shared, parts).items():
             wanted = {name: numbers[name] for name in measures if name in numbers}
-            sample.rows[self.layers[param]] |= wanted
+            sample.rows[layers[param]] |= wanted
         self._sample, self._before = sample, {}
 
     def take_sample(self) -> Sample | None:
@@ -146,11 +148,12 @@ class Watched:
         return "update_norm" in self.measures and not known
 
     def _copy_layers(self) -> None:
+        layers = self.find_layers()
         self._before = {
             param: param.detach().clone()
             for group in self.optimizer.param_groups
             for param in group["params"]
-            if param in self.layers
+            if param in layers
         }
 
     def _hook(self, before: Callable[[], None], after: Callable[[], None]) -> None:
@@ -174,7 +177,7 @@ class Watched:
 
 def watch(
     optimizers: list[Optimizer],
-    layers: dict[Tensor, str],
+    find_layers: Callable[[], dict[Tensor, str]],
     measures: tuple[str, ...],
     steps: dict[str, int],
 ) -> list[Watched]:
@@ -182,7 +185,7 @@ def watch(
 
     Args:
         optimizers: all of the Trainer's.
-        layers: names of the parameters to watch, those of no optimizer among them.
+        find_layers: gives the names of the parameters to watch, those of no optimizer among them.
         measures: names of what to measure.
         steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
     """
@@ -203,7 +206,7 @@ def watch(
                 "no ceiling that is known."
             )
         prefix = name if len(optimizers) > 1 else ""
-        watched.append(Watched(name, optimizer, prefix, layers, measures, steps.get(name)))
+        watched.append(Watched(name, optimizer, prefix, find_layers, measures, steps.get(name)))
     return watched
 
 

@@ -8,13 +8,11 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from torch import Tensor
-from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from aida_lightning.callbacks._events import drop_orphans
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
-from aida_lightning.callbacks._layers import check_layers, choose_layers, warn_of_untrained
+from aida_lightning.callbacks._layers import LayersOnceShaped, check_layers, warn_of_untrained
 from aida_lightning.callbacks._layout import show
 from aida_lightning.callbacks._options import check_count, check_interval, listed
 from aida_lightning.callbacks._pictures import (
@@ -64,8 +62,9 @@ class StepsizeMonitor(Callback):
       optimizer was given it.
 
     At the end of an epoch (``logging_interval="epoch"``) the last step is logged. Of one that was
-    taken before the epoch's last batch there is no ``gradient_cosine``, and no ``update_ratio``
-    outside of the family, for what they need is gone.
+    taken before the epoch's last batch, or in a batch that turned out to be the last one only when
+    ``trainer.should_stop`` was set, there is no ``gradient_cosine``, and outside of the family no
+    ``update_ratio``, for what they need is gone.
 
     Args:
         layers: globs of parameter names, such as ``["features.*.weight"]``. None chooses the weight
@@ -129,7 +128,6 @@ class StepsizeMonitor(Callback):
         self._steps: dict[str, int] = {}
         self._saved: dict[str, Any] | None = None
         self._in_batch = False
-        self._waits = False
         self._health = Health()
         self._history = History()
 
@@ -179,25 +177,13 @@ class StepsizeMonitor(Callback):
         self._check_loggers(trainer)
         self._detach()
         self._resume(trainer)
-        # Of lazy modules the first forward pass tells the shapes.
-        self._waits = any(map(is_lazy, pl_module.parameters()))
-        if not self._waits:
-            self._watch(trainer, pl_module)
+        self._watch(trainer, pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._in_batch = True
         for watched in self._watched:
             watched.begin_batch(trainer)
-
-    @override
-    def on_before_backward(
-        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
-    ) -> None:
-        if self._waits:
-            self._waits = False
-            self._watch(trainer, pl_module)
-            self.on_train_batch_start(trainer)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -243,12 +229,13 @@ class StepsizeMonitor(Callback):
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_layers(pl_module, trainer.optimizers)
-        layers = choose_layers(pl_module, self.layers, self.max_layers)
-        warn_of_untrained(layers, trainer.optimizers)
+        find_layers = LayersOnceShaped(pl_module, self.layers, self.max_layers)
+        if find_layers.are_shaped:
+            warn_of_untrained(find_layers(), trainer.optimizers)
         every_n_steps: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.logging_interval == "step" and not every_n_steps:
             return  # as the Trainer logs nothing
-        self._watched = watch(trainer.optimizers, layers, self._measures(), self._steps)
+        self._watched = watch(trainer.optimizers, find_layers, self._measures(), self._steps)
         for watched in self._watched:
             if self.logging_interval == "epoch":
                 watched.sample_at_epochs_end(trainer)

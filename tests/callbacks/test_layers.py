@@ -117,8 +117,33 @@ def test_lazy_layers_are_chosen_by_the_shape_that_they_get(tmp_path, lazy):
         [nn.LazyLinear(3), nn.LazyLinear(1)] if lazy == 2 else [nn.Linear(4, 3), nn.LazyLinear(1)]
     )
     fit(tmp_path, Lazy(*layers), StepsizeMonitor())
-    watched = {tag.split("/")[1] for tag in read(tmp_path) if tag.startswith("stepsize_mean/")}
+    scalars = read(tmp_path)
+    watched = {tag.split("/")[1] for tag in scalars if tag.startswith("stepsize_mean/")}
     assert watched == {"features.weight", "head.weight"}
+    assert sorted(scalars["stepsize_mean/head.weight"]) == [4, 9]
+
+
+class LateLazy(Lazy):
+    """The head is first used in the second batch, and the loss is not given to Lightning."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 3), nn.LazyLinear(1))
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        features = self.features(batch[0]).tanh()
+        (self.head(features) if batch_idx else features).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:.*Lazy modules are a new feature.*")
+def test_a_layer_that_gets_its_shape_later_joins_in(tmp_path):
+    fit(tmp_path, LateLazy(), StepsizeMonitor(every_n_steps=1))
+    scalars = read(tmp_path)
+    assert sorted(scalars["stepsize_mean/features.weight"]) == list(range(12))
+    assert sorted(scalars["stepsize_mean/head.weight"]) == list(range(1, 12))
 
 
 @pytest.mark.parametrize("layers", [5, ["*", 1], True])

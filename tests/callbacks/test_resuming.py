@@ -52,7 +52,7 @@ class Counting(Net):
         return super().training_step(batch, batch_idx)
 
 
-def train(folder, *callbacks, every=4, ckpt=None, logger=None, **options):
+def train(folder, *callbacks, every=4, ckpt=None, logger=None, monitor=None, **options):
     """Train 24 steps, a checkpoint after every 4th and each epoch, and log every step."""
     # Event files are read in the order of the seconds in their names.
     time.sleep(1 - time.time() % 1)
@@ -60,7 +60,7 @@ def train(folder, *callbacks, every=4, ckpt=None, logger=None, **options):
     return fit(
         folder,
         Counting(),
-        StepsizeMonitor(every_n_steps=1),
+        monitor or StepsizeMonitor(every_n_steps=1),
         *callbacks,
         ModelCheckpoint(saved, "{step}", every_n_train_steps=every, save_top_k=-1),
         ModelCheckpoint(saved, "{epoch}", save_on_train_epoch_end=True, save_top_k=-1),
@@ -175,6 +175,22 @@ def test_a_run_that_had_stopped_at_its_checkpoint_has_nothing_to_drop(tmp_path):
     train(tmp_path, ckpt="epoch=0")
     assert restarts(tmp_path) == []
     assert [step for step, _ in shown(tmp_path)[LAYERS[0]]] == list(range(24))
+
+
+@pytest.mark.parametrize("every_n_steps", [1, 12])
+def test_neither_a_prefix_nor_a_seldom_monitor_shows_a_point_twice(tmp_path, every_n_steps):
+    def run(*callbacks, **options):
+        logger = TensorBoardLogger(tmp_path, name="", version="run", prefix="exp")
+        monitor = StepsizeMonitor(every_n_steps=every_n_steps)
+        train(tmp_path, *callbacks, logger=logger, monitor=monitor, **options)
+
+    with pytest.raises(Killed):
+        run(Stops(11))
+    run(ckpt="step=8")
+    assert restarts(tmp_path) == [8]
+    for tag, points in shown(tmp_path).items():
+        steps = [step for step, _ in points]
+        assert len({*steps}) == len(steps), tag
 
 
 class WithTest(Counting):

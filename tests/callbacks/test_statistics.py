@@ -177,6 +177,55 @@ def test_a_gradient_that_is_gone_at_the_epochs_end_has_no_cosine(tmp_path):
     assert "Aida/gradient_cosine/head.weight" in scalars
 
 
+class FallsWithTheEpoch(Adversaries):
+    """The features train in the first epoch only, and both rates fall at each epoch's end."""
+
+    def training_step(self, batch, batch_idx):
+        self.every = 1 if not self.current_epoch else 1000
+        super().training_step(batch, batch_idx + self.current_epoch)
+
+    def on_train_epoch_end(self):
+        for optimizer in self.optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.1
+
+
+def test_a_step_of_an_earlier_epoch_keeps_its_learning_rate(tmp_path):
+    monitor = StepsizeMonitor(logging_interval="epoch", statistics="effective_mean")
+    fit(tmp_path, FallsWithTheEpoch(False), monitor, max_epochs=3)
+    values = read(tmp_path)["Aida-1/stepsize_effective_mean/features.weight"]
+    assert len({*values.values()}) == 1
+    assert len(values) == 3
+
+
+def test_two_optimizers_steps_in_the_batch_that_ends_training_are_both_the_last(tmp_path):
+    monitor = StepsizeMonitor(logging_interval="epoch", statistics="gradient_cosine")
+    fit(tmp_path, Adversaries(True), monitor, max_steps=6)
+    assert {tag for tag in read(tmp_path) if "cosine" in tag} == {
+        "Aida/gradient_cosine/head.weight", "Aida-1/gradient_cosine/features.weight",
+    }  # fmt: skip
+
+
+class LastBatchWithoutGradient(Net):
+    def __init__(self):
+        super().__init__("adam")
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.optimizers().zero_grad()
+        if batch_idx < 11:
+            self.manual_backward(self.loss(batch))
+        self.optimizers().step()
+
+
+def test_a_step_without_a_gradient_is_none(tmp_path):
+    monitor = StepsizeMonitor(logging_interval="epoch", statistics=["mean", "update_ratio"])
+    fit(tmp_path, LastBatchWithoutGradient(), monitor)
+    scalars = read(tmp_path)
+    assert "stepsize_mean/head.weight" in scalars
+    assert "update_ratio/head.weight" not in scalars
+
+
 @pytest.mark.parametrize("name", ["aida", "adam"])
 def test_the_step_that_ends_training_is_an_epochs_last(tmp_path, name):
     statistics = ["update_ratio", "gradient_cosine"]
