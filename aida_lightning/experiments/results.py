@@ -11,6 +11,7 @@ from aida_lightning.experiments.events import read_scalars
 from aida_lightning.experiments.experiment import Metric
 
 Status = Literal["completed", "interrupted", "diverged", "failed"]
+Better = Literal["max", "min"]
 
 STATE_BYTES_TAG = "optimizer_state_bytes"
 # What FIDMonitor logs in place of a metric that it could only approximate.
@@ -36,6 +37,7 @@ class RunResult:
         epochs: How many epochs were finished.
         status: How the run ended.
         message: Why, if it did not complete.
+        better: Which values the best one is chosen by, the greatest or the least.
     """
 
     label: str
@@ -52,6 +54,7 @@ class RunResult:
     epochs: int
     status: Status
     message: str = ""
+    better: Better = "max"
 
 
 @dataclass(frozen=True)
@@ -115,3 +118,9 @@ def measure(folder: Path, metric: Metric) -> Measurements:
             if tag.removesuffix("_step").removesuffix("_epoch").endswith("loss")
         ),
     )
+
+
+def measured_by(result: RunResult, metric: Metric) -> bool:
+    """Whether a result has values of a metric, or of its proxy, that are chosen as it says."""
+    names = (metric.name, metric.name + _PROXY)
+    return result.last is not None and result.metric in names and result.better == metric.better

@@ -17,10 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from aida_lightning.experiments.events import event_files
 from aida_lightning.experiments.experiment import Metric
 from aida_lightning.experiments.methods import OptimizerChoice, UsageError
-from aida_lightning.experiments.results import RunResult, measure
+from aida_lightning.experiments.results import RunResult, measure, measured_by
 
 _T = TypeVar("_T")
 
@@ -218,7 +217,7 @@ def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
 def finished_run(folder: Path, metric: Metric) -> RunResult | None:
     """Returns the result of a run that is finished, or None.
 
-    Its values are read from the event files again: the metric may be another one by now.
+    By another metric than it was finished with, it is measured again, from its event files.
     """
     try:
         _read_settings(folder)
@@ -227,11 +226,12 @@ def finished_run(folder: Path, metric: Metric) -> RunResult | None:
         return None  # the run's begin tells
     if result is None:
         return None
+    if measured_by(result, metric):
+        return result
     measured = measure(folder, metric)
-    if not event_files(folder) and result.metric == measured.metric:
-        return result  # all that is left
     status, message = measured.outcome
-    return replace(result, **measured.values, status=status, message=message)
+    changed = {**measured.values, "better": metric.better}
+    return replace(result, **changed, status=status, message=message)
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

@@ -142,6 +142,7 @@ def train_run(
         epochs=epochs,
         status=status,
         message=message,
+        better=loaded.experiment.metric.better,
     )
     if finished:
         finish_run(folder, result, keep_checkpoint)

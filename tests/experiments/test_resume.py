@@ -143,6 +143,23 @@ def test_a_finished_run_keeps_its_values_without_its_event_files(tmp_path):
     assert run(path, tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("kept", [0, 100, 300])
+def test_a_damaged_event_file_changes_no_number_of_a_finished_run(tmp_path, kept):
+    path = write_experiment(tmp_path, figures=None)
+    before = run(path, tmp_path / "out")
+    (events,) = (tmp_path / "out" / RUN).glob("*tfevents*")
+    events.write_bytes(events.read_bytes()[:kept])
+    assert run(path, tmp_path / "out") == before
+
+
+def test_the_best_value_of_a_finished_run_is_chosen_as_the_metric_says_now(tmp_path):
+    path = write_experiment(tmp_path, figures=None)
+    run(path, tmp_path / "out")
+    path = write_experiment(tmp_path, figures=None, metric={"better": "min"})
+    (result,) = run(path, tmp_path / "out")
+    assert result.best == read_scalars(tmp_path / "out" / RUN)["val_accuracy"].values.min()
+
+
 def test_other_optimizers_and_seeds_join_a_finished_comparison(tmp_path):
     path = write_experiment(tmp_path, figures=None)
     run(path, tmp_path / "out")
