@@ -76,6 +76,7 @@ def compare_parser() -> ArgumentParser:
     )
     add(
         "--set",
+        action="extend",
         nargs="+",
         type=str,
         metavar="KEY=VALUE",

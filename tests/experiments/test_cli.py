@@ -55,6 +55,14 @@ def test_the_first_experiment_takes_other_data(compared, options, name, batch_si
     assert data["init_args"]["batch_size"] == batch_size
 
 
+def test_set_may_be_given_again_and_the_last_value_of_a_key_holds(compared):
+    text = "compare table1_vgg11 --set seeds=[1] metric.report=last --set seeds=[2] --epochs 3"
+    cli.main([*text.split(), "--set", "trainer.max_epochs=4"])
+    config = compared[0][0].config
+    assert (config["seeds"], config["metric"]["report"]) == ([2], "last")
+    assert config["trainer"]["init_args"]["max_epochs"] == 4
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_lightnings_commands_are_handed_over_whole(monkeypatch, capsys, command):
     monkeypatch.setattr(lightning, "main", lambda argv: 3 if argv == [command, "--a=1"] else 4)
