@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -246,6 +247,8 @@ class WGANGP(LightningModule):
 
     @override
     def prepare_data(self) -> None:
-        """Fetch and check the FIDMonitor's weights before the processes start."""
+        """Fetch and check the FIDMonitor's weights before the processes of a fit start."""
+        if self._trainer is not None and self._trainer.state.fn not in (None, TrainerFn.FITTING):
+            return
         for monitor in self.configure_callbacks():
             monitor.load_features()

@@ -329,6 +329,21 @@ def test_fid_options_give_the_trainer_a_monitor(tmp_path):
         fit(tmp_path, gan, loader(4, 2))
 
 
+def test_the_fids_network_is_needed_for_training_alone(tmp_path):
+    gan = tiny(fid={"features": "classifier.ckpt"})
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+    )
+    (generated,) = trainer.predict(gan, DataLoader(torch.randn(2, 3), batch_size=2))
+    assert generated.shape == (2, 3, 64, 64)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint classifier\.ckpt"):
+        tiny(fid=gan.fid).prepare_data()
+
+
 @pytest.mark.parametrize(
     ("option", "refused"),
     [
