@@ -143,7 +143,10 @@ def _fetch(root: Path) -> None:
     if not any(_faults(root / _FOLDER)):
         return
     archive = root / CIFAR10.filename
-    download(CIFAR10.url, archive, _ARCHIVE_SHA256)
+    try:
+        download(CIFAR10.url, archive, _ARCHIVE_SHA256)
+    except OSError as error:
+        raise RuntimeError(f"could not download {archive.name} to {root}: {error}") from error
     try:
         extract_archive(archive, root)
     except OSError as error:

@@ -423,6 +423,13 @@ def test_a_failed_download_names_source_and_target(tmp_path, monkeypatch):
         CIFAR10DataModule(tmp_path, download=True).prepare_data()
 
 
+def test_a_download_into_a_file_is_refused(tmp_path):
+    (tmp_path / "data").touch()
+    expected = f"not download {CIFAR10.filename} to {re.escape(str(tmp_path / 'data'))}: .*exists"
+    with pytest.raises(RuntimeError, match=expected):
+        CIFAR10DataModule(tmp_path / "data", download=True).prepare_data()
+
+
 def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "CIFAR10", None)
     with pytest.raises(FileNotFoundError):
