@@ -91,6 +91,8 @@ def load_experiment(
     with _refused_as(str(path)):
         config = parser.parse_path(str(path))
         content = parser.parse_path(str(path), defaults=False)
+    if content.get("paper"):
+        content.paper = vars(content.paper)  # else jsonargparse takes no key below it
     changes = {**(overrides or {})}
     if sample and not config.sample:
         raise UsageError(f"{path}: sample: the experiment has none, name the data itself")
@@ -193,11 +195,15 @@ def _explained(message: str) -> str:
             return f"{unknown[1]}: unknown key, there are {known}"
     text = re.sub(r"Type .*? expects a function or a callable class: ", "", text)
     text = re.sub(r"\.? ?Got value: Namespace\(.*", "", " ".join(text.split()))
-    lacking = re.search(r"Option '(\w+)' is not accepted.*class_path='([\w.]+)'", message, re.S)
-    if lacking:
-        options = [*inspect.signature(resolve_name(lacking[2])).parameters]
+    if "Problem with given class_path" in message:  # of a part that may be null, too
+        text = re.sub(r"^Does not validate.*?class_path '[\w.]+': ", "", text)
+        text = text.partition(" - Expected a <class 'NoneType'>")[0]
+    lacking = re.search(r"Option '(\w+)' is not accepted", message)
+    classes = re.findall(r"class_path[= ]'([\w.]+)'", message)
+    if lacking and classes:
+        options = [*inspect.signature(resolve_name(classes[-1])).parameters]
         nearest = get_close_matches(lacking[1], options, n=3, cutoff=0.5) or options
-        text += f", {lacking[2]} has: {', '.join(nearest)}"
+        text += f", {classes[-1]} has: {', '.join(nearest)}"
     return f"{'.'.join(keys)}: {text}" if keys else text
 
 

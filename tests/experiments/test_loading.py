@@ -103,6 +103,8 @@ TINY_MODEL, TINY_DATA = (EXPERIMENT[part]["class_path"] for part in ("model", "d
         ("trainer.max_epochs", 3, {"max_epochs": 3, "accelerator": "cpu"}),
         ("metric", {"title": "it"}, {"title": "it", "report": "best"}),
         ("metric.title", "it", {"title": "it", "report": "last"}),
+        ("paper", {"source": "it", "epochs": 3}, {"source": "it", "epochs": 3}),
+        ("paper.epochs", 3, {"source": "Table 0", "epochs": 3}),
     ],
 )
 def test_a_change_replaces_its_key_and_keeps_the_others(tmp_path, again, key, value, found):
@@ -119,6 +121,19 @@ def test_a_change_replaces_its_key_and_keeps_the_others(tmp_path, again, key, va
     part = part[0] if isinstance(part, list) else part
     options = part.get("init_args", part)
     assert {name: options.get(name) for name in found} == found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("paper.epochs", "x", r"paper\.epochs: Expected a <class 'int'>\. Got value: x"),
+        ("paper.epoch", 3, r"paper: Option 'epoch' is not accepted, .*\.Paper has: epochs"),
+        ("paper", {"epochs": 3}, "paper: the following arguments are required: source"),
+    ],
+)
+def test_a_bad_change_of_the_paper_is_refused_in_few_words(tmp_path, key, value, message):
+    with pytest.raises(UsageError, match=f"{message}$"):
+        load_experiment(write_experiment(tmp_path), {key: value})
 
 
 def test_other_optimizers_of_the_same_number_are_others(tmp_path):
