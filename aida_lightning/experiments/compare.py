@@ -67,7 +67,8 @@ def compare(
     check_experiment(loaded, chosen)
     with _locked(folder):
         _check_folder(folder, loaded, chosen)  # again: another comparison may have been first
-        write_yaml(folder / CONFIG, loaded.config)
+        with _refused(folder):
+            write_yaml(folder / CONFIG, loaded.config)
         return _train_all(loaded, chosen, folder, keep_checkpoints)
 
 
@@ -153,9 +154,12 @@ def _default_folder(loaded: LoadedExperiment) -> Path:
 def _check_folder(
     folder: Path, loaded: LoadedExperiment, chosen: Sequence[OptimizerChoice]
 ) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"output: {folder} is no folder")
-    if folder.exists() and {path.name for path in folder.iterdir()} - {_LOCK}:
+    with _refused(folder):
+        exists = folder.exists()
+        if exists and not folder.is_dir():
+            raise UsageError(f"output: {folder} is no folder")
+        holds_more = exists and {path.name for path in folder.iterdir()} - {_LOCK}
+    if holds_more:
         check_same_comparison(folder, loaded.config)
     for optimizer in chosen:
         for seed in loaded.experiment.seeds:
@@ -167,17 +171,29 @@ def _check_folder(
 def _locked(folder: Path) -> Iterator[None]:
     """Makes the folder, and keeps others out of it; the lock is gone when its process is."""
     lock = FileLock(folder / _LOCK, timeout=0)
-    try:
+    with _refused(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except Timeout as error:
-        raise UsageError(
-            f"output: another comparison is at work in {folder}: wait until it has ended, or give "
-            "another folder"
-        ) from error
-    except OSError as error:
-        raise UsageError(f"output: {error}") from error
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _refused(folder: Path) -> Iterator[None]:
+    """Names a folder that cannot be looked into, written to or locked."""
+    try:
+        yield
+    except Timeout as error:
+        raise UsageError(
+            f"output: another comparison is at work in {folder}: wait until it has ended, or give "
+            "another folder. If there is none, the folder's file system may not support locks"
+        ) from error
+    except NotImplementedError as error:
+        raise UsageError(
+            f"output: {folder} cannot be locked, its file system may not support it ({error}): "
+            "give a folder on another one"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"output: {error}") from error

@@ -1,6 +1,7 @@
 """A comparison from the command line to its table, pictures and rows, on a few batches."""
 
 import csv
+import errno
 import json
 import signal
 from pathlib import Path
@@ -127,6 +128,31 @@ def test_two_comparisons_at_once_do_not_share_a_folder(tmp_path, monkeypatch):
     (result,) = compare(loaded, ["Aida K=2"], tmp_path / "out")
     assert (result.status, refused) == ("completed", [True])
     compare(loaded, ["Aida K=2"], tmp_path / "out")  # the lock is gone
+
+
+@pytest.mark.parametrize("name", ["exists", "iterdir", "mkdir", "write_text"])
+def test_a_folder_without_access_is_refused(tmp_path, monkeypatch, capsys, name):
+    def denied(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    path, output = write_experiment(tmp_path), tmp_path / "out"
+    if name == "iterdir":
+        output.mkdir()
+    monkeypatch.setattr(Path, name, denied)
+    assert main(["compare", path, "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert f"error: output: [Errno 13] Permission denied: '{output}" in error
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    def unsupported(lock):
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(comparing.FileLock, "acquire", unsupported)
+    command = ["compare", write_experiment(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'out'} cannot be locked, its file system may not support" in error
 
 
 def test_all_optimizers_start_from_the_same_weights_and_see_the_same_batches(tmp_path, monkeypatch):
