@@ -168,7 +168,9 @@ def fig5(runs: Sequence[LoggedRun]) -> Figure:
             f"{x_name} {moments[index]:.3g}: cos(m, g) = {c:.2f}, ‖m‖/‖g‖ = {ratio:.2f}",
             fontsize="medium",
         )
-    figure.suptitle(f"Mutual projections of momentum m and gradient g, {run.label}, {layer}")
+    title = ["Mutual projections of momentum m and gradient g", run.label, layer]
+    # Fewer panels are too narrow for one line.
+    figure.suptitle((", " if len(chosen) == _MOMENTS else "\n").join(title))
     return figure
 
 

@@ -90,6 +90,22 @@ def test_the_figure_shows_the_first_the_middle_and_the_last_recording(tmp_path):
     assert all("‖m‖/‖g‖ = 0.25" in title for title in titles)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_the_title_is_no_wider_than_the_figure(tmp_path, steps):
+    layer = "features.layer4.1.conv2.weight"
+    with SummaryWriter(str(tmp_path / "AdaBelief eps=1e-08 lr=0.001")) as writer:
+        for step in range(steps):
+            writer.add_scalar(f"projection_m_norm/{layer}", 0.5, step)
+            writer.add_scalar(f"projection_g_norm/{layer}", 2.0, step)
+            writer.add_scalar(f"projection_cosine/{layer}", 0.5, step)
+    figure = fig5(read_runs([tmp_path]))
+    figure.draw_without_rendering()
+    title = figure._suptitle.get_window_extent()
+    assert 0 <= title.x0
+    assert title.x1 <= figure.bbox.x1
+    assert layer in figure.get_suptitle()
+
+
 def test_runs_that_had_no_recorder_are_refused_with_how_to_get_one(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("loss", 1.0, 0)
