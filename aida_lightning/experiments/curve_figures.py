@@ -12,6 +12,7 @@ from aida_lightning.experiments.experiment import Metric
 from aida_lightning.experiments.plotting import (
     Look,
     finish,
+    legend_below,
     marker,
     optimizer_colors,
     over_seeds,
@@ -70,12 +71,7 @@ def metric_curves(
     finish(axes, columns, x_name, name, linear)
     _frame(axes)
     handles = {line.get_label(): line for axis in axes for line in axis.get_lines()}
-    figure.legend(
-        handles=list(handles.values()),
-        loc="outside lower center",
-        ncols=min(len(handles), 2 * columns + 1),
-        fontsize="small",
-    )
+    legend_below(figure, list(handles.values()), 2 * columns + 1)
     return figure
 
 

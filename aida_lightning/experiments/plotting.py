@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from aida_lightning.experiments.events import Curve, FloatArray, epochs_at
@@ -169,3 +170,14 @@ def finish(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, look: L
             axis.set_xlabel(x_name)
         if index % columns == 0:
             axis.set_ylabel(y_name)
+
+
+def legend_below(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
+    """Puts a legend under the panels, in as many columns, up to so many, as fit."""
+    for ncols in range(min(len(handles), columns), 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=ncols, fontsize="small"
+        )
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()

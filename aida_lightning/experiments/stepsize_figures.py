@@ -14,6 +14,7 @@ from aida_lightning.experiments.plotting import (
     Look,
     XOf,
     finish,
+    legend_below,
     marker,
     optimizer_colors,
     over_seeds,
@@ -169,8 +170,7 @@ def _one_panel_a_layer(
     names = [_NAMES[statistic] for statistic in statistics]
     if len(statistics) > 1:
         handles += kinds.values()
-    width = min(len(handles), 2 * columns)
-    figure.legend(handles=handles, loc="outside lower center", ncols=width, fontsize="small")
+    legend_below(figure, handles, 2 * columns)
     title = f"{' and '.join(names)} of the adaptive stepsizes"
     figure.suptitle(f"{title[0].upper()}{title[1:]}")
     return figure

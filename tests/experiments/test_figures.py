@@ -280,6 +280,24 @@ def test_a_metric_is_drawn_over_the_epochs_with_the_spread_of_its_seeds(tmp_path
         metric_curves(groups, Metric("fid"))
 
 
+@pytest.mark.parametrize("kinds", [1, 2, 5])
+def test_the_legend_is_no_wider_than_the_figure(tmp_path, kinds):
+    for panel in ("vgg", "resnet"):
+        for number in range(kinds):
+            name = f"AdaBelief eps=1e-08 lr=0.00{number}"
+            write_accuracy(tmp_path / panel / name, [0.5, 0.7])
+            write_run(tmp_path / panel / name, layers=1)
+    groups = {name: read_runs([tmp_path / name]) for name in ("vgg", "resnet")}
+    for figure in (metric_curves(groups, Metric()), fig6(read_monitored_runs([tmp_path / "vgg"]))):
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert {f"AdaBelief eps=1e-08 lr=0.00{number}" for number in range(kinds)} <= {
+            text.get_text() for text in legend.get_texts()
+        }
+        assert 0 <= legend.get_window_extent().x0
+        assert legend.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_folders_of_one_name_have_a_panel_each(tmp_path):
     for name, value in (("one", 0.5), ("two", 0.6)):
         write_accuracy(tmp_path / name / "runs/Aida/seed_0", [value])
