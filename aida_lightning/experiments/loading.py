@@ -89,7 +89,7 @@ def load_experiment(
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Experiment, as_group=False)
     with _refused_as(str(path)):
-        config = parser.parse_path(str(path))
+        config = before = parser.parse_path(str(path))
         content = parser.parse_path(str(path), defaults=False)
     if content.get("paper"):
         content.paper = vars(content.paper)  # else jsonargparse takes no key below it
@@ -102,8 +102,11 @@ def load_experiment(
     with _refused_as(f"{path} as changed on the command line"):
         arguments = [f"--{key}={_written(value)}" for key, value in made.items()]
         config = parser.parse_args(arguments, namespace=content)
-    noted = {key: _written(value) for key, value in changes.items()}
-    config.changes = {**config.changes, **noted, **({"data": "sample"} if sample else {})}
+    if sample and not {"data", "data.class_path"}.intersection(changes):
+        noted = {**_noted(changes, before, config), "data": "sample"}
+    else:
+        noted = _noted(made, before, config)
+    config.changes = {**config.changes, **noted}
     _settle_trainer(config.trainer.init_args, resolve_name(config.model.class_path))
     return LoadedExperiment(
         name=_name(path),
@@ -129,6 +132,28 @@ def _kept(sample: Mapping[str, Any], changes: Collection[str]) -> dict[str, Any]
     """What of the sample no change replaces, neither the key nor one around it."""
     replaced = tuple(f"{key}." for key in _replaced(changes))
     return {key: value for key, value in sample.items() if not f"{key}.".startswith(replaced)}
+
+
+def _noted(changes: Mapping[str, Any], before: Namespace, after: Namespace) -> dict[str, str]:
+    """The changes by which a value is another one than in the file."""
+    old, new = dict(before.items()), dict(after.items())
+    changed = {_short(key) for key in {**old, **new} if old.get(key) != new.get(key)}
+    return {key: _written(changes[key]) for key in changes if _counts(key, changes, changed)}
+
+
+def _counts(key: str, changes: Collection[str], changed: Collection[str]) -> bool:
+    """Whether a change is to blame for another value: where several might be, the most specific."""
+    own = _short(key)
+    inner = tuple(s for s in map(_short, changes) if s.startswith(own) and s != own)
+    return any(
+        own.startswith(value) or (value.startswith(own) and not value.startswith(inner))
+        for value in changed
+    )
+
+
+def _short(key: str) -> str:
+    """A key and the dot after it, without `init_args`, which it may leave out."""
+    return f"{key}.".replace(".init_args.", ".")
 
 
 def _take_out(content: Any, key: str) -> None:

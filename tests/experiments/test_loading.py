@@ -6,6 +6,7 @@ import pytest
 import yaml
 from experiments.tiny import EXPERIMENT, TinyClassifier, write_experiment
 
+from aida_lightning.experiments import compare as comparing
 from aida_lightning.experiments.choices import choose_optimizers
 from aida_lightning.experiments.cli import main
 from aida_lightning.experiments.loading import (
@@ -15,6 +16,9 @@ from aida_lightning.experiments.loading import (
 )
 from aida_lightning.experiments.methods import Method, UsageError
 
+MONITOR = EXPERIMENT["callbacks"][0]["class_path"]
+TINY_MODEL, TINY_DATA = (EXPERIMENT[part]["class_path"] for part in ("model", "data"))
+DIGITS = "aida_lightning.datamodules.DigitsDataModule"
 ISSUED = {
     "digits_vgg11",
     "fig1_2_6_vgg11",
@@ -81,8 +85,36 @@ def test_changes_are_noted_and_the_sample_is_one(tmp_path):
     assert loaded.config["trainer"]["init_args"]["max_epochs"] == 7
 
 
-MONITOR = EXPERIMENT["callbacks"][0]["class_path"]
-TINY_MODEL, TINY_DATA = (EXPERIMENT[part]["class_path"] for part in ("model", "data"))
+@pytest.mark.parametrize(
+    ("given", "noted"),
+    [
+        (["--set", "metric.name=val_accuracy"], {}),
+        (["--set", "metric.name=val_loss"], {"metric.name": "val_loss"}),
+        (["--data", "cifar10:root=data,download=true"], {"data.init_args.download": "true"}),
+        (["--data", "cifar10", "--batch_size", "7"], {"data.init_args.batch_size": "7"}),
+        (["--data", "digits"], {"data": DIGITS, "data.init_args.batch_size": "32"}),
+        (["--weight_decay", "0.0005"], {}),
+        (["--weight_decay", "0.1"], {"optimizer_options.weight_decay": "0.1"}),
+        (["--epochs", "200", "--model", "vgg11"], {}),
+    ],
+)
+def test_a_change_to_what_the_file_has_is_none(monkeypatch, given, noted):
+    loaded = []
+    monkeypatch.setattr(comparing, "compare", lambda *given: loaded.append(given[0]) or [])
+    main(["compare", "table1_vgg11", *given])
+    changes = loaded[0].experiment.changes
+    assert {key: str(value).lower() for key, value in changes.items()} == {
+        key: value.lower() for key, value in noted.items()
+    }
+
+
+def test_other_data_than_the_samples_are_not_called_the_sample(tmp_path):
+    path = write_experiment(
+        tmp_path, sample={"data": TINY_DATA, "data.init_args.batch_size": 30, "seeds": [5]}
+    )
+    changes = {"data": DIGITS, "model.init_args.width": 6}
+    loaded = load_experiment(path, changes, sample=True)
+    assert loaded.experiment.changes == {"seeds": "[5]", "data": DIGITS}
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["a user's file", "a comparison's file"])
