@@ -124,9 +124,9 @@ def _with_optimizers(
 
 
 def _plain(value: Any) -> Any:
-    """As a loaded file has it: no tuples, and nothing that is None."""
+    """As a loaded file has it, without tuples."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
+        return {key: _plain(item) for key, item in value.items()}
     return [*map(_plain, value)] if isinstance(value, list | tuple) else value
 
 

@@ -110,7 +110,7 @@ def load_experiment(
     _settle_trainer(config.trainer.init_args, resolve_name(config.model.class_path))
     return LoadedExperiment(
         name=_name(path),
-        config=yaml.safe_load(parser.dump(config)),
+        config=yaml.safe_load(parser.dump(config, skip_unset=False)),
         experiment=Experiment(**vars(parser.instantiate(config))),
     )
 

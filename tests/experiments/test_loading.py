@@ -65,6 +65,15 @@ def test_defaults_are_written_out_and_the_whole_loads_again(tmp_path):
     assert load_experiment(str(again)).config == loaded.config
 
 
+def test_a_null_that_is_not_the_classs_default_is_written_out(tmp_path):
+    monitor = {"class_path": MONITOR, "init_args": {"max_layers": None}}
+    loaded = load_experiment(write_experiment(tmp_path, callbacks=[monitor]))
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(loaded.config))
+    (callback,) = load_experiment(str(again)).experiment.callbacks
+    assert callback().max_layers is None
+
+
 def test_several_devices_get_a_strategy_that_a_comparison_can_have(tmp_path):
     loaded = load_experiment(write_experiment(tmp_path), {"trainer.devices": "2"})
     options = loaded.config["trainer"]["init_args"]
