@@ -41,6 +41,8 @@ enum Sweeps { MOMENTUM = 1, UPDATE = 2, MOVE = 4 };
 // Where alpha and beta come from, and what is averaged over a layer; see optim/tracking.py.
 enum Track { CONSTANT, MUTUAL_PROJECTION, PROJECTED_GRADIENT };
 enum LayerMean { NONE, STATISTIC, STEPSIZE };
+// Of which vectors d is made.
+enum Tracked { OF_BOTH, OF_M, OF_G };
 
 struct bfloat16 {
     uint16_t bits;
@@ -192,7 +194,8 @@ struct Step {
     }
 
     // v and, unless its mean is to be taken first, x. With `momentum_too` m as well, in one sweep.
-    template <bool momentum_too, bool keep_x>
+    // All is known beforehand that a loop would have to ask, for then it were no vector code.
+    template <bool momentum_too, bool keep_x, bool coupled, Tracked tracked>
     void update(int64_t first, int64_t last) const {
         each_block<keep_x ? 1 : 0>(
             first, last, stepsizes,
@@ -215,14 +218,16 @@ struct Step {
 #pragma omp simd reduction(+ : sum)
                 for (int64_t i = 0; i < count; ++i) {
                     const S xi = S(x[i]);
-                    // x, m and g may be infinite, and 0 times them NaN.
-                    const S gi = sign * S(g[i]) + (decay ? decay * xi : S(0));
-                    S mi = S(m[i]);
+                    S gi = 0, mi = S(m[i]);
+                    if constexpr (tracked != OF_M) gi = sign * S(g[i]);
+                    if constexpr (tracked != OF_M && coupled) gi += decay * xi;
                     if constexpr (momentum_too) {
                         mi = lerp(mi, gi);
                         m[i] = T(mi);
                     }
-                    const S d = (alpha ? alpha * mi : S(0)) + (beta ? beta * gi : S(0));
+                    S d = 0;  // m and g may be infinite, and 0 times them NaN
+                    if constexpr (tracked != OF_G) d = alpha * mi;
+                    if constexpr (tracked != OF_M) d += beta * gi;
                     const S vi = beta2 * v[i] + (weight * d * d + eps);
                     v[i] = vi;
                     const S s = 1 / (std::sqrt(vi) * unbias + second_eps);
@@ -256,6 +261,26 @@ struct Step {
             const double statistic = old + (1 - options.beta2) * mean + options.eps;
             *v = S(statistic);
             stepsizes[layer] = 1 / std::sqrt(statistic / correction(options.beta2, layer));
+        }
+    }
+
+    template <bool momentum_too, bool keep_x>
+    void update(int64_t first, int64_t last) const {
+        if (options.track == PROJECTED_GRADIENT) {
+            if constexpr (!momentum_too) update<false, keep_x, false, OF_M>(first, last);
+        } else if (options.track == CONSTANT && options.alpha == 0) {
+            update<momentum_too, keep_x, OF_G>(first, last);
+        } else {
+            update<momentum_too, keep_x, OF_BOTH>(first, last);
+        }
+    }
+
+    template <bool momentum_too, bool keep_x, Tracked tracked>
+    void update(int64_t first, int64_t last) const {
+        if (options.coupled) {
+            update<momentum_too, keep_x, true, tracked>(first, last);
+        } else {
+            update<momentum_too, keep_x, false, tracked>(first, last);
         }
     }
 

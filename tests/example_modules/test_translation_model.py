@@ -265,7 +265,7 @@ def learned(tmp_path_factory) -> tuple[TranslationModel, Trainer, Multi30kDataMo
         patch.setenv("PL_GLOBAL_SEED", "0")
         data = Multi30kDataModule(sample=True, batch_size=25)
         module = model(optimizer="aida", optimizer_options={"lr": 3e-3}, dropout=0.0)
-        run = trainer(tmp_path_factory.mktemp("learned"), max_epochs=6)
+        run = trainer(tmp_path_factory.mktemp("learned"), max_epochs=12)
         run.fit(module, datamodule=data)
     return module, run, data
 
