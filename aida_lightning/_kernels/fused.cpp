@@ -131,12 +131,9 @@ struct Step {
     Coefficients coefficients(int64_t layer) const {
         if (options.track == CONSTANT) return {options.alpha, options.beta};
         const double* of_layer = sums + width * layer;
-        double m_sq = of_layer[0], g_sq = of_layer[1], m_dot_g = of_layer[2];
-        if (std::any_of(of_layer, of_layer + 3, [](double sum) { return std::isinf(sum); })) {
-            m_dot_g = finite(m_dot_g);
-            m_sq = norm(of_layer[0], finite(of_layer[1]), m_dot_g);
-            g_sq = norm(of_layer[1], finite(of_layer[0]), m_dot_g);
-        }
+        double m_dot_g = finite(of_layer[2]);
+        double m_sq = norm(of_layer[0], finite(of_layer[1]), m_dot_g);
+        double g_sq = norm(of_layer[1], finite(of_layer[0]), m_dot_g);
         if (options.track == PROJECTED_GRADIENT) return {m_dot_g / (m_sq + options.xi), 0};
         double of_m = 1, of_g = 1;
         for (int64_t j = 0; j < options.k; ++j) {

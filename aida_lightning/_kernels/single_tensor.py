@@ -223,18 +223,11 @@ def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coe
     if sums is None:
         return [rule.coefficients(0.0, 0.0, 0.0)] * n
     if sums.is_cpu and not (rule.differentiable or rule.on_device):
-        return [rule.coefficients(*_finite(row)) for row in sums.tolist()]
+        rows = sums.tolist()
+        if any(isinf(number) for row in rows for number in row):
+            rows = finite_sums(sums).tolist()
+        return [rule.coefficients(*row[:3]) for row in rows]
     return [rule.coefficients(*row[:3].unbind()) for row in finite_sums(sums).unbind()]
-
-
-def _finite(sums: list[float]) -> list[float]:
-    """Do to the sums of one layer what ``finite_sums`` does."""
-    if not any(map(isinf, sums)):
-        return sums[:3]
-    numbers: list[float] = finite_sums(
-        torch.tensor(sums, dtype=torch.float64, device="cpu")
-    ).tolist()
-    return numbers[:3]
 
 
 def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> Iterator[Any]:

@@ -10,6 +10,12 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from aida_lightning.experiments.methods import Method
 
 FigureName = Literal["fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8"]
+Better = Literal["max", "min"]
+
+
+def short_key(key: str) -> str:
+    """Returns the key of a change without `init_args`, which it may leave out."""
+    return key.replace(".init_args.", ".")
 
 
 class ModelFactory(Protocol):
@@ -49,7 +55,7 @@ class Metric:
 
     name: str = "val_accuracy"
     title: str | None = None
-    better: Literal["max", "min"] = "max"
+    better: Better = "max"
     report: Literal["best", "last"] = "best"
     over_seeds: Literal["mean", "best"] = "mean"
     percent: bool | None = None

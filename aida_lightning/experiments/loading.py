@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from aida_lightning.experiments.experiment import Experiment, Metric, Paper
+from aida_lightning.experiments.experiment import Experiment, Metric, Paper, short_key
 from aida_lightning.experiments.methods import UsageError
 
 _CONFIGS = Path(str(files("aida_lightning.experiments") / "configs"))
@@ -137,23 +137,19 @@ def _kept(sample: Mapping[str, Any], changes: Collection[str]) -> dict[str, Any]
 def _noted(changes: Mapping[str, Any], before: Namespace, after: Namespace) -> dict[str, str]:
     """The changes by which a value is another one than in the file."""
     old, new = dict(before.items()), dict(after.items())
-    changed = {_short(key) for key in {**old, **new} if old.get(key) != new.get(key)}
+    changed = {short_key(f"{key}.") for key in {**old, **new} if old.get(key) != new.get(key)}
     return {key: _written(changes[key]) for key in changes if _counts(key, changes, changed)}
 
 
 def _counts(key: str, changes: Collection[str], changed: Collection[str]) -> bool:
     """Whether a change is to blame for another value: where several might be, the most specific."""
-    own = _short(key)
-    inner = tuple(s for s in map(_short, changes) if s.startswith(own) and s != own)
+    own = short_key(f"{key}.")
+    shorts = (short_key(f"{change}.") for change in changes)
+    inner = tuple(short for short in shorts if short.startswith(own) and short != own)
     return any(
         own.startswith(value) or (value.startswith(own) and not value.startswith(inner))
         for value in changed
     )
-
-
-def _short(key: str) -> str:
-    """A key and the dot after it, without `init_args`, which it may leave out."""
-    return f"{key}.".replace(".init_args.", ".")
 
 
 def _take_out(content: Any, key: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from aida_lightning.experiments.experiment import Experiment, Metric
+from aida_lightning.experiments.experiment import Experiment, Metric, short_key
 from aida_lightning.experiments.methods import Published, method_label
 from aida_lightning.experiments.results import RunResult
 
@@ -152,7 +152,7 @@ def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
     others = [
         f"{key}={value}"
         for key, value in experiment.changes.items()
-        if _short(key) not in _TOLD_OTHERWISE and (key, value) != ("data", "sample")
+        if short_key(key) not in _TOLD_OTHERWISE and (key, value) != ("data", "sample")
     ]
     if others:
         lines.append(f"Changed: {', '.join(others)}")
@@ -191,13 +191,8 @@ def format_seconds(seconds: float) -> str:
 
 def _compares(experiment: Experiment) -> bool:
     """Whether the data and the metric are those that the paper's numbers are of."""
-    keys = {_short(key) for key in experiment.changes} - _COMPARABLE
+    keys = {short_key(key) for key in experiment.changes} - _COMPARABLE
     return not any(key.partition(".")[0] in ("data", "metric") for key in keys)
-
-
-def _short(key: str) -> str:
-    """Without `init_args`, which a key may leave out."""
-    return key.replace(".init_args.", ".")
 
 
 def _counted(runs: Sequence[RunResult]) -> Sequence[RunResult]:

@@ -8,10 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from aida_lightning.experiments.events import read_scalars
-from aida_lightning.experiments.experiment import Metric
+from aida_lightning.experiments.experiment import Better, Metric
 
 Status = Literal["completed", "interrupted", "diverged", "failed"]
-Better = Literal["max", "min"]
 
 STATE_BYTES_TAG = "optimizer_state_bytes"
 # What FIDMonitor logs in place of a metric that it could only approximate.

@@ -1,21 +1,12 @@
 """Layers of several dtypes, on several devices, and with state of another dtype."""
 
 import pytest
-import reference
 import torch
+from parameters import KERNELS, each_kernel, each_optimizer
 from torch import nn
 
 from aida_lightning import optim
 from aida_lightning._kernels import fused
-
-OPTIMIZERS = sorted(reference.MEMBERS)
-KERNELS = {
-    "single_tensor": {"foreach": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-}
-each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 
 def give_gradients(params, seed):

@@ -5,6 +5,7 @@ import math
 import pytest
 import reference
 import torch
+from parameters import KERNELS, OPTIMIZERS, each_kernel, each_optimizer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -12,18 +13,9 @@ from aida_lightning import optim
 from aida_lightning._kernels import rule as kernel_rule
 from aida_lightning._kernels import single_tensor
 
-OPTIMIZERS = sorted(reference.MEMBERS)
 PROJECTING = ["Aida", "LAida"]
 AVERAGED_STATISTIC = ["LAdaBelief", "LAdam", "LAida"]
 SHAPES = [(), (1,), (0,), (5, 7), (3, 2, 4), (2, 3, 3, 3)]
-
-each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-KERNELS = {
-    "single_tensor": {"foreach": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-}
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 
 def make_problem(dtype, steps=6, seed=0, shapes=SHAPES):

@@ -6,21 +6,13 @@ import pytest
 import pytorch_optimizer
 import reference
 import torch
+from parameters import each_kernel, each_optimizer
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aida_lightning import optim
 from aida_lightning._kernels import single_tensor
-
-OPTIMIZERS = sorted(reference.MEMBERS)
-each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-KERNELS = {
-    "single_tensor": {"foreach": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-}
-each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 
 def gradients_of(shape, steps, dtype=torch.float32, scale=1.0):
