@@ -263,12 +263,13 @@ struct Step {
 
     template <bool momentum_too, bool keep_x>
     void update(int64_t first, int64_t last) const {
-        if (options.track == PROJECTED_GRADIENT) {
-            if constexpr (!momentum_too) update<false, keep_x, false, OF_M>(first, last);
-        } else if (options.track == CONSTANT && options.alpha == 0) {
-            update<momentum_too, keep_x, OF_G>(first, last);
+        // The sums come first for what the coefficients depend on, and for nothing else.
+        if constexpr (momentum_too) {
+            options.alpha == 0 ? update<true, keep_x, OF_G>(first, last)
+                               : update<true, keep_x, OF_BOTH>(first, last);
         } else {
-            update<momentum_too, keep_x, OF_BOTH>(first, last);
+            options.track == PROJECTED_GRADIENT ? update<false, keep_x, false, OF_M>(first, last)
+                                                : update<false, keep_x, OF_BOTH>(first, last);
         }
     }
 
