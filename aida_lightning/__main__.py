@@ -2,7 +2,7 @@
 
 import sys
 
-from aida_lightning.experiments.cli import main
+from aida_lightning.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

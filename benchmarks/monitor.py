@@ -32,8 +32,8 @@ from typing_extensions import override
 
 import aida_lightning
 from aida_lightning import StepsizeMonitor, build_optimizer
-from aida_lightning.callbacks._tensorboard import log_scalars
 from aida_lightning.example_modules import vgg11
+from aida_lightning.logs.writing import log_scalars
 
 WITHOUT = "without"
 DEFAULT_INTERVAL = 50

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from aida_lightning.callbacks._points import Point
 from aida_lightning.callbacks._statistics import AT_THE_CEILING
+from aida_lightning.logs import tags
 
 # With n stepsizes of mean a and deviation c * a, one part in 1 + c^2 of them, equal and the rest
 # zero, has the same two moments: at 10, a hundredth of the elements makes nearly all of the update.
@@ -31,7 +32,7 @@ def is_spread(point: Point) -> bool:
 
 def is_not_finite(point: Point) -> bool:
     """Tell whether a number is NaN or infinite; an update may be, relative to weights of zero."""
-    others = [number for tag, number in point.statistics.items() if tag != "update_ratio"]
+    others = [number for tag, number in point.statistics.items() if tag != tags.UPDATE_RATIO]
     return not all(map(math.isfinite, (point.numbers["mean"], point.numbers["variance"], *others)))
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
 from aida_lightning.callbacks._points import Point
-from aida_lightning.callbacks._tensorboard import tags_of
+from aida_lightning.logs import tags
+from aida_lightning.logs.writing import tags_of
 
 if TYPE_CHECKING:
-    from aida_lightning.experiments.runs import MonitoredRun
+    from aida_lightning.logs.runs import MonitoredRun
 
 HISTOGRAM_MEASURES = ("mean", "variance", "min", "max", "count", "histogram")
 FIGURE_MEASURES = ("mean", "variance")
@@ -37,7 +38,7 @@ def log_histograms(logger: TensorBoardLogger, points: Iterable[Point], step: int
         counts, limits = numbers["histogram"], np.linspace(low, high, len(numbers["histogram"]) + 1)
         if low == high:
             counts, limits = [numbers["count"]], np.array([low, high])
-        (tag,) = tags_of(logger, [logger.group_separator.join(point.path("stepsizes"))])
+        (tag,) = tags_of(logger, [logger.group_separator.join(point.path(tags.STEPSIZES))])
         logger.experiment.add_histogram_raw(
             tag,
             min=low,
@@ -90,7 +91,7 @@ class History:
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        from aida_lightning.experiments.stepsize_figures import fig1, fig2
+        from aida_lightning.figures.stepsizes import fig1, fig2
 
         if not (runs := self._runs(labels)):
             return  # nothing was sampled so far
@@ -98,12 +99,12 @@ class History:
             canvas = FigureCanvasAgg(draw(runs))
             canvas.draw()  # type: ignore[no-untyped-call]
             picture = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
-            (tag,) = tags_of(logger, [logger.group_separator.join(("stepsizes", name))])
+            (tag,) = tags_of(logger, [logger.group_separator.join((tags.STEPSIZES, name))])
             logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
     def _runs(self, labels: dict[str, str]) -> "list[MonitoredRun]":
-        from aida_lightning.experiments.events import Curve
-        from aida_lightning.experiments.runs import MonitoredRun
+        from aida_lightning.logs.curves import Curve
+        from aida_lightning.logs.runs import MonitoredRun
 
         curves: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
         for step, moments in zip(self.steps, self.moments, strict=True):
@@ -115,6 +116,6 @@ class History:
             label = labels[optimizer]
             run = runs.setdefault(optimizer, MonitoredRun(label, Path(label), epoch=epoch))
             steps, means, stds = map(np.array, zip(*points, strict=True))
-            for tag, values in (("stepsize_mean", means), ("stepsize_std", stds)):
+            for tag, values in ((tags.MEAN, means), (tags.STD, stds)):
                 run.statistics.setdefault(tag, {})[layer] = Curve(steps, values)
         return [*runs.values()]

@@ -6,9 +6,7 @@ from typing import Any
 
 from aida_lightning.callbacks._statistics import Number, Statistic, finish, to_host
 from aida_lightning.callbacks._watched import Sample
-
-# The lower and upper edges of the margin charts, which TensorBoard wants as tags of their own.
-MARGINS = ("stepsize_mean_minus_std", "stepsize_mean_plus_std")
+from aida_lightning.logs import tags
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ def scalars_of(points: Iterable[Point], margins: bool = False) -> dict[tuple[str
     for point in points:
         for tag, number in point.statistics.items():
             scalars[point.path(tag)] = number
-        if margins and {"stepsize_mean", "stepsize_std"} <= point.statistics.keys():
-            mean, std = point.statistics["stepsize_mean"], point.statistics["stepsize_std"]
-            for tag, edge in zip(MARGINS, (mean - std, mean + std), strict=True):
+        if margins and {tags.MEAN, tags.STD} <= point.statistics.keys():
+            mean, std = point.statistics[tags.MEAN], point.statistics[tags.STD]
+            for tag, edge in zip(tags.MARGINS, (mean - std, mean + std), strict=True):
                 scalars[point.path(tag)] = edge
     return scalars

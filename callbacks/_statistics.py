@@ -19,7 +19,7 @@ from aida_lightning.diagnostics import (
     stepsize,
     stepsize_ceiling,
 )
-from aida_lightning.statistics import (
+from aida_lightning.diagnostics.reductions import (
     at_least_float32,
     cosine,
     histogram,
@@ -29,6 +29,7 @@ from aida_lightning.statistics import (
     real,
     share_at_least,
 )
+from aida_lightning.logs import tags
 
 # Stepsizes at the ceiling differ by what v rounds, which adds up over 1 / (1 - beta2) steps.
 AT_THE_CEILING = 1 - 1e-3
@@ -141,18 +142,16 @@ def _effective_std(variance: float, learning_rate: float) -> float:
 
 
 STATISTICS: dict[str, Statistic] = {
-    "mean": Statistic("stepsize_mean", ("mean",)),
-    "std": Statistic("stepsize_std", ("variance",), math.sqrt),
-    "std_over_mean": Statistic("stepsize_std_over_mean", ("variance", "mean"), _std_over_mean),
-    "min": Statistic("stepsize_min", ("min",)),
-    "max": Statistic("stepsize_max", ("max",)),
-    "ceiling_share": Statistic("stepsize_ceiling_share", ("ceiling_share",)),
-    "effective_mean": Statistic("stepsize_effective_mean", ("mean", "learning_rate"), mul),
-    "effective_std": Statistic(
-        "stepsize_effective_std", ("variance", "learning_rate"), _effective_std
-    ),
-    "update_ratio": Statistic("update_ratio", ("update_norm", "param_norm"), _ratio),
-    "gradient_cosine": Statistic("gradient_cosine", ("gradient_cosine",)),
+    "mean": Statistic(tags.MEAN, ("mean",)),
+    "std": Statistic(tags.STD, ("variance",), math.sqrt),
+    "std_over_mean": Statistic(tags.STD_OVER_MEAN, ("variance", "mean"), _std_over_mean),
+    "min": Statistic(tags.MIN, ("min",)),
+    "max": Statistic(tags.MAX, ("max",)),
+    "ceiling_share": Statistic(tags.CEILING_SHARE, ("ceiling_share",)),
+    "effective_mean": Statistic(tags.EFFECTIVE_MEAN, ("mean", "learning_rate"), mul),
+    "effective_std": Statistic(tags.EFFECTIVE_STD, ("variance", "learning_rate"), _effective_std),
+    "update_ratio": Statistic(tags.UPDATE_RATIO, ("update_norm", "param_norm"), _ratio),
+    "gradient_cosine": Statistic(tags.GRADIENT_COSINE, ("gradient_cosine",)),
 }
 _QUANTILE = re.compile(r"q(?!00)(\d{2})")
 

@@ -10,10 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
-from aida_lightning.callbacks._events import drop_orphans
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
 from aida_lightning.callbacks._layers import LayersOnceShaped, check_layers, warn_of_untrained
-from aida_lightning.callbacks._layout import show
 from aida_lightning.callbacks._options import check_count, check_interval, listed
 from aida_lightning.callbacks._pictures import (
     FIGURE_MEASURES,
@@ -23,8 +21,10 @@ from aida_lightning.callbacks._pictures import (
 )
 from aida_lightning.callbacks._points import Point, points_of, scalars_of
 from aida_lightning.callbacks._statistics import choose_statistics
-from aida_lightning.callbacks._tensorboard import log_scalars
 from aida_lightning.callbacks._watched import Watched, watch
+from aida_lightning.logs.custom_scalars import show
+from aida_lightning.logs.restart import drop_orphans
+from aida_lightning.logs.writing import log_scalars
 
 # Where in a checkpoint it is noted when it was saved, and before which step.
 _SAVED = "aida_lightning.StepsizeMonitor"

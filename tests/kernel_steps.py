@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from aida_lightning import optim
-from aida_lightning._kernels.dispatch import Batch, update
-from aida_lightning._kernels.rule import Layers
+from aida_lightning.optim._kernels.dispatch import Batch, update
+from aida_lightning.optim._kernels.rule import Layers
 from aida_lightning.optim._state import new_state
 
 

@@ -5,7 +5,7 @@ import reference
 
 OPTIMIZERS = sorted(reference.MEMBERS)
 KERNELS = {
-    "single_tensor": {"foreach": False},
+    "loop": {"foreach": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
 }

@@ -16,9 +16,9 @@ import yaml
 from lightning.pytorch import seed_everything
 
 import aida_lightning
-from aida_lightning.experiments import cli
-from aida_lightning.experiments.choices import choose_optimizers
-from aida_lightning.experiments.loading import list_experiments, load_experiment
+from aida_lightning.commands import main
+from aida_lightning.compare.choices import choose_optimizers
+from aida_lightning.compare.loading import list_experiments, load_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -75,7 +75,7 @@ def commands(page):
 
 def options_of(subcommand, capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.main([subcommand, "--help"])
+        main([subcommand, "--help"])
     assert ended.value.code == 0
     return set(re.findall(r"--[\w.]+", capsys.readouterr().out))
 

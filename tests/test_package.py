@@ -1,11 +1,14 @@
 """What is installed, and what importing it costs."""
 
+import ast
+import importlib
 import shutil
 import subprocess
 import sys
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -55,3 +58,89 @@ def test_the_wheel_holds_what_the_tree_holds(tmp_path):
                 in_the_tree.add(f"{installed}/{path.relative_to(ROOT / folder).as_posix()}")
     assert packed == in_the_tree
     assert {name.split("/")[0] for name in packed} == {"aida_lightning"}
+
+
+# From the bottom to the top: a part imports from itself and from those before it.
+PARTS = [
+    "optim._kernels",
+    "optim",
+    "registry",
+    "mixin",
+    "diagnostics",
+    "logs",
+    "figures",
+    "callbacks",
+    "datamodules",
+    "example_modules",
+    "compare",
+    "experiments",
+    "_arguments",
+    "cli",
+    "_options",
+    "commands",
+]
+
+
+def part_of(module):
+    """Give the part that a module is in; of two the one inside of the other."""
+    return max((p for p in PARTS if f"{module}.".startswith(f"{p}.")), key=len, default=None)
+
+
+def imported_by(path):
+    """Yield the modules of this package that a file imports, those of its functions included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aida_lightning."):
+            module = node.module.removeprefix("aida_lightning.")
+            for name in node.names:
+                yield f"{module}.{name.name}"
+
+
+def test_no_part_imports_from_a_part_above_it():
+    seen, upwards = set(), []
+    for folder, installed in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            inside = installed.removeprefix("aida_lightning").lstrip("/")
+            place = Path(inside) / path.relative_to(ROOT / folder).with_suffix("")
+            importer = part_of(".".join(place.parts))
+            if importer is None:
+                continue
+            for module in imported_by(path):
+                imported = part_of(module)
+                seen.add((importer, imported))
+                if imported is None or PARTS.index(imported) > PARTS.index(importer):
+                    upwards.append(f"{path}: {module}")
+    assert upwards == []
+    assert ("callbacks", "logs") in seen  # what is asserted above was looked at
+
+
+@pytest.mark.parametrize("module", ["aida_lightning.callbacks", "aida_lightning.cli"])
+def test_the_plugin_does_not_pay_for_the_papers_reproduction(module):
+    others = ["datamodules", "example_modules", "compare", "experiments"]
+    heavy = ["matplotlib", "torchvision", "sklearn", "spacy", "filelock"]
+    code = (
+        "import sys, lightning.pytorch.cli; lightnings = {*sys.modules}\n"
+        f"import {module}; print(*({{*sys.modules}} - lightnings))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = run.stdout.split()
+    assert module in loaded
+    assert [name for name in others if f"aida_lightning.{name}" in loaded] == []
+    assert [name for name in heavy if name in loaded] == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("projections.ProjectionRecorder", "callbacks.ProjectionRecorder"),
+        ("compare.compare", "compare.comparison.compare"),
+        ("experiment.Experiment", "compare.experiment.Experiment"),
+        ("experiment.Metric", "logs.metric.Metric"),
+        ("loading.load_experiment", "compare.loading.load_experiment"),
+        ("methods.Method", "compare.methods.Method"),
+    ],
+)
+def test_the_documented_paths_of_before_still_lead_to_their_objects(old, new):
+    module, _, name = f"aida_lightning.experiments.{old}".rpartition(".")
+    # As jsonargparse imports a class path, which needs the modules above it first.
+    found = getattr(importlib.import_module(module), name)
+    assert found is resolve_name(f"aida_lightning.{new}")

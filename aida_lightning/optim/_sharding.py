@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aida_lightning._kernels.dispatch import Batch
+from aida_lightning.optim._kernels.dispatch import Batch
 
 
 def is_distributed(param: Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype
 
-from aida_lightning._kernels.rule import LayerMean
+from aida_lightning.optim._kernels.rule import LayerMean
 
 
 def new_state(param: Tensor, layer_mean: LayerMean, *, capturable: bool) -> dict[str, Tensor]:

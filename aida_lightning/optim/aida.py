@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from aida_lightning.optim._kernels.tracking import mutual_projection, projected_gradient
 from aida_lightning.optim.layerwise import LayerwiseOptimizer
-from aida_lightning.optim.tracking import mutual_projection, projected_gradient
 
 
 class Aida(LayerwiseOptimizer):

@@ -13,8 +13,6 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from aida_lightning._kernels.dispatch import Batch, dispatch, update
-from aida_lightning._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
 from aida_lightning.optim._checks import (
     check_betas,
     check_lr,
@@ -22,6 +20,9 @@ from aida_lightning.optim._checks import (
     check_order,
     check_positive,
 )
+from aida_lightning.optim._kernels.dispatch import Batch, dispatch, update
+from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
+from aida_lightning.optim._kernels.tracking import Track, needs_inner_products
 from aida_lightning.optim._sharding import (
     SharedLayers,
     aligned,
@@ -30,7 +31,6 @@ from aida_lightning.optim._sharding import (
     local_part,
 )
 from aida_lightning.optim._state import check_loaded, new_state, restore_dtypes
-from aida_lightning.optim.tracking import Track, needs_inner_products
 
 
 class LayerwiseOptimizer(Optimizer):
@@ -49,7 +49,7 @@ class LayerwiseOptimizer(Optimizer):
     :math:`\sqrt{(1 - \beta_2) / \epsilon}`, 316.2 at the defaults.
 
     Attributes:
-        track: which vector, one of the functions of ``aida_lightning.optim.tracking``.
+        track: which vector, one of the functions of ``aida_lightning.optim._kernels.tracking``.
         layer_mean: ``"statistic"`` replaces :math:`d^2` by its mean over the layer, ``"stepsize"``
             does so to :math:`s`, None to neither.
         eps_in_denominator: whether :math:`s = 1 / (\sqrt{v / (1 - \beta_2^t)} + \epsilon)`.

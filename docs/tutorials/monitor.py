@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from aida_lightning import OptimizerMixin, StepsizeMonitor
-from aida_lightning.experiments.events import read_scalars
-from aida_lightning.experiments.summary import summarize
+from aida_lightning.figures.table import summarize
+from aida_lightning.logs.curves import read_scalars
 
 
 class Regression(OptimizerMixin, LightningModule):

@@ -21,7 +21,7 @@ from toy import Net, fit, read
 
 from aida_lightning import build_optimizer
 from aida_lightning.callbacks import StepsizeMonitor
-from aida_lightning.callbacks._events import read_events
+from aida_lightning.logs.events import read_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -140,7 +140,7 @@ class Sized(Net):
 
 
 def restarts(folder):
-    events = read_events(TensorBoardLogger(folder, name="", version="run"))
+    events = read_folder(folder / "run")
     return [event.step for event in events if event.session_log.status == SessionLog.START]
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from toy import Net, TwoOptimizers, fit, read
 
 from aida_lightning.callbacks import StepsizeMonitor
-from aida_lightning.callbacks._layout import last_layout
+from aida_lightning.logs.custom_scalars import last_layout
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),

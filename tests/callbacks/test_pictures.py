@@ -95,8 +95,8 @@ def test_figures_show_what_was_logged(tmp_path, monkeypatch):
         drawn.append(runs)
         return Figure()
 
-    monkeypatch.setattr("aida_lightning.experiments.stepsize_figures.fig1", fig)
-    monkeypatch.setattr("aida_lightning.experiments.stepsize_figures.fig2", fig)
+    monkeypatch.setattr("aida_lightning.figures.stepsizes.fig1", fig)
+    monkeypatch.setattr("aida_lightning.figures.stepsizes.fig2", fig)
     fit(tmp_path, Net(), StepsizeMonitor(figures=True, logging_interval="epoch"), max_epochs=3)
     assert len(drawn) == 6
     (run,) = drawn[-1]

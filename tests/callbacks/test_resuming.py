@@ -16,7 +16,7 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from toy import Net, fit
 
 from aida_lightning.callbacks import StepsizeMonitor
-from aida_lightning.callbacks._events import read_events
+from aida_lightning.logs.events import read_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -87,7 +87,7 @@ def shown(folder):
 
 
 def restarts(folder):
-    events = read_events(TensorBoardLogger(folder, name="", version="run"))
+    events = read_folder(folder / "run")
     steps = [event.step for event in events if event.session_log.status == SessionLog.START]
     assert steps[::2] == steps[1::2]
     return steps[::2]
@@ -167,7 +167,7 @@ def test_nothing_is_dropped_where_nothing_was_resumed(tmp_path):
     assert restarts(tmp_path) == []
     logger = TensorBoardLogger(tmp_path, name="", version="other")
     train(tmp_path, ckpt="step=8", logger=logger)  # resumed, but with no points to appear twice
-    assert not any(event.HasField("session_log") for event in read_events(logger))
+    assert not any(event.HasField("session_log") for event in read_folder(logger.log_dir))
 
 
 def test_a_run_that_had_stopped_at_its_checkpoint_has_nothing_to_drop(tmp_path):

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aida_lightning import optim
-from aida_lightning._kernels import rule as kernel_rule
-from aida_lightning._kernels import single_tensor
+from aida_lightning.optim._kernels import loop
+from aida_lightning.optim._kernels import rule as kernel_rule
 
 PROJECTING = ["Aida", "LAida"]
 AVERAGED_STATISTIC = ["LAdaBelief", "LAdam", "LAida"]
@@ -91,7 +91,7 @@ def test_each_member_follows_its_box(name, kernel, decay, dtype, rtol):
 )
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_a_layer_in_blocks_follows_the_boxes_too(name, dtype, rtol, decoupled, monkeypatch):
-    monkeypatch.setattr(single_tensor, "BLOCK", 8)
+    monkeypatch.setattr(loop, "BLOCK", 8)
     options = {"lr": 0.05, "weight_decay": 0.1, "decoupled_weight_decay": decoupled}
     start, gradients = make_problem(dtype, shapes=[(5, 7), (8,), (9,), (2, 3, 2, 3), (7,)])
     start[3] = start[3].to(memory_format=torch.channels_last)
@@ -284,7 +284,7 @@ class CountReductions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kernel", [KERNELS["single_tensor"], KERNELS["foreach"]])
+@pytest.mark.parametrize("kernel", [KERNELS["loop"], KERNELS["foreach"]])
 @pytest.mark.parametrize("k", [0, 1, 2, 7])
 def test_three_reductions_a_layer_whatever_k_is(k, kernel):
     start, gradients = make_problem(torch.float32, shapes=[(8, 8), (8,), (4, 8)])

@@ -10,8 +10,8 @@ from kernel_steps import build, layers_of, step
 from torch import nn
 
 from aida_lightning import AdaBelief, AdamPlus, Aida, LAida
-from aida_lightning._kernels import fused
 from aida_lightning.optim import AdaBeliefL
+from aida_lightning.optim._kernels import fused
 
 
 def pair(shape, dtype=torch.float32, memory_format=torch.contiguous_format):
@@ -119,7 +119,7 @@ print(torch.equal(param, twin), [str(w.message) for w in caught if "fused" in st
 
 def test_the_library_is_compiled_once_for_all_processes(tmp_path):
     code = """
-from aida_lightning._kernels.fused import _library
+from aida_lightning.optim._kernels.fused import _library
 assert _library() is not None
 """
     environment = {**__import__("os").environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aida_lightning import optim
-from aida_lightning._kernels import single_tensor
+from aida_lightning.optim._kernels import loop
 
 
 def gradients_of(shape, steps, dtype=torch.float32, scale=1.0):
@@ -119,12 +119,12 @@ def test_the_loop_holds_at_most_one_layer_beside_the_state(name, weight_decay):
 @each_optimizer
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_of_a_large_layer_the_loop_holds_at_most_one_block(name, weight_decay):
-    param = nn.Parameter(torch.ones(4 * single_tensor.BLOCK + 1))
+    param = nn.Parameter(torch.ones(4 * loop.BLOCK + 1))
     optimizer = getattr(optim, name)([param], weight_decay=weight_decay, foreach=False)
     for _ in range(2):
         param.grad = torch.randn_like(param)
         peak = peak_of_a_step(optimizer) if optimizer.state else optimizer.step()
-    block = single_tensor.BLOCK * 4
+    block = loop.BLOCK * 4
     assert peak <= 1.01 * block, f"{peak / block:.2f} blocks"
 
 
@@ -138,7 +138,7 @@ def test_a_channels_last_layer_takes_no_more_than_a_contiguous_one(name, weight_
     for _ in range(2):
         param.grad = torch.randn_like(param)
         peak = peak_of_a_step(optimizer) if optimizer.state else optimizer.step()
-    layer = min(x.numel(), 1.5 * single_tensor.BLOCK) * 4
+    layer = min(x.numel(), 1.5 * loop.BLOCK) * 4
     assert peak <= 1.01 * layer + 1024, f"{peak / layer:.2f} layers or blocks"
 
 
@@ -157,7 +157,7 @@ class CountsSweeps(TorchDispatchMode):
 
 def test_the_loop_reads_a_block_in_nine_operations_for_every_number_of_projections():
     for k in (1, 2, 5):
-        param = nn.Parameter(torch.ones(4 * single_tensor.BLOCK + 1))
+        param = nn.Parameter(torch.ones(4 * loop.BLOCK + 1))
         optimizer = optim.Aida([param], k=k, foreach=False)
         for _ in range(2):
             param.grad = torch.randn_like(param)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aida_lightning import optim
-from aida_lightning.optim.tracking import mutual_projection
+from aida_lightning.optim._kernels.tracking import mutual_projection
 
 OPTIMIZERS = sorted(reference.MEMBERS)
 KERNELS = [{"foreach": False}, {"foreach": True}, {"fused": True}]

@@ -10,8 +10,8 @@ import reference
 import torch
 from kernel_steps import build, layers_of, step
 
-from aida_lightning._kernels import dispatch
-from aida_lightning._kernels import triton as kernel
+from aida_lightning.optim._kernels import dispatch
+from aida_lightning.optim._kernels import triton as kernel
 
 OPTIMIZERS = sorted(reference.MEMBERS)
 LAUNCHES = {"AdaBelief": 1, "AdamPlus": 1, "Aida": 2, "AidaGrad": 2, "AdamL": 2, "AdaBeliefL": 2}
@@ -25,8 +25,8 @@ def test_triton_is_imported_when_it_is_asked_for_and_missed_in_plain_words():
 import sys
 sys.modules["triton"] = None  # as if it were not installed
 import torch, aida_lightning
-from aida_lightning._kernels import dispatch
-from aida_lightning._kernels import triton as kernel
+from aida_lightning.optim._kernels import dispatch
+from aida_lightning.optim._kernels import triton as kernel
 x = torch.ones(3)
 try:
     kernel.takes(x, x, x, x)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from triton.runtime import interpreter
 
 from aida_lightning import optim
-from aida_lightning._kernels import triton as kernel
+from aida_lightning.optim._kernels import triton as kernel
 from aida_lightning.optim._state import new_state
 
 OPTIMIZERS = sorted(reference.MEMBERS)

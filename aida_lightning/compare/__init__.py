@@ -1,0 +1,1 @@
+"""Comparisons of optimizers: the paper's experiments, and the user's own."""

@@ -1,0 +1,85 @@
+"""A comparison of optimizers as data: one YAML file says all of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from aida_lightning.compare.methods import Method
+from aida_lightning.figures import FigureName
+from aida_lightning.logs.metric import Metric
+
+
+def short_key(key: str) -> str:
+    """Returns the key of a change without `init_args`, which it may leave out."""
+    return key.replace(".init_args.", ".")
+
+
+class ModelFactory(Protocol):
+    """Builds the module of a run; what a file says of it is filled in already."""
+
+    def __call__(
+        self, *, optimizer: str, optimizer_options: dict[str, Any], vocab_size: int = ...
+    ) -> LightningModule:
+        """Returns a new module that trains with an optimizer.
+
+        A module that has a vocabulary is told the size of the data module's.
+        """
+        ...
+
+
+class TrainerFactory(Protocol):
+    """Builds the Trainer of a run; what a file says of it is filled in already."""
+
+    def __call__(self, *, logger: Any, callbacks: list[Callback]) -> Trainer:
+        """Returns a new Trainer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where the numbers beside the methods are from.
+
+    Args:
+        source: The table or figure, and the paper.
+        epochs: The epochs that each run was trained for.
+    """
+
+    source: str
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a file holds. Classes are written as LightningCLI takes them, by class_path.
+
+    Args:
+        description: One line for the list of experiments.
+        model: The LightningModule, without its optimizer.
+        data: The LightningDataModule.
+        trainer: Arguments of the Trainer.
+        optimizers: The methods to compare.
+        optimizer_options: Options for every optimizer that takes them and has none of its own.
+        sample: Keys of the file, dotted, and their values for a small first try without download.
+        callbacks: Callbacks that each run gets anew.
+        seeds: Seeds of initialisation and data order; every optimizer trains once with each.
+        metric: The number to compare.
+        figures: The paper's figures to draw.
+        paper: Where the paper's numbers are from, if there are any.
+        changes: What was changed from the file on the command line; a comparison notes it itself.
+    """
+
+    description: str
+    model: ModelFactory
+    data: Callable[[], LightningDataModule]
+    trainer: TrainerFactory
+    optimizers: list[Method]
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
+    callbacks: list[Callable[[], Callback]] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    metric: Metric = field(default_factory=Metric)
+    figures: list[FigureName] = field(default_factory=list)
+    paper: Paper | None = None
+    changes: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,275 @@
+"""What a comparison found: a row a run in `results.csv`, a row a method on the terminal."""
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from aida_lightning.compare.experiment import Experiment, short_key
+from aida_lightning.compare.methods import Published, method_label
+from aida_lightning.compare.results import RunResult
+from aida_lightning.figures.draw import write_figures
+from aida_lightning.logs.events import EventsError
+from aida_lightning.logs.metric import Metric
+from aida_lightning.logs.runs import read_runs
+
+_DASH = "–"
+_INCIDENTAL = {"data.root", "data.download", "data.num_workers"}
+# What of the data and the metric may be changed, and the paper's numbers compare all the same.
+_COMPARABLE = {*_INCIDENTAL, "data.batch_size", "metric.title"}
+# Changes that the table shows in another way, or that do not change a result.
+_TOLD_OTHERWISE = {*_INCIDENTAL, "seeds", "trainer.accelerator", "trainer.max_epochs"}
+
+
+def write_csv(results: Sequence[RunResult], experiment: Experiment, path: Path) -> None:
+    """Writes one row a run, with the paper's number beside it; a reader never sees half a file.
+
+    The columns `best_<metric>` and `last_<metric>` have the metric as it was logged, `paper_mean`
+    and `paper_std` the paper's in the table's unit.
+    """
+    name = experiment.metric.name
+    unfinished = path.with_suffix(".csv.tmp")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        columns = ["label", "method", "optimizer", "options", "seed"]
+        columns += ["metric", f"best_{name}", f"last_{name}", "floor", "paper_mean", "paper_std"]
+        columns += ["wall_time_s", "optimizer_state_bytes", "epochs", "paper_epochs", "status"]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        for result in results:
+            paper = published(experiment, result)
+            row = asdict(result) | {
+                "options": json.dumps(result.options, default=str),
+                f"best_{name}": result.best,
+                f"last_{name}": result.last,
+                "paper_mean": paper.mean if paper else None,
+                "paper_std": paper.std if paper else None,
+                "paper_epochs": experiment.paper.epochs if experiment.paper else None,
+                "wall_time_s": f"{result.wall_time_s:.2f}",
+            }
+            writer.writerow(row)
+    unfinished.replace(path)
+
+
+def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table:
+    """Draws up one row a method, with the paper's number and the difference from it.
+
+    Means and sample standard deviations are over the completed seeds. Of a grid the best point
+    stands for the method, and is named.
+    """
+    metric = experiment.metric
+    names = {result.metric for result in results} or {metric.name}
+    title = metric.label + (" in %" if metric.in_percent else "")
+    if names != {metric.name}:
+        title = f"{', '.join(sorted(names))} (a proxy is not the paper's {metric.label})"
+    spread = "best of" if metric.over_seeds == "best" else "mean ± std over"
+    table = Table(
+        title=f"{title[0].upper()}{title[1:]}, {spread} the completed seeds",
+        caption="\n".join(notes(results, experiment)) or None,
+        caption_justify="left",
+    )
+    table.add_column("Optimizer")
+    has_paper = any(published(experiment, result) for result in results)
+    columns = ["Best", "Last", *(["Paper", "Difference"] if has_paper else [])]
+    for name in [*columns, "Time", "State", "Runs"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, runs in representatives(results, metric).items():
+        rows = _counted(runs)
+        sizes = [run.optimizer_state_bytes for run in runs if run.optimizer_state_bytes is not None]
+        all_of_method = [result for result in results if result.method == name]
+        labels = {result.label for result in all_of_method}
+        suffix = runs[0].label.removeprefix(name).strip()
+        cells = [name]
+        if len(labels) > 1:
+            known = reported(rows, metric) is not None
+            settings = f"best of {len(labels)}: {suffix}" if known else f"{len(labels)} settings"
+            cells = [f"{name}, {settings}"]
+        cells += [_spread([run.best for run in rows], metric)]
+        cells += [_spread([run.last for run in rows], metric)]
+        if has_paper:
+            cells += _beside_paper(rows, experiment)
+        cells += [format_seconds(statistics.mean(run.wall_time_s for run in rows))]
+        cells += [format_bytes(max(sizes)) if sizes else _DASH, _completed(all_of_method)]
+        table.add_row(*cells)
+    return table
+
+
+def representatives(results: Sequence[RunResult], metric: Metric) -> dict[str, list[RunResult]]:
+    """Chooses for each method the runs of the point of its grid with the best reported value."""
+    chosen: dict[str, list[RunResult]] = {}
+    for method in dict.fromkeys(result.method for result in results):
+        by_label: dict[str, list[RunResult]] = {}
+        for result in results:
+            if result.method == method:
+                by_label.setdefault(result.label, []).append(result)
+        sign = 1 if metric.better == "max" else -1
+        values = {
+            name: sign * value
+            for name, runs in by_label.items()
+            if (value := reported(_counted(runs), metric)) is not None
+        }
+        chosen[method] = by_label[max(values or by_label, key=lambda name: values.get(name, 0.0))]
+    return chosen
+
+
+def reported(runs: Sequence[RunResult], metric: Metric) -> float | None:
+    """The value that the paper's number stands for, of the runs of one label, in its unit."""
+    values = [run.best if metric.report == "best" else run.last for run in runs]
+    known = _scaled(values, metric)
+    if not known or not np.isfinite(known).all():
+        return None
+    return _over_seeds(known, metric)
+
+
+def published(experiment: Experiment, result: RunResult) -> Published | None:
+    """The paper's number for a run; None beside another metric or other data than its own."""
+    if result.metric != experiment.metric.name or not _compares(experiment):
+        return None
+    found = [
+        method.paper for method in experiment.optimizers if method_label(method) == result.method
+    ]
+    return found[0] if found else None
+
+
+def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
+    """Says where the paper's numbers are from, and in what the runs were not the paper's."""
+    lines = [
+        f"{result.label}, seed {result.seed}: {result.status}."
+        for result in results
+        if result.status != "completed"
+    ]
+    if experiment.changes.get("data") == "sample":
+        lines.append("On the built-in sample, so no number of the paper compares.")
+    elif experiment.paper is not None:
+        if not _compares(experiment):
+            lines.append("Other data or another metric than the paper's: no number compares.")
+        elif any(method.paper for method in experiment.optimizers):
+            lines.append(f"Paper: {experiment.paper.source}.")
+        epochs = sorted({result.epochs for result in results})
+        if epochs and epochs != [experiment.paper.epochs]:
+            span = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
+            lines.append(f"Epochs: {span}, where the paper's runs have {experiment.paper.epochs}.")
+    others = [
+        f"{key}={value}"
+        for key, value in experiment.changes.items()
+        if short_key(key) not in _TOLD_OTHERWISE and (key, value) != ("data", "sample")
+    ]
+    if others:
+        lines.append(f"Changed: {', '.join(others)}")
+    floors = sorted({(r.metric, r.floor) for r in results if r.floor is not None})
+    lines += [f"Floor, real against real ({name}): {value:.4g}" for name, value in floors]
+    return lines
+
+
+def draw_experiment(
+    experiment: Experiment, results: Sequence[RunResult], folder: Path
+) -> tuple[list[Path], list[str]]:
+    """Draws an experiment's figures from the runs of a comparison.
+
+    Of a method with a grid, the point that stands for it is drawn, under the method's label.
+
+    Args:
+        experiment: The experiment.
+        results: The runs.
+        folder: The comparison's.
+
+    Returns:
+        The pictures written, and what could not be drawn for want of what.
+    """
+    shown = {
+        (folder / run.label.replace(" ", "_") / f"seed_{run.seed}").resolve(): method
+        for method, runs in representatives(results, experiment.metric).items()
+        for run in runs
+    }
+    names = {result.metric for result in results}
+    metric = experiment.metric
+    if len(names) == 1 and names != {metric.name}:
+        metric = replace(metric, name=names.pop(), title=f"{metric.label}, by a proxy")
+    paths: list[Path] = []
+    problems: list[str] = []
+    try:
+        found = {run.path: run for run in read_runs([folder])}
+    except EventsError as error:
+        return [], [str(error)]
+    runs = [replace(found[path], label=shown[path]) for path in shown if path in found]
+    for name in experiment.figures:
+        try:
+            paths += write_figures(runs, {"": runs}, folder, [name], ("png",), metric, None)
+        except EventsError as error:
+            problems.append(f"no {name}: {error}")
+    return paths, problems
+
+
+def format_bytes(count: int) -> str:
+    """Writes a number of bytes for people.
+
+    Example:
+        >>> format_bytes(78_007_376)
+        '74.4 MiB'
+    """
+    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{count} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Writes a time for people.
+
+    Example:
+        >>> format_seconds(83.2)
+        '1 min 23 s'
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _compares(experiment: Experiment) -> bool:
+    """Whether the data and the metric are those that the paper's numbers are of."""
+    keys = {short_key(key) for key in experiment.changes} - _COMPARABLE
+    return not any(key.partition(".")[0] in ("data", "metric") for key in keys)
+
+
+def _counted(runs: Sequence[RunResult]) -> Sequence[RunResult]:
+    # Where no run completed, what is known of the others says more than nothing.
+    return [run for run in runs if run.status == "completed"] or runs
+
+
+def _scaled(values: Sequence[float | None], metric: Metric) -> list[float]:
+    return [(100 if metric.in_percent else 1) * value for value in values if value is not None]
+
+
+def _spread(values: Sequence[float | None], metric: Metric) -> str:
+    known = _scaled(values, metric)
+    if not known:
+        return _DASH
+    several = len(known) > 1 and metric.over_seeds == "mean" and np.isfinite(known).all()
+    spread = f" ± {statistics.stdev(known):.2f}" if several else ""
+    return f"{_over_seeds(known, metric):.2f}{spread}"
+
+
+def _over_seeds(known: Sequence[float], metric: Metric) -> float:
+    if metric.over_seeds == "best":  # NumPy's are NaN in whatever order the seeds are
+        return float(np.max(known) if metric.better == "max" else np.min(known))
+    return statistics.mean(known)
+
+
+def _beside_paper(runs: Sequence[RunResult], experiment: Experiment) -> list[str]:
+    paper, value = published(experiment, runs[0]), reported(runs, experiment.metric)
+    if paper is None:
+        return [_DASH, _DASH]
+    spread = "" if paper.std is None else f" ± {paper.std:.2f}"
+    difference = _DASH if value is None else f"{value - paper.mean:+.2f}"
+    return [f"{paper.mean:.2f}{spread}", difference]
+
+
+def _completed(runs: Sequence[RunResult]) -> str:
+    return f"{sum(run.status == 'completed' for run in runs)} of {len(runs)}"

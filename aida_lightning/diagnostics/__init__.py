@@ -1,0 +1,17 @@
+"""What an optimizer's state tells of its steps, and statistics of a layer's tensors."""
+
+from aida_lightning.diagnostics.state import (
+    effective_learning_rate,
+    has_stepsize,
+    last_update,
+    stepsize,
+    stepsize_ceiling,
+)
+
+__all__ = [
+    "effective_learning_rate",
+    "has_stepsize",
+    "last_update",
+    "stepsize",
+    "stepsize_ceiling",
+]

@@ -1,0 +1,110 @@
+"""The paper's figures by name, drawn from event files alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aida_lightning.figures import FigureName
+from aida_lightning.figures.metric import metric_curves
+from aida_lightning.figures.plotting import Look
+from aida_lightning.figures.projections import fig5
+from aida_lightning.figures.stepsizes import fig1, fig2, fig4, fig6
+from aida_lightning.logs.events import EventsError
+from aida_lightning.logs.metric import Metric
+from aida_lightning.logs.runs import (
+    LoggedRun,
+    choose_labels,
+    folder_titles,
+    monitored_runs,
+    read_runs,
+)
+
+_STEPSIZE_FIGURES = {"fig1": fig1, "fig2": fig2, "fig4": fig4, "fig6": fig6}
+_CURVES = ("fig3", "fig7", "fig8")
+DEFAULT_FIGURES: tuple[FigureName, ...] = ("fig1", "fig2", "fig6")
+
+
+def draw_figures(
+    logdirs: Sequence[str | Path],
+    output: str | Path,
+    figures: Sequence[FigureName] = DEFAULT_FIGURES,
+    formats: Sequence[str] = ("png",),
+    optimizers: Sequence[str] | None = None,
+    metric: Metric | None = None,
+    look: Look | None = None,
+) -> list[Path]:
+    """Draws figures from the event files below some folders, all runs side by side.
+
+    Args:
+        logdirs: Folders that hold runs, at any depth.
+        output: The folder to write to; made if need be.
+        figures: Which ones.
+        formats: Endings of files that matplotlib writes: png, svg, pdf.
+        optimizers: Globs of the labels to show, in any case; None for all.
+        metric: What Figures 3, 7 and 8 show; by default the validation accuracy.
+        look: How to draw.
+
+    Returns:
+        The pictures written.
+
+    Raises:
+        EventsError: If there is no such run, a folder does not exist, or the output cannot be
+            written.
+    """
+    runs = _chosen(read_runs(logdirs), optimizers)
+    # A panel each, in which labels need not tell the folders apart.
+    groups = {title: read_runs([folder]) for folder, title in folder_titles(logdirs).items()}
+    shown = {run.path for run in runs}
+    groups = {name: [run for run in group if run.path in shown] for name, group in groups.items()}
+    metric = metric or Metric()
+    return write_figures(runs, groups, Path(output), figures, formats, metric, look)
+
+
+def write_figures(
+    runs: Sequence[LoggedRun],
+    groups: Mapping[str, Sequence[LoggedRun]],
+    output: Path,
+    figures: Sequence[FigureName],
+    formats: Sequence[str],
+    metric: Metric,
+    look: Look | None,
+) -> list[Path]:
+    """Draw figures of some runs and write them.
+
+    Args:
+        runs: All of them.
+        groups: The runs of each panel of Figures 3, 7 and 8, by its title.
+        output: The folder to write to; made if need be.
+        figures: Which ones.
+        formats: Endings of files that matplotlib writes.
+        metric: What Figures 3, 7 and 8 show.
+        look: How to draw.
+
+    Returns:
+        The pictures written.
+
+    Raises:
+        EventsError: If a figure has nothing to show, or the output cannot be written.
+    """
+    paths = []
+    for name in figures:
+        if name in _CURVES:
+            figure = metric_curves(groups, metric, look)
+        elif name == "fig5":
+            figure = fig5(runs)
+        else:
+            figure = _STEPSIZE_FIGURES[name](monitored_runs(runs), look)
+        for ending in formats:
+            paths.append(output / f"{name}.{ending}")
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+                figure.savefig(paths[-1], dpi=150)
+            except OSError as error:
+                raise EventsError(f"output: {error}") from error
+    return paths
+
+
+def _chosen(runs: Sequence[LoggedRun], optimizers: Sequence[str] | None) -> Sequence[LoggedRun]:
+    if optimizers is None:
+        return runs
+    labels = choose_labels([run.label for run in runs], optimizers)
+    return [run for run in runs if run.label in labels]

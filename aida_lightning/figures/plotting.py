@@ -1,0 +1,183 @@
+"""What all figures share: colours, averages over seeds, smoothing, axes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from aida_lightning.logs.curves import Curve, FloatArray, epochs_at
+from aida_lightning.logs.runs import LoggedRun, MonitoredRun
+
+Color = tuple[float, float, float]
+XOf = Callable[[Any, Curve], FloatArray]
+
+# Okabe and Ito's colours, told apart with any colour vision, then more of Paul Tol's.
+_FIXED_COLORS = {
+    "aida": "#D55E00",
+    "aida k=2": "#D55E00",
+    "aida k=1": "#E69F00",
+    "adabelief": "#0072B2",
+    "adam+": "#009E73",
+}
+_OTHER_COLORS = ["#CC79A7", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99"]
+_OTHER_COLORS += ["#666666", "#AA4499", "#117733", "#000000", "#DDCC77"]
+# Values within this factor of each other are read best on a linear axis.
+_LINEAR_RANGE = 15.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to draw.
+
+    Args:
+        layers: Layers to show: names, globs of names, or numbers from 1 at the input; None for
+            those of the paper.
+        smooth: Weight of the past in an exponential moving average, from 0 to below 1, as
+            TensorBoard's slider has it.
+        log_x: Draws the x axis logarithmically.
+        log_y: Draws the y axis logarithmically or not; None where it would hide much otherwise.
+    """
+
+    layers: Sequence[str] | None = None
+    smooth: float = 0.0
+    log_x: bool = False
+    log_y: bool | None = None
+
+
+def optimizer_colors(labels: Iterable[str]) -> dict[str, Color]:
+    """Chooses a colour for each label: always the same for the paper's, one of its own each."""
+    labels = list(labels)
+    colors: dict[str, str] = {}
+    for label in labels:
+        color = _FIXED_COLORS.get(label.lower())
+        if color is not None and color not in colors.values():
+            colors[label] = color
+    free = [color for color in _OTHER_COLORS if color not in colors.values()]
+    free += [color for color in _FIXED_COLORS.values() if color not in {*colors.values(), *free}]
+    others = [label for label in labels if label not in colors]
+    colors |= {label: free[index % len(free)] for index, label in enumerate(others)}
+    return {label: to_rgb(colors[label]) for label in labels}
+
+
+def shades(color: Color, count: int) -> list[Color]:
+    """Shades of a colour from light to dark, the colour itself two thirds of the way."""
+    found = []
+    for position in np.linspace(0.0, 1.0, count) if count > 1 else [2 / 3]:
+        if position <= 2 / 3:
+            weight, towards = 0.7 * (1 - position * 1.5), 1.0
+        else:
+            weight, towards = 0.55 * (position * 3 - 2), 0.0
+        red, green, blue = (part * (1 - weight) + towards * weight for part in color)
+        found.append((float(red), float(green), float(blue)))
+    return found
+
+
+def smoothed(values: FloatArray, weight: float) -> FloatArray:
+    """Takes the exponential moving average, without a pull to 0 at its start.
+
+    Example:
+        >>> smoothed(np.array([1.0, 1.0, 4.0]), 0.5).round(3).tolist()
+        [1.0, 1.0, 2.714]
+    """
+    average, seen, result = 0.0, 0.0, np.array(values, dtype=np.float64)
+    for index, value in enumerate(values):
+        if np.isfinite(value):
+            average = weight * average + (1 - weight) * float(value)
+            seen = weight * seen + (1 - weight)
+            result[index] = average / seen
+    return result
+
+
+def marker(values: FloatArray, shape: str = "o") -> str:
+    """What makes a line of a single point visible; nothing for other lines."""
+    return shape if np.isfinite(values).sum() == 1 else ""
+
+
+def over_seeds(
+    curves: Sequence[tuple[FloatArray, FloatArray]],
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Averages curves, each interpolated between its own points and nowhere beyond them.
+
+    Args:
+        curves: The x and y of each; where y is not finite there is no point.
+
+    Returns:
+        The x of all points, and the mean and the standard deviation (0 of one curve) there.
+    """
+    clean = [(x, np.where(np.isfinite(y), y, np.nan)) for x, y in curves]
+    if len(clean) == 1:
+        return *clean[0], np.zeros_like(clean[0][1])
+    known = [(x[keep], y[keep]) for x, y in clean if (keep := np.isfinite(y)).any()]
+    if not known:
+        return np.empty(0), np.empty(0), np.empty(0)
+    grid = np.unique(np.concatenate([x for x, _ in known]))
+    values = np.array([np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in known])
+    return grid, np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+
+
+def x_axis(runs: Sequence[LoggedRun] | Sequence[MonitoredRun]) -> tuple[str, XOf]:
+    """Returns the axis's name and what gives a curve's x: epochs where all runs have them."""
+    if any(run.epoch is None for run in runs):
+        return "optimizer step", lambda run, curve: curve.steps.astype(np.float64)
+    return "epoch", lambda run, curve: epochs_at(curve.steps, run.epoch)
+
+
+def panels(count: int, columns: int) -> tuple[Figure, list[Axes], int]:
+    """Returns a figure of equal panels on one scale, and how many there are in a row."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(6.0, 1.8 + 3.0 * columns), 1.2 + 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, list(axes[:count]), columns
+
+
+def finish(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, look: Look) -> None:
+    """Labels the panels, and gives them a logarithmic y axis where a linear one would hide much."""
+    drawn = [
+        np.concatenate(
+            [np.empty(0), *(np.asarray(line.get_ydata(), dtype=float) for line in axis.get_lines())]
+        )
+        for axis in axes
+    ]
+    positive = np.concatenate([values[values > 0] for values in drawn])
+    spread = len(positive) > 0 and positive.max() > _LINEAR_RANGE * positive.min()
+    logarithmic = spread if look.log_y is None else look.log_y
+    for index, (axis, values) in enumerate(zip(axes, drawn, strict=True)):
+        if logarithmic:
+            axis.set_yscale("log", nonpositive="mask")
+        if look.log_x:
+            axis.set_xscale("log", nonpositive="mask")
+        if not np.any(np.isfinite(values)):
+            axis.text(0.5, 0.5, "nothing to draw", transform=axis.transAxes, ha="center")
+        elif logarithmic and not np.any(values > 0):
+            axis.text(0.5, 0.5, "zero throughout", transform=axis.transAxes, ha="center")
+        axis.grid(True, which="major", color="0.9", linewidth=0.8)
+        if not look.log_x and axis.get_xlim()[1] > 2:
+            axis.xaxis.set_major_locator(
+                MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True)
+            )
+        axis.spines[["top", "right"]].set_visible(False)
+        if index + columns >= len(axes):  # nothing below it
+            axis.tick_params(labelbottom=True)
+            axis.set_xlabel(x_name)
+        if index % columns == 0:
+            axis.set_ylabel(y_name)
+
+
+def legend_below(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
+    """Puts a legend under the panels, in as many columns, up to so many, as fit."""
+    for ncols in range(min(len(handles), columns), 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=ncols, fontsize="small"
+        )
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()

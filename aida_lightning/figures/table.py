@@ -1,0 +1,100 @@
+"""The adaptive stepsizes of each layer as a table, from event files alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from aida_lightning.figures.plotting import Look
+from aida_lightning.figures.stepsizes import pick_layers, short_name
+from aida_lightning.logs import tags
+from aida_lightning.logs.runs import MonitoredRun, choose_labels, read_monitored_runs
+
+# The column, the monitor's tag, and the name by which the monitor is asked for it.
+_COLUMNS = {
+    "Mean": (tags.MEAN, "mean"),
+    "Std": (tags.STD, "std"),
+    "Std/mean": (tags.STD_OVER_MEAN, "std_over_mean"),
+    "Min": (tags.MIN, "min"),
+    "Max": (tags.MAX, "max"),
+    "At ceiling": (tags.CEILING_SHARE, "ceiling_share"),
+    "Effective": (tags.EFFECTIVE_MEAN, "effective_mean"),
+}
+
+
+def summarize(
+    logdirs: Sequence[str | Path],
+    layers: Sequence[str] | None = None,
+    optimizers: Sequence[str] | None = None,
+) -> list[Table]:
+    """Draws up a table an optimizer, with a row a layer, of what was logged last.
+
+    Of several seeds it has the means. "Effective" is the mean stepsize with the learning rate and
+    the momentum's bias correction in it.
+
+    Args:
+        logdirs: Folders that hold runs with the `StepsizeMonitor`, at any depth.
+        layers: Names, globs of names or numbers of the layers to show; None for all.
+        optimizers: Globs of the labels to show, in any case; None for all.
+
+    Raises:
+        EventsError: If there is no such run, layer or optimizer.
+    """
+    runs = read_monitored_runs(logdirs)
+    labels = choose_labels([run.label for run in runs], optimizers)
+    return [_table(label, [run for run in runs if run.label == label], layers) for label in labels]
+
+
+def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | None) -> Table:
+    everything = range(1, 1 + max(len(run.layers) for run in seeds))
+    numbered = pick_layers(seeds, Look(layers=layers), everything)
+    values = {
+        column: {layer: _last(seeds, layer, tag) for layer in numbered.values()}
+        for column, (tag, _) in _COLUMNS.items()
+    }
+    missing = [
+        name
+        for column, (_, name) in _COLUMNS.items()
+        if all(value is None for value in values[column].values())
+    ]
+    step = max(
+        int(c.steps[-1]) for run in seeds for s in run.statistics.values() for c in s.values()
+    )
+    table = Table(
+        title=f"{label}: adaptive stepsizes at step {step}"
+        + (f", means over {len(seeds)} seeds" if len(seeds) > 1 else ""),
+        caption=f"Not logged: {', '.join(missing)}; StepsizeMonitor(statistics=[…]) does."
+        if missing
+        else None,
+        caption_justify="left",
+    )
+    table.add_column("", justify="right")
+    table.add_column("Layer", overflow="fold")
+    columns = [column for column, (_, name) in _COLUMNS.items() if name not in missing]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for number, layer in numbered.items():
+        cells = [_written(column, values[column][layer]) for column in columns]
+        table.add_row(str(number), short_name(layer), *cells)
+    return table
+
+
+def _last(seeds: Sequence[MonitoredRun], layer: str, tag: str) -> float | None:
+    found = [
+        float(curve.values[-1])
+        for run in seeds
+        if (curve := run.statistics.get(tag, {}).get(layer)) is not None
+    ]
+    if found:
+        return float(np.mean(found))
+    if tag == tags.STD_OVER_MEAN:  # it follows from two others
+        mean, std = _last(seeds, layer, tags.MEAN), _last(seeds, layer, tags.STD)
+        return std / mean if mean and std is not None else None
+    return None
+
+
+def _written(column: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if _COLUMNS[column][0] == tags.CEILING_SHARE else f"{value:.4g}"

@@ -1,0 +1,136 @@
+"""Scalars read back from TensorBoard event files: every point, one clean curve a tag."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.util.tensor_util import make_ndarray
+
+from aida_lightning.logs import tags
+from aida_lightning.logs.events import event_files, read_events
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+# Lightning writes these at every start, or beside every other metric: that one of them comes again
+# at an earlier step does not say that a run was resumed.
+_ACCOMPANYING_TAGS = {tags.HYPERPARAMETER_METRIC, tags.EPOCH}
+
+_Points: TypeAlias = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points of one tag, by increasing step.
+
+    Args:
+        steps: The optimizer steps at which a value was logged, each once.
+        values: The values logged there; may hold NaN and infinities.
+    """
+
+    steps: IntArray
+    values: FloatArray
+
+
+def read_scalars(folder: str | Path) -> dict[str, Curve]:
+    """Reads all scalars of one run, nothing sampled away.
+
+    Of points that a run logged twice the later wins, and a run that was resumed from an earlier
+    step replaces all that the abandoned stretch had logged from that step on, in every tag; where
+    it noted the step, as TensorBoard's own readers want it, from there, else from the first step
+    that comes again. A last record that was cut off when the run was killed is left out.
+
+    Args:
+        folder: The folder that holds the run's event files.
+
+    Returns:
+        The curve of each tag, tags in the order of their first appearance.
+    """
+    merged: dict[str, _Points] = {}
+    files = [_read_file(path) for path in event_files(folder)]
+    for file in sorted(files, key=lambda file: (file.started, file.name)):
+        resumed_at = file.restart
+        if resumed_at is None:
+            again = file.points.keys() & merged.keys() - _ACCOMPANYING_TAGS
+            resumed_at = min((file.points[tag][0][0] for tag in again), default=None)
+        if resumed_at is not None:
+            for curve in merged.values():
+                while curve and curve[-1][0] >= resumed_at:
+                    curve.pop()
+        for tag, curve in file.points.items():
+            into = merged.setdefault(tag, [])
+            for step, number in curve:
+                _append(into, step, number)
+    return {
+        tag: Curve(
+            np.array([step for step, _ in curve], dtype=np.int64),
+            np.array([number for _, number in curve], dtype=np.float64),
+        )
+        for tag, curve in merged.items()
+        if curve
+    }
+
+
+def epochs_at(steps: IntArray, epoch: Curve) -> FloatArray:
+    """The number of epochs done after some optimizer steps, fractions included.
+
+    Lightning numbers both from 0: a metric logged at step `s` of an epoch of `n` steps stands
+    beside `epoch = s // n`, and `(s + 1) / n` epochs are then done.
+
+    Args:
+        steps: Indices of optimizer steps.
+        epoch: The "epoch" that Lightning logged beside its metrics.
+    """
+    done = epoch.steps + 1.0
+    index = np.floor(epoch.values)
+    # All epochs of n steps agree with every point where (s + 1) / (e + 1) <= n <= s / e. Metrics
+    # logged at the end of an epoch meet the first bound, which makes n exact.
+    fewest = float(np.max(done / (index + 1.0)))
+    later = index > 0
+    most = float(np.min(epoch.steps[later] / index[later])) if later.any() else math.inf
+    length = math.ceil(fewest) if math.ceil(fewest) <= most else fewest
+    if length <= most:
+        return np.asarray((steps + 1.0) / length, dtype=np.float64)
+    # Epochs of different lengths: straight lines between the last points of each epoch.
+    last = np.append(np.flatnonzero(np.diff(index) > 0), len(index) - 1)
+    ends = np.concatenate([[0.0], done[last]])
+    numbers = np.concatenate([[0.0], index[last] + 1.0])
+    if len(last) > 1:  # The last epoch may have been cut short: as fast as the one before it.
+        pace = (numbers[-2] - numbers[-3]) / (ends[-2] - ends[-3])
+        numbers[-1] = min(numbers[-1], numbers[-2] + (ends[-1] - ends[-2]) * pace)
+    return np.asarray(np.interp(steps + 1.0, ends, numbers), dtype=np.float64)
+
+
+@dataclass
+class _File:
+    name: str
+    started: float = math.inf
+    restart: int | None = None  # the step from which on it replaces what the run had logged
+    points: dict[str, _Points] = field(default_factory=dict)
+
+
+def _read_file(path: str) -> _File:
+    file = _File(Path(path).name)
+    for event in read_events(path):
+        file.started = min(file.started, event.wall_time)
+        if event.session_log.status == SessionLog.START:
+            file.restart = event.step if file.restart is None else min(file.restart, event.step)
+        for value in event.summary.value:
+            kind = value.WhichOneof("value")
+            points = file.points.setdefault(value.tag, [])
+            if kind == "simple_value":
+                _append(points, event.step, value.simple_value)
+            elif kind == "tensor" and value.metadata.plugin_data.plugin_name == "scalars":
+                _append(points, event.step, float(make_ndarray(value.tensor).item()))
+    file.points = {tag: points for tag, points in file.points.items() if points}
+    return file
+
+
+def _append(points: _Points, step: int, value: float) -> None:
+    while points and points[-1][0] >= step:
+        points.pop()
+    points.append((step, value))

@@ -1,0 +1,228 @@
+"""Runs found below folders, with their labels, and what the StepsizeMonitor logged of them."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from aida_lightning.logs import tags
+from aida_lightning.logs.curves import Curve, read_scalars
+from aida_lightning.logs.events import EventsError
+
+_SEED_FOLDER = re.compile(r"seed_-?\d+")
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """One run and all its scalars.
+
+    Args:
+        label: What to call the run; the seeds of one optimizer share it.
+        path: The folder of its event files.
+        scalars: The curve of each tag.
+    """
+
+    label: str
+    path: Path
+    scalars: dict[str, Curve]
+
+    @property
+    def epoch(self) -> Curve | None:
+        """The "epoch" that Lightning logs beside its metrics, if it was logged."""
+        return self.scalars.get(tags.EPOCH)
+
+
+@dataclass(frozen=True)
+class MonitoredRun:
+    """The adaptive stepsizes of one optimizer in one run, as `StepsizeMonitor` logged them.
+
+    Args:
+        label: What to call the run; the seeds of one optimizer share it.
+        path: The folder of its event files.
+        statistics: The curve of each layer by the statistic's tag, as `stepsize_mean`.
+        epoch: The "epoch" that Lightning logs beside its metrics, if it was logged.
+    """
+
+    label: str
+    path: Path
+    statistics: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    epoch: Curve | None = None
+
+    @property
+    def mean(self) -> dict[str, Curve]:
+        """The mean of each layer's adaptive stepsizes, layers from input to output."""
+        return self.statistics.get(tags.MEAN, {})
+
+    @property
+    def std(self) -> dict[str, Curve]:
+        """Their standard deviation, likewise."""
+        return self.statistics.get(tags.STD, {})
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the monitored layers, from input to output."""
+        return list(dict.fromkeys(name for curves in self.statistics.values() for name in curves))
+
+
+def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
+    """Finds every folder that holds event files, and derives its label from its path alone.
+
+    The seeds that `aida-lightning compare` writes, `<label>/seed_<n>` with underscores for the
+    spaces, get the label (preceded by the folders above it where two comparisons share it); any
+    other run, as `lightning_logs/version_3`, gets its path relative to the given folder.
+
+    Args:
+        logdirs: The folders to search, at any depth.
+
+    Returns:
+        The label of each run's folder, in the order of the folders given, then of their paths.
+
+    Raises:
+        EventsError: If a folder does not exist or holds no event files.
+    """
+    groups: dict[Path, Path] = {}  # of each run: the folder that its seeds share, or its own
+    names: dict[Path, tuple[str, ...]] = {}  # of each group: from short to unmistakable
+    for logdir in map(Path, logdirs):
+        if not logdir.is_dir():
+            raise EventsError(f"{logdir}: no such folder")
+        root = logdir.resolve()
+        runs = sorted(
+            {file.parent for file in root.glob("**/*tfevents*") if file.is_file()}, key=_natural_key
+        )
+        if not runs:
+            raise EventsError(
+                f"{logdir}: no TensorBoard event files (*tfevents*) in it or in any folder below it"
+            )
+        for run in runs:
+            is_seed = _SEED_FOLDER.fullmatch(run.name) is not None
+            group = groups.setdefault(run, run.parent if is_seed else run)
+            inside = group.is_relative_to(root) and group != root
+            path = group.relative_to(root).as_posix() if inside else group.name
+            if is_seed:
+                path = path.replace("_", " ")
+            short = path.rpartition("/")[2] if is_seed else path
+            names.setdefault(group, (short, path, f"{root.name}/{path}", group.as_posix()))
+    taken = [Counter(level) for level in zip(*names.values(), strict=True)]
+    labels = {
+        group: next(
+            (name for name, count in zip(levels, taken, strict=True) if count[name] == 1),
+            levels[-1],
+        )
+        for group, levels in names.items()
+    }
+    return {run: labels[group] for run, group in groups.items()}
+
+
+def folder_titles(folders: Iterable[str | Path]) -> dict[Path, str]:
+    """Calls folders by the ends of their paths, as long as it takes to tell them apart.
+
+    Example:
+        >>> [*folder_titles(["a/runs", "b/runs"]).values()]
+        ['a/runs', 'b/runs']
+    """
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    length = 1
+    while len({path.parts[-length:] for path in paths}) < len(paths):
+        length += 1
+    return {path: Path(*path.parts[-length:]).as_posix() for path in paths}
+
+
+def read_runs(logdirs: Sequence[str | Path]) -> list[LoggedRun]:
+    """Reads all runs below some folders.
+
+    Raises:
+        EventsError: If a folder does not exist or holds no event files.
+    """
+    return [
+        LoggedRun(label, folder, read_scalars(folder))
+        for folder, label in find_runs(logdirs).items()
+    ]
+
+
+def read_monitored_runs(logdirs: Sequence[str | Path]) -> list[MonitoredRun]:
+    """Reads all runs that had the `StepsizeMonitor` below some folders.
+
+    Args:
+        logdirs: The folders to search, at any depth.
+
+    Returns:
+        The runs in the order in which `find_runs` finds them.
+
+    Raises:
+        EventsError: If a folder does not exist or holds no event files, or if no run in them has
+            the monitor's tags.
+    """
+    return monitored_runs(read_runs(logdirs))
+
+
+def monitored_runs(runs: Sequence[LoggedRun]) -> list[MonitoredRun]:
+    """Picks what the `StepsizeMonitor` logged.
+
+    Of a run with several optimizers that share a layer each counts as one, with the optimizer's
+    name in its label; those that share none, as of a GAN's networks, are one together, and so is
+    the only one that was read.
+
+    Raises:
+        EventsError: If no run has the monitor's tags.
+    """
+    monitored: list[MonitoredRun] = []
+    for run in runs:
+        by_optimizer: dict[str | None, MonitoredRun] = {}
+        for tag, curve in run.scalars.items():
+            if parts := tags.parse_monitor_tag(tag):
+                name = parts.optimizer
+                label = f"{run.label} {name}" if name else run.label
+                found = by_optimizer.setdefault(
+                    name, MonitoredRun(label, run.path, epoch=run.epoch)
+                )
+                found.statistics.setdefault(parts.statistic, {})[parts.layer] = curve
+        monitored += _joined(run, [*by_optimizer.values()])
+    if not monitored:
+        raise EventsError(
+            f"none of the {len(runs)} run(s), the first in {runs[0].path}, has a scalar "
+            f"{tags.MEAN}/<layer> or {tags.STD}/<layer>; the callback "
+            "aida_lightning.callbacks.StepsizeMonitor() writes them during training, by default at "
+            "every log_every_n_steps-th step"
+        )
+    return monitored
+
+
+def choose_labels(labels: Iterable[str], globs: Sequence[str] | None) -> list[str]:
+    """Picks labels by globs, in any case, with blanks or underscores; None picks all.
+
+    Raises:
+        EventsError: If a glob matches none.
+    """
+    labels = list(dict.fromkeys(labels))
+    if globs is None:
+        return labels
+    chosen: set[str] = set()
+    for glob in globs:
+        pattern = _plain(glob)
+        matching = {x for x in labels if _plain(x) == pattern or fnmatchcase(_plain(x), pattern)}
+        if not matching:
+            raise EventsError(f"optimizers: {glob!r} matches none of {', '.join(labels)}")
+        chosen |= matching
+    return [label for label in labels if label in chosen]
+
+
+def _plain(label: str) -> str:
+    return label.lower().replace("_", " ")
+
+
+def _joined(run: LoggedRun, parts: Sequence[MonitoredRun]) -> Sequence[MonitoredRun]:
+    layers = [layer for part in parts for layer in part.layers]
+    if not parts or len(set(layers)) < len(layers):
+        return parts
+    whole = MonitoredRun(run.label, run.path, epoch=run.epoch)
+    for part in parts:
+        for statistic, curves in part.statistics.items():
+            whole.statistics.setdefault(statistic, {}).update(curves)
+    return [whole]
+
+
+def _natural_key(path: Path) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", path.as_posix())
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

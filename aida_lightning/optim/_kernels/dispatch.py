@@ -1,0 +1,111 @@
+"""Which kernel takes which layers in one call, and the order of the calls that are a step."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from aida_lightning.optim._kernels import foreach, fused, loop, triton
+from aida_lightning.optim._kernels.rule import Kernel, Layers, UpdateRule
+
+
+class Batch(NamedTuple):
+    """Layers that one kernel takes in one call."""
+
+    kernel: Kernel
+    layers: Layers
+    rule: UpdateRule
+
+
+# (batches, sums over what is here of their layers, columns) -> sums over the whole layers
+Complete: TypeAlias = Callable[[Sequence[Batch], list[Tensor], int], list[Tensor]]
+
+
+def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
+    """Split layers into batches for ``"loop"``, ``"foreach"`` or ``"fused"``.
+
+    All layers of a batch are on one device, of the same dtypes. Layers that no compiled code can
+    take go to the loop on the CPU, elsewhere to foreach.
+    """
+    groups = defaultdict(list)
+    compiles = kernel == "fused" and not torch.compiler.is_compiling()
+    for index, (x, g, m, v, step) in enumerate(zip(*layers[:5], strict=True)):
+        compiled = compiles and _compiled(x, g, m, v, step)
+        groups[compiled, x.device, x.dtype, m.dtype, v.dtype, step.dtype].append(index)
+    batches = []
+    for (compiled, device, *_), indices in groups.items():
+        part = layers if len(groups) == 1 else layers.take(indices)
+        on_host = device.type == "cpu"
+        if compiled:
+            batches.append(Batch(fused if on_host else triton, part, rule))
+        elif kernel == "foreach" or (kernel == "fused" and not on_host):
+            batches.append(Batch(foreach, part, rule))
+        else:
+            batches += [Batch(loop, part.take(run), rule) for run in _runs(part.params)]
+    return batches
+
+
+def _runs(params: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Give runs of layers, of together about a block: the second sweep finds them in a cache."""
+    run: list[int] = []
+    size = 0
+    for index, param in enumerate(params):
+        if run and size + param.numel() > loop.BLOCK:
+            yield run
+            run, size = [], 0
+        run.append(index)
+        size += param.numel()
+    yield run
+
+
+def _compiled(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor, step: Tensor) -> bool:
+    """Tell whether compiled code can take the layer; where there is none, warn."""
+    if param.is_cpu:
+        return fused.is_available() and fused.takes(param, grad, exp_avg, v, step)
+    try:
+        return triton.takes(param, grad, exp_avg, v)
+    except ImportError as error:
+        _warn_once(f"fused=True falls back to foreach: {error}")
+        return False
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def update(batches: Sequence[Batch], rule: UpdateRule, complete: Complete | None = None) -> None:
+    """Take one step of layers whose steps have been counted.
+
+    Args:
+        batches: the layers.
+        rule: of one of their groups, which says what sums its member takes.
+        complete: is given where layers are spread over processes, which all call it in turn.
+    """
+    if complete is not None:
+        _sweep(batches, rule, complete)
+        return
+    for batch in batches:  # one after the other, while the caches hold it
+        if batch.kernel is fused:
+            fused.step(batch.layers, batch.rule)
+        else:
+            _sweep([batch], rule, lambda _, sums, __: sums)
+
+
+def _sweep(batches: Sequence[Batch], rule: UpdateRule, complete: Complete) -> None:
+    sums: Sequence[Tensor | None] = [None] * len(batches)
+    if rule.takes_sums:
+        momenta = [batch.kernel.momentum(batch.layers, batch.rule) for batch in batches]
+        sums = complete(batches, momenta, 5 if rule.layer_mean == "statistic" else 3)
+    totals = [
+        batch.kernel.update(batch.layers, batch.rule, of_batch)
+        for batch, of_batch in zip(batches, sums, strict=True)
+    ]
+    if rule.layer_mean == "stepsize":
+        stepsizes = complete(batches, [t.unsqueeze(1) for t in totals if t is not None], 1)
+        for batch, total in zip(batches, stepsizes, strict=True):
+            batch.kernel.move(batch.layers, batch.rule, batch.layers.mean(total.squeeze(1)))

@@ -1,0 +1,165 @@
+"""The horizontally batched kernel: each operation once for all layers, with torch's foreach ops.
+
+Letters as in the loop, in the plural; every list has one entry a layer. The layers of one call are
+of one device and dtype.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from aida_lightning.optim._kernels.rule import Layers, UpdateRule, finite_sums
+from aida_lightning.optim._kernels.tracking import gradient, projected_gradient, residual
+
+# Floats or 0-dim tensors, one a layer; torch's stubs have no overload that takes either.
+ScalarList: TypeAlias = Any
+
+
+def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
+    """Update every momentum and give the sums over each layer."""
+    gs, scratch = _gradients(layers, rule)
+    ms = _update_momenta(layers, gs, rule)
+    m_sq, g_sq, m_dot_g = _squares(ms), _squares(gs), _inner(ms, gs)
+    if rule.layer_mean != "statistic":
+        return torch.stack((m_sq, g_sq, m_dot_g), 1)
+    # g - m, in the place of g if that is ours.
+    rs = gs if scratch else list(torch._foreach_sub(gs, ms))
+    if scratch:
+        torch._foreach_sub_(gs, ms)
+    r_sq = _squares(rs)
+    return torch.stack((m_sq, g_sq, m_dot_g, r_sq, -_inner(rs, ms) - r_sq), 1)
+
+
+def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
+    """Update the statistic and the parameter of every layer."""
+    vs = layers.exp_avg_sqs
+    corrections = [rule.bias_corrections(step) for step in layers.steps]
+    corrections2: ScalarList = [correction2 for _, correction2 in corrections]
+    if rule.layer_mean == "statistic":
+        assert sums is not None
+        means = layers.mean(rule.squares(sums)) * (1 - rule.beta2) + rule.eps
+        torch._foreach_mul_(vs, rule.beta2) if rule.beta2 else torch._foreach_zero_(vs)
+        torch._foreach_add_(vs, list(means.to(vs[0].dtype).unbind()))
+        move(layers, rule, torch.stack(_stepsizes(vs, corrections2, rule)))
+        return None
+
+    # A multiple of the momentum needs no more of them.
+    needed = rule.track is not projected_gradient
+    gs, scratch = _gradients(layers, rule) if needed else ([], False)
+    if sums is None:
+        ms = _update_momenta(layers, gs, rule)
+    else:
+        ms = [m.to(v.dtype) for m, v in zip(layers.exp_avgs, vs, strict=True)]
+    ds = _tracked_vectors(gs, ms, rule, sums, scratch)
+    # Not by 0, which would make NaN of a statistic that overflowed.
+    torch._foreach_mul_(vs, rule.beta2) if rule.beta2 else torch._foreach_zero_(vs)
+    torch._foreach_addcmul_(vs, ds, ds, 1 - rule.beta2)
+    torch._foreach_add_(vs, rule.eps)
+    del gs, ds  # where they were scratch, their memory serves the stepsizes
+    ss = _stepsizes(vs, corrections2, rule)
+    if rule.layer_mean == "stepsize":
+        return torch.stack([s.sum() for s in ss])
+    _move(layers, ms, ss, corrections, rule)
+    return None
+
+
+def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
+    """Move every parameter by the one stepsize of its layer."""
+    dtype = layers.exp_avg_sqs[0].dtype
+    ms = [m.to(dtype) for m in layers.exp_avgs]
+    corrections = [rule.bias_corrections(step) for step in layers.steps]
+    _move(layers, ms, list(stepsizes.to(dtype).unbind()), corrections, rule)
+
+
+def _gradients(layers: Layers, rule: UpdateRule) -> tuple[list[Tensor], bool]:
+    """Give the gradients of what is minimized, and whether they are ours to overwrite."""
+    dtype = layers.exp_avg_sqs[0].dtype
+    gs = [g.to(dtype) for g in layers.grads]
+    ours = all(g is not grad for g, grad in zip(gs, layers.grads, strict=True))
+    if rule.maximize:
+        gs, ours = list(torch._foreach_neg(gs)), True
+    if decay := rule.coupled_weight_decay:
+        xs = [x.to(dtype) for x in layers.params]
+        if ours:
+            torch._foreach_add_(gs, xs, alpha=decay)
+        else:
+            gs, ours = list(torch._foreach_add(gs, xs, alpha=decay)), True
+    return gs, ours
+
+
+def _update_momenta(layers: Layers, gs: list[Tensor], rule: UpdateRule) -> list[Tensor]:
+    """Update every m in place and give them in g's dtype, as they were rounded to their own."""
+    dtype = gs[0].dtype
+    ms = [m.to(dtype) for m in layers.exp_avgs]
+    torch._foreach_lerp_(ms, gs, 1 - rule.beta1)
+    if layers.exp_avgs[0].dtype != dtype:
+        torch._foreach_copy_(layers.exp_avgs, ms)
+        torch._foreach_copy_(ms, layers.exp_avgs)
+    return ms
+
+
+def _tracked_vectors(
+    gs: list[Tensor], ms: list[Tensor], rule: UpdateRule, sums: Tensor | None, scratch: bool
+) -> list[Tensor]:
+    if rule.track is gradient:
+        return gs
+    if rule.track is residual:
+        if not scratch:
+            return list(torch._foreach_sub(gs, ms))
+        torch._foreach_sub_(gs, ms)  # its square is that of m - g
+        return gs
+    assert sums is not None
+    coefficients = rule.coefficients(*finite_sums(sums)[:, :3].unbind(1))
+    alphas, betas = (torch.as_tensor(c, device=sums.device).expand(len(ms)) for c in coefficients)
+    ls: tuple[ScalarList, ScalarList] = (list(alphas.unbind()), list(betas.unbind()))
+    if rule.track is projected_gradient:
+        return list(torch._foreach_mul(ms, ls[0]))
+    if scratch:
+        torch._foreach_mul_(gs, ls[1])
+    ds = gs if scratch else list(torch._foreach_mul(gs, ls[1]))
+    torch._foreach_addcmul_(ds, ms, ls[0])
+    return ds
+
+
+def _stepsizes(vs: list[Tensor], corrections2: ScalarList, rule: UpdateRule) -> list[Tensor]:
+    ss = torch._foreach_div(vs, corrections2)
+    if rule.eps_in_denominator:
+        torch._foreach_sqrt_(ss)
+        torch._foreach_add_(ss, rule.eps)
+        torch._foreach_reciprocal_(ss)
+    else:
+        torch._foreach_rsqrt_(ss)
+    return list(ss)
+
+
+def _move(
+    layers: Layers,
+    ms: list[Tensor],
+    ss: list[Tensor],
+    corrections: ScalarList,
+    rule: UpdateRule,
+) -> None:
+    """Decay every x where that is decoupled, and add the updates."""
+    xs = [x.to(m.dtype) for x, m in zip(layers.params, ms, strict=True)]
+    if rule.decoupled_weight_decay and rule.weight_decay:
+        torch._foreach_mul_(xs, 1 - rule.lr * rule.weight_decay)
+    scales: ScalarList = [-rule.lr / correction1 for correction1, _ in corrections]
+    if isinstance(scales[0], Tensor):
+        torch._foreach_addcmul_(xs, ms, torch._foreach_mul(ss, scales))
+    else:
+        torch._foreach_addcmul_(xs, ms, ss, scales)
+    if layers.params[0].dtype != xs[0].dtype:
+        torch._foreach_copy_(layers.params, xs)
+
+
+def _squares(vectors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(vectors)).square()
+
+
+def _inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Give the inner product of each pair of layers, of shape ``(n,)``."""
+    return torch.stack(
+        [torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(first, second, strict=True)]
+    )

@@ -1,0 +1,192 @@
+"""The fused CPU kernel: all layers of a dtype in two sweeps of the memory, compiled on first use.
+
+The first sweep updates the momentum and takes the sums over each layer, the second updates all
+else; members that take no sums need one sweep. float32 accesses an element: Aida 9, of which the
+second sweep finds 2 in a cache where no layer is spread over processes, the members with an
+averaged statistic 6, AdaBelief and AdamPlus 7 as torch's fused Adam. Sums are in double.
+
+The source is compiled by what torch.compile compiles C++ with, which chooses the flags and caches
+the library across processes.
+"""
+
+import ctypes
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aida_lightning.optim._kernels.rule import Layers, UpdateRule
+
+# Their numbers in fused.cpp, and the dtype of the statistic and of the arithmetic.
+_DTYPES = {
+    torch.float32: (0, torch.float32),
+    torch.float64: (1, torch.float64),
+    torch.bfloat16: (2, torch.float32),
+}
+# So that loops with a square root are made of vector instructions.
+_FLAGS = ("-fno-math-errno", "-ftree-loop-vectorize", "-ffp-contract=fast")
+_MOMENTUM, _UPDATE, _MOVE = 1, 2, 4  # sweeps; added up where one call makes several
+_LAYER_MEANS = {None: 0, "statistic": 1, "stepsize": 2}
+_SUMS = 5
+
+
+def is_available() -> bool:
+    """Tell whether the sweeps could be compiled; if not, there was one warning."""
+    return _library() is not None
+
+
+def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor, step: Tensor) -> bool:
+    """Tell whether the compiled code can update the layer."""
+    if not param.dtype == grad.dtype == exp_avg.dtype or param.dtype not in _DTYPES:
+        return False
+    if v.dtype != _DTYPES[param.dtype][1] or exp_avg.shape != param.shape:
+        return False
+    if not (param.is_cpu and exp_avg.is_cpu and v.is_cpu) or type(grad) is not Tensor:
+        return False
+    if not step.is_cpu or step.dtype not in (torch.float32, torch.float64):
+        return False
+    if param.is_neg() or grad.is_neg():  # memory that holds the negative of the values
+        return False
+    # All must lie in memory in one order, without gaps.
+    if param.is_contiguous() and grad.is_contiguous() and exp_avg.is_contiguous():
+        return v.is_contiguous()
+    vectors = [param, grad, exp_avg] + ([v] if v.ndim or not param.ndim else [])
+    dense = torch.empty_like(param, memory_format=torch.preserve_format).stride()
+    return all(vector.stride() == dense for vector in vectors)
+
+
+def step(layers: Layers, rule: UpdateRule) -> None:
+    """Make all sweeps, over layers of which no other process holds a part."""
+    sweeps = _UPDATE + (_MOVE if rule.layer_mean else 0)
+    if rule.takes_sums:
+        _sweep(_MOMENTUM + sweeps, layers, rule, sums=_zeros(len(layers.params), _SUMS))
+    else:
+        _sweep(sweeps, layers, rule)
+
+
+def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
+    """Update every momentum and give the sums over each layer."""
+    sums = _zeros(len(layers.params), _SUMS)
+    _sweep(_MOMENTUM, layers, rule, sums=sums)
+    return sums if rule.layer_mean == "statistic" else sums[:, :3].contiguous()
+
+
+def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
+    """Update the statistic and the parameter of every layer."""
+    if sums is not None:
+        sums = sums.double().contiguous()
+    if rule.layer_mean != "stepsize":
+        _sweep(_UPDATE + (_MOVE if rule.layer_mean else 0), layers, rule, sums=sums)
+        return None
+    stepsizes = _zeros(len(layers.params))
+    _sweep(_UPDATE, layers, rule, sums=sums, stepsizes=stepsizes)
+    return stepsizes
+
+
+def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
+    """Move every parameter by the one stepsize of its layer."""
+    _sweep(_MOVE, layers, rule, stepsizes=stepsizes.contiguous())
+
+
+def _zeros(*size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.float64, device="cpu")
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "second_eps")),
+        *((name, ctypes.c_double) for name in ("coupled", "decoupled", "sign")),
+        *((name, ctypes.c_double) for name in ("alpha", "beta", "xi")),
+        *((name, ctypes.c_int64) for name in ("k", "track", "layer_mean", "double_step")),
+        ("threads", ctypes.c_int64),
+    ]
+
+
+class _Layers(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "g", "m", "v", "step", "part", "whole")),
+        ("n", ctypes.c_int64),
+    ]
+
+
+def _sweep(
+    sweeps: int,
+    layers: Layers,
+    rule: UpdateRule,
+    *,
+    sums: Tensor | None = None,
+    stepsizes: Tensor | None = None,
+) -> None:
+    """Make one or more sweeps: over every layer one, or over some at a time all.
+
+    Args:
+        sweeps: which.
+        layers: the layers.
+        rule: the rule.
+        sums: over each layer, where the rule takes any; the momentum writes them.
+        stepsizes: one a layer, where they are averaged; where only the update is made, it writes
+            their sums over what is here.
+    """
+    # What autograd kept of the parameters is no longer what it kept.
+    torch.autograd.graph.increment_version(layers.params)
+    if stepsizes is None and rule.layer_mean:
+        stepsizes = _zeros(len(layers.params))
+    track, alpha, beta = rule.compiled_track
+    lr = float(rule.lr)
+    options = _Options(
+        lr=lr,
+        beta1=rule.beta1,
+        beta2=rule.beta2,
+        eps=rule.eps,
+        second_eps=rule.eps if rule.eps_in_denominator else 0.0,
+        coupled=rule.coupled_weight_decay,
+        decoupled=lr * rule.weight_decay if rule.decoupled_weight_decay else 0.0,
+        sign=-1.0 if rule.maximize else 1.0,
+        alpha=alpha,
+        beta=beta,
+        xi=rule.xi,
+        k=rule.k,
+        track=track,
+        layer_mean=_LAYER_MEANS[rule.layer_mean],
+        double_step=layers.steps[0].dtype == torch.float64,
+        threads=torch.get_num_threads(),
+    )
+    if "table" not in layers.kept:
+        addresses = [[tensor.data_ptr() for tensor in column] for column in layers[:5]]
+        parts = [param.numel() for param in layers.params]
+        layers.kept["table"] = torch.tensor([*addresses, parts, layers.numels], device="cpu")
+    table = layers.kept["table"]
+    pointers = range(table.data_ptr(), table.data_ptr() + table.nbytes, table.stride(0) * 8)
+    _library().aida_step(
+        ctypes.c_int64(_DTYPES[layers.params[0].dtype][0]),
+        ctypes.c_int64(sweeps),
+        ctypes.byref(_Layers(*pointers, n=len(layers.params))),
+        ctypes.byref(options),
+        ctypes.c_void_p(None if sums is None else sums.data_ptr()),
+        ctypes.c_int64(0 if sums is None else sums.shape[1]),
+        ctypes.c_void_p(None if stepsizes is None else stepsizes.data_ptr()),
+    )
+
+
+@cache
+def _library() -> Any:
+    """Compile and load the sweeps; None, with one warning, where that is not possible."""
+    try:
+        from torch._inductor.codecache import CppCodeCache
+
+        source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
+        library = CppCodeCache.load_async(source, extra_flags=_FLAGS)()
+        library.aida_step.restype = None
+        return library
+    except Exception as error:  # no compiler, no right to write its cache, another torch, …
+        first_line = (str(error).splitlines() or [""])[0]
+        warnings.warn(
+            "fused=True needs a C++ compiler that torch.compile can use, the step falls back to "
+            f"the loop: {type(error).__name__}: {first_line}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None

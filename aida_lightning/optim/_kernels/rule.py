@@ -1,0 +1,195 @@
+"""What every kernel is given: lists with one tensor a layer, and the rule to update them by."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from aida_lightning.optim._kernels.tracking import (
+    Coefficients,
+    Scalar,
+    Track,
+    mutual_projection,
+    needs_inner_products,
+    projected_gradient,
+)
+
+LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
+LARGEST, TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
+# Their numbers in fused.cpp and triton_sweeps.py, where 0 stands for constant coefficients.
+_COMPILED: dict[Track, int] = {mutual_projection: 1, projected_gradient: 2}
+
+
+class Layers(NamedTuple):
+    """The tensors of some layers; entry ``l`` of each list belongs to layer ``l``."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    steps: list[Tensor]
+    # Elements of the whole layer, of which the tensors may be the part that this process holds.
+    numels: list[int]
+    # What a kernel keeps from one sweep over these layers to the next.
+    kept: dict[str, Any]
+
+    def mean(self, totals: Tensor) -> Tensor:
+        """Divide sums over whole layers, of shape ``(n,)``, by the layers' numbers of elements."""
+        counts = [max(numel, 1) for numel in self.numels]
+        divisors = torch.tensor(counts, dtype=totals.dtype, device="cpu")
+        if totals.is_cuda:  # from memory that is not pinned, the copy would wait for the device
+            divisors = divisors.pin_memory().to(totals.device, non_blocking=True)
+        return totals / divisors.to(totals.device)
+
+    def take(self, indices: Sequence[int]) -> "Layers":
+        """Give the layers of these indices."""
+        picked = ([column[index] for index in indices] for column in self[:5])
+        numels = [self.numels[index] for index in indices]
+        return Layers(*picked, numels=numels, kept={})  # type: ignore[misc, arg-type]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Layers":
+        """Put something in the place of every tensor."""
+        mapped = ([function(tensor) for tensor in column] for column in self[:5])
+        return Layers(*mapped, numels=self.numels, kept={})  # type: ignore[misc, arg-type]
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """A member of the family (the first three fields) and the options of one group."""
+
+    track: Track
+    layer_mean: LayerMean
+    eps_in_denominator: bool
+    k: int
+    xi: float
+    lr: float | Tensor
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decoupled_weight_decay: bool
+    maximize: bool
+    capturable: bool
+    differentiable: bool
+
+    @property
+    def takes_sums(self) -> bool:
+        """Whether the momentum and the gradient are summed over a layer before it is updated."""
+        return self.layer_mean == "statistic" or needs_inner_products(self.track)
+
+    @property
+    def coupled_weight_decay(self) -> float:
+        """The multiple of the parameter that is added to the gradient."""
+        return 0.0 if self.decoupled_weight_decay else self.weight_decay
+
+    def coefficients(self, m_sq: Scalar, g_sq: Scalar, m_dot_g: Scalar) -> Coefficients:
+        """Give (alpha, beta) of the tracked vector ``alpha * m + beta * g``."""
+        return self.track(m_sq, g_sq, m_dot_g, k=self.k, xi=self.xi)
+
+    @property
+    def compiled_track(self) -> tuple[int, float, float]:
+        """What compiled kernels know the track by: its number, and alpha and beta if constant.
+
+        Raises:
+            NotImplementedError: they do not know it.
+        """
+        if not needs_inner_products(self.track):
+            alpha, beta = self.coefficients(0.0, 0.0, 0.0)
+            return 0, float(alpha), float(beta)
+        if self.track not in _COMPILED:
+            raise NotImplementedError(
+                f"no compiled kernel tracks `{self.track.__name__}`, leave `fused` out"
+            )
+        return _COMPILED[self.track], 0.0, 0.0
+
+    def squares(self, sums: Tensor) -> Tensor:
+        """Give the squared norm of the tracked vector of each layer, of shape ``(n,)``.
+
+        It is put together from ``m - g``, which was subtracted before it was squared: from
+        ``<m, m>``, ``<g, g>`` and ``<m, g>`` alone nothing would be left where m and g agree.
+        """
+        m_sq, g_sq, m_dot_g, r_sq, r_dot_g = finite_sums(sums).unbind(1)
+        alpha, beta = self.coefficients(m_sq, g_sq, m_dot_g)
+        both = alpha + beta  # alpha m + beta g = alpha (m - g) + (alpha + beta) g
+        squares = both**2 * g_sq
+        if needs_inner_products(self.track) or alpha:  # 0 times the NaN of a momentum is NaN
+            squares = squares + alpha**2 * r_sq + 2 * alpha * both * r_dot_g
+        # What overflowed is infinite: its stepsize is 0.
+        return squares.clamp(min=0).masked_fill(sums.isinf().any(1), torch.inf)
+
+    def bias_corrections(self, step: Tensor) -> tuple[Scalar, Scalar]:
+        """Give ``1 - beta1^t`` and ``1 - beta2^t`` in double precision.
+
+        Python floats where the host may know the step; else tensors on the step's device.
+        """
+        # In float32, 1 - beta2^t would be off by 1e-5 at small t.
+        t = step.double() if self.on_device else step.item()
+        return 1 - self.beta1**t, 1 - self.beta2**t
+
+    @property
+    def on_device(self) -> bool:
+        """Whether no number may pass through the host, for a graph is being captured."""
+        return self.capturable or torch.compiler.is_compiling()
+
+
+class Kernel(Protocol):
+    """One backend, a module: the sweeps over the layers that a step is made of.
+
+    Between two sweeps stand sums over layers, which the caller completes where a layer is spread
+    over processes. The steps have been counted before the first.
+    """
+
+    def momentum(self, layers: Layers, rule: UpdateRule) -> Tensor:
+        """Update every momentum, of rules that take sums, and give the sums over each layer.
+
+        Returns:
+            Of shape ``(n, 3)``, over the elements that are here: ``<m, m>``, ``<g, g>`` and
+            ``<m, g>``, where g has the coupled weight decay in. Where the statistic is averaged, of
+            shape ``(n, 5)``: ``<m - g, m - g>`` and ``<m - g, g>`` as well.
+        """
+
+    def update(self, layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
+        """Update the statistic and the parameter of every layer; without sums, the momentum too.
+
+        Args:
+            layers: the layers.
+            rule: the rule.
+            sums: over whole layers, in the form that ``momentum`` gives, if the rule takes any.
+
+        Returns:
+            None, or where the stepsize is averaged its sum over each layer, of shape ``(n,)``; the
+            parameters are not moved yet then.
+        """
+
+    def move(self, layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
+        """Move every parameter by the one stepsize of its layer; they are of shape ``(n,)``."""
+
+
+def finite_sums(sums: Tensor) -> Tensor:
+    """Prepare sums over layers for the projections' scalar arithmetic, in double precision.
+
+    Sums that overflowed become float32's largest number instead of being lost to inf / inf; squared
+    norms, more where ``<m, g>`` needs more, for projections never make a vector longer. NaN stays.
+    """
+    finite = torch.nan_to_num(sums.double(), nan=torch.nan, posinf=LARGEST, neginf=-LARGEST)
+    m_sq, g_sq, m_dot_g = finite[..., :3].unbind(-1)
+    others = torch.stack((g_sq, m_sq), -1).clamp(min=TINY)
+    least = (m_dot_g.square().unsqueeze(-1) / others).clamp(min=LARGEST)
+    norms = torch.where(sums[..., :2].isinf(), least, finite[..., :2])
+    return torch.cat((norms, finite[..., 2:]), -1)
+
+
+def adaptive_stepsize(v: Tensor, correction2: Scalar, eps: float) -> Tensor:
+    """Give ``1 / (sqrt(v / (1 - beta2^t)) + eps)``, elementwise, in a new tensor."""
+    v_hat = v / correction2
+    return reciprocal_root(v_hat, eps, out=None if v_hat.requires_grad else v_hat)
+
+
+def reciprocal_root(v: Tensor, eps: Scalar, out: Tensor | None) -> Tensor:
+    """Give ``1 / (sqrt(v) + eps)``, elementwise, in ``out`` or in a new tensor."""
+    if isinstance(eps, float) and not eps:
+        return torch.rsqrt(v, out=out)
+    # Autograd keeps the root, which therefore may change only in a tensor of our own.
+    return torch.add(torch.sqrt(v, out=out), eps, out=out).reciprocal_()

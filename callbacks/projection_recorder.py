@@ -1,0 +1,100 @@
+"""The recorder of what Figure 5 needs: one layer's momentum and gradient as a triangle."""
+
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from aida_lightning.logs import tags
+
+
+class ProjectionRecorder(Callback):
+    """Log the triangle of one layer's momentum m and gradient g: all that Figure 5 needs.
+
+    Every projection of the pair lies in the plane of m and g, so that two lengths and an angle
+    give the whole figure: `projection_m_norm/<layer>`, `projection_g_norm/<layer>` and
+    `projection_cosine/<layer>`. The gradient is the one that the optimizer averages, weight decay
+    and clipping included; it follows from the momentum before and after the step.
+
+    Args:
+        layer: The parameter's name.
+        every_n_steps: The steps between two recordings; None for the Trainer's
+            `log_every_n_steps`.
+
+    Raises:
+        MisconfigurationException: When training starts, if there is no such parameter.
+    """
+
+    def __init__(self, layer: str, every_n_steps: int | None = None) -> None:
+        self.layer = layer
+        self.every_n_steps = every_n_steps
+        self._before: Tensor | None = None
+        self._triangle: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        layers = dict(pl_module.named_parameters())
+        if self.layer not in layers:
+            raise MisconfigurationException(
+                f"ProjectionRecorder found no layer {self.layer!r}, there are: {[*layers]}"
+            )
+        param = layers[self.layer]
+        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            due = (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+            state = optimizer.state.get(param, {})
+            momentum = state.get("exp_avg", torch.zeros_like(param))
+            self._before = momentum.detach().clone() if due else None
+
+        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            momentum = optimizer.state.get(param, {}).get("exp_avg")
+            group = _group_of(optimizer, param)
+            if self._before is not None and momentum is not None and "betas" in group:
+                self._triangle = _triangle(momentum, self._before, group["betas"][0])
+            self._before = None
+
+        for optimizer in trainer.optimizers:
+            if trainer.is_global_zero and _group_of(optimizer, param):
+                self._handles.append(optimizer.register_step_pre_hook(before))
+                self._handles.append(optimizer.register_step_post_hook(after))
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if self._triangle is None:
+            return
+        m_norm, g_norm, cosine = self._triangle.tolist()
+        self._triangle = None
+        metrics = {
+            f"{tags.PROJECTION_M_NORM}/{self.layer}": m_norm,
+            f"{tags.PROJECTION_G_NORM}/{self.layer}": g_norm,
+            f"{tags.PROJECTION_COSINE}/{self.layer}": cosine,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _group_of(optimizer: Optimizer, param: Tensor) -> dict[str, Any]:
+    for group in optimizer.param_groups:
+        if any(param is other for other in group["params"]):
+            return dict(group)
+    return {}
+
+
+def _triangle(momentum: Tensor, before: Tensor, beta1: float) -> Tensor:
+    m = momentum.detach().double().flatten()
+    g = (m - beta1 * before.double().flatten()) / (1 - beta1)
+    norms = torch.linalg.vector_norm(m), torch.linalg.vector_norm(g)
+    return torch.stack([*norms, (m @ g) / (norms[0] * norms[1])])
