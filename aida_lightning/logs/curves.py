@@ -11,7 +11,7 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.util.tensor_util import make_ndarray
 
 from aida_lightning.logs import tags
-from aida_lightning.logs.events import event_files, read_events
+from aida_lightning.logs.events import attempt_of, event_files, read_events
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -52,7 +52,7 @@ def read_scalars(folder: str | Path) -> dict[str, Curve]:
     """
     merged: dict[str, _Points] = {}
     files = [_read_file(path) for path in event_files(folder)]
-    for file in sorted(files, key=lambda file: (file.started, file.name)):
+    for file in sorted(files, key=lambda file: (attempt_of(file.name), file.started, file.name)):
         resumed_at = file.restart
         if resumed_at is None:
             again = file.points.keys() & merged.keys() - _ACCOMPANYING_TAGS
