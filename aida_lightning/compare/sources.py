@@ -1,0 +1,71 @@
+"""What a user's own classes were written like when a run was trained with them."""
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from modulefinder import ModuleFinder
+from pathlib import Path
+from typing import Any
+
+# Where packages are installed: these have versions, and are not edited between two runs.
+_INSTALLED = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+
+
+def source_digests(config: Any) -> dict[str, str]:
+    """Compute a digest of each file that the classes of an experiment are written in.
+
+    These are the modules of the classes that are named by a ``class_path`` and were not installed
+    with a package, and the modules of the same folder that they import, directly or not.
+
+    Args:
+        config: what an experiment's file holds, of mappings, lists and plain values.
+
+    Returns:
+        A short digest by the module's name.
+    """
+    digests = {}
+    for path in class_paths(config):
+        module = _module_of(path)
+        if module is None or (root := _own_folder(module)) is None:
+            continue
+        finder = ModuleFinder([str(root)])
+        finder.import_hook(module)
+        for name, found in finder.modules.items():
+            if file := getattr(found, "__file__", None):
+                digests[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return digests
+
+
+def class_paths(config: Any) -> Iterator[str]:
+    """Yield each ``class_path`` in mappings and lists, at any depth."""
+    if isinstance(config, Mapping):
+        if isinstance(path := config.get("class_path"), str):
+            yield path
+        for value in config.values():
+            yield from class_paths(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from class_paths(value)
+
+
+def _module_of(path: str) -> str | None:
+    """Return the module in a class path, the longest part of it that can be imported."""
+    module = path.rpartition(".")[0]
+    while module:
+        try:
+            return import_module(module).__name__
+        except ImportError:
+            module = module.rpartition(".")[0]
+    return None
+
+
+def _own_folder(module: str) -> Path | None:
+    """Return the folder that a user's module is imported from, None for installed packages."""
+    file = getattr(import_module(module), "__file__", None)
+    if file is None or module.partition(".")[0] == "aida_lightning":
+        return None
+    if any(Path(file).is_relative_to(folder) for folder in _INSTALLED):
+        return None
+    levels = module.count(".") + (Path(file).name == "__init__.py")
+    return Path(file).parents[levels]
