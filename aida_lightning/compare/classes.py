@@ -1,15 +1,53 @@
-"""What a user's own classes were written like when a run was trained with them."""
+"""The classes that an experiment's file names: what they have to be, and how they are written."""
 
 import hashlib
+import inspect
 import sysconfig
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from modulefinder import ModuleFinder
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from aida_lightning.compare.methods import UsageError
+
+_BASES: dict[str, type] = {
+    "model": LightningModule,
+    "data": LightningDataModule,
+    "trainer": Trainer,
+    "callbacks": Callback,
+}
 # Where packages are installed: these have versions, and are not edited between two runs.
 _INSTALLED = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+
+
+def check_classes(config: Mapping[str, Any]) -> None:
+    """Raise unless what a file names as model, data, trainer and callbacks are classes of these.
+
+    A file could name any function, which would be called while the experiment is loaded. To import
+    a class runs its module all the same.
+
+    Args:
+        config: what an experiment's file holds, or a part of it.
+
+    Raises:
+        UsageError: a class path names something else.
+    """
+    for key, base in _BASES.items():
+        parts = config.get(key)
+        for part in parts if isinstance(parts, list) else [parts]:
+            path = part.get("class_path") if isinstance(part, Mapping) else part
+            if not isinstance(path, str) or "." not in path:
+                continue  # a bare name is looked for among the subclasses only
+            try:
+                named = resolve_name(path)
+            except (ImportError, AttributeError, ValueError):
+                continue  # the parser says what is wrong
+            if not (inspect.isclass(named) and issubclass(named, base)):
+                raise UsageError(f"{key}: {path} is no {base.__name__}, which it has to be")
 
 
 def source_digests(config: Any) -> dict[str, str]:

@@ -1,10 +1,11 @@
-"""Edits of a user's classes are told from their sources."""
+"""Classes are what they have to be, and edits of a user's own are told from their sources."""
 
 import sys
 
 import pytest
 
-from aida_lightning.compare.sources import class_paths, source_digests
+from aida_lightning.compare.classes import check_classes, class_paths, source_digests
+from aida_lightning.compare.methods import UsageError
 
 CONFIG = {
     "model": {"class_path": "own_models.nets.Net", "init_args": {"width": 3}},
@@ -69,3 +70,30 @@ def test_an_edit_changes_the_digest_of_its_module_alone(folder, edited):
 def test_a_class_that_cannot_be_imported_has_no_source():
     assert source_digests({"class_path": "no_such_module.Class"}) == {}
     assert source_digests({"class_path": "Bare"}) == {}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"data": {"class_path": "os.system", "init_args": {"command": "exit 1"}}},
+        {"data": "os.system"},
+        {"model": {"class_path": "aida_lightning.datamodules.DigitsDataModule"}},
+        {"trainer": {"class_path": "subprocess.Popen"}},
+        {"callbacks": [{"class_path": "lightning.pytorch.callbacks.Timer"}, "os.remove"]},
+    ],
+)
+def test_what_is_no_class_of_its_kind_is_refused(config):
+    with pytest.raises(UsageError, match=r"^(data|model|trainer|callbacks): .* is no .*"):
+        check_classes(config)
+
+
+def test_classes_of_their_kind_bare_names_and_unknown_ones_are_left_to_the_parser():
+    check_classes(
+        {
+            "model": {"class_path": "aida_lightning.example_modules.ImageClassifier"},
+            "data": "DigitsDataModule",
+            "trainer": {"max_epochs": 3},
+            "callbacks": [{"class_path": "no_such.Callback"}],
+        }
+    )
+    check_classes({})
