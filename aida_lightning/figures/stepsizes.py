@@ -1,5 +1,6 @@
 """The paper's figures of the adaptive stepsizes: Figures 1, 2, 4 and 6."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -34,6 +35,8 @@ _TOP_LAYERS = 10
 _TITLE_WIDTH = 22  # characters
 _THREE_LAYERS = (2, 6, 11)
 _LAYERS_IN_A_ROW = 4
+# What torch.nn.utils.parametrize computes a tensor from, by the tensor's name.
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
 
 
 def fig1(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
@@ -104,7 +107,8 @@ def short_name(layer: str) -> str:
         >>> short_name("model.features.3.weight")
         'features.3'
     """
-    return layer.removeprefix("model.").removesuffix(".weight")
+    tensor = _PARAMETRIZED.sub(r"\1", layer)
+    return tensor.removeprefix("model.").removesuffix(".weight")
 
 
 def _one_panel_an_optimizer(runs: Sequence[MonitoredRun], statistic: str, look: Look) -> Figure:
@@ -207,5 +211,10 @@ def _by_label(runs: Sequence[MonitoredRun]) -> dict[str, list[MonitoredRun]]:
 
 def _weights(runs: Sequence[MonitoredRun]) -> list[str]:
     names = list(dict.fromkeys(name for run in runs for name in run.layers))
-    # nn.MultiheadAttention has an in_proj_weight, nn.LSTM a weight_hh_l0.
-    return [name for name in names if "weight" in name.rpartition(".")[2]] or names
+    weights = {}
+    for name in names:
+        tensor = _PARAMETRIZED.sub(r"\1", name)
+        # nn.MultiheadAttention has an in_proj_weight, nn.LSTM a weight_hh_l0.
+        if "weight" in tensor.rpartition(".")[2]:
+            weights[tensor] = name  # of weight_norm's gain and direction the direction
+    return [*weights.values()] or names
