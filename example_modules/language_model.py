@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
-from torchmetrics import Metric
+from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from aida_lightning.datamodules._text import TextBatch
 from aida_lightning.example_modules._dropout import SeededDropout
+from aida_lightning.example_modules._word_metrics import word_metrics
 from aida_lightning.example_modules.awd_lstm import AWDLSTM, AWDLSTMOutput, State
 from aida_lightning.mixin import OptimizerMixin
 
@@ -52,6 +52,7 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         TypeError: the network lacks an option.
 
     Example:
+        >>> import torch
         >>> model = LanguageModel(num_layers=1, optimizer_options={"lr": 1e-3, "eps": 1e-16})
         >>> logits, states = model(torch.zeros(70, 20, dtype=torch.int64))
         >>> logits.shape
@@ -86,8 +87,8 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         self.optimizer_options = dict(optimizer_options or {})
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_options = dict(lr_scheduler_options or {})
-        self.val_perplexity = _Perplexity()
-        self.test_perplexity = _Perplexity()
+        self.val_metrics = word_metrics("val")
+        self.test_metrics = word_metrics("test")
         self._lr_scale = 1.0
         # Validation may interrupt an epoch of training, whose states must outlast it.
         self._states: dict[str, list[State]] = {}
@@ -160,7 +161,7 @@ class LanguageModel(OptimizerMixin, SeededDropout):
             batch: the batch.
             batch_idx: not used.
         """
-        self._evaluate("val", self.val_perplexity, batch)
+        self._evaluate("val", self.val_metrics, batch)
 
     @override
     def test_step(self, batch: TextBatch, batch_idx: int) -> None:
@@ -170,7 +171,7 @@ class LanguageModel(OptimizerMixin, SeededDropout):
             batch: the batch.
             batch_idx: not used.
         """
-        self._evaluate("test", self.test_perplexity, batch)
+        self._evaluate("test", self.test_metrics, batch)
 
     @override
     def optimizer_step(
@@ -197,39 +198,12 @@ class LanguageModel(OptimizerMixin, SeededDropout):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
-    def _evaluate(self, stage: str, perplexity: "_Perplexity", batch: TextBatch) -> None:
+    def _evaluate(self, stage: str, metrics: MetricCollection, batch: TextBatch) -> None:
         logits, states = self(batch.inputs, self._states.get(stage))
         self._states[stage] = _detach(states)
         loss = _cross_entropy(logits, batch.targets)
-        words = batch.targets.numel()
-        perplexity.update(loss, words)
-        self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=words)
-        self.log(f"{stage}_perplexity", perplexity, prog_bar=True, batch_size=words)
-
-
-class _Perplexity(Metric):
-    """The exponential of the mean cross-entropy of a word.
-
-    ``torchmetrics.text.Perplexity`` takes logits, computes their softmax anew, and has the
-    logarithm of 0 where that underflows; a ``MeanMetric`` leaves out what is not a number.
-    """
-
-    loss: Tensor
-    words: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("words", torch.tensor(0.0), dist_reduce_fx="sum")
-
-    @override
-    def update(self, mean_loss: Tensor, words: int) -> None:
-        self.loss += mean_loss * words
-        self.words += words
-
-    @override
-    def compute(self) -> Tensor:
-        return (self.loss / self.words).exp()
+        metrics.update(loss, float(batch.targets.numel()))
+        self.log_dict(metrics, prog_bar=True)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from aida_lightning.datamodules._vocabulary import BOS, EOS, PAD
 from aida_lightning.example_modules._dropout import SeededDropout
+from aida_lightning.example_modules._word_metrics import word_metrics
 from aida_lightning.example_modules.transformer import Transformer
 from aida_lightning.mixin import OptimizerMixin
 
@@ -146,8 +147,8 @@ class TranslationModel(OptimizerMixin, SeededDropout):
             self.lr_scheduler_config = {"interval": "step"}
         self.lr_scheduler_options = dict(lr_scheduler_options or {})
         self.train_accuracy = _token_accuracy(vocab_size)
-        self.val_loss, self.val_accuracy = MeanMetric(), _token_accuracy(vocab_size)
-        self.test_loss, self.test_accuracy = MeanMetric(), _token_accuracy(vocab_size)
+        self.val_metrics, self.val_accuracy = word_metrics("val"), _token_accuracy(vocab_size)
+        self.test_metrics, self.test_accuracy = word_metrics("test"), _token_accuracy(vocab_size)
 
     @override
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
@@ -211,12 +212,7 @@ class TranslationModel(OptimizerMixin, SeededDropout):
             batch: sources ``(n, s)`` and targets ``(n, t)``, from ``<bos>`` to ``<eos>``.
             batch_idx: not used.
         """
-        self._evaluate("val", self.val_loss, self.val_accuracy, batch)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        """Log ``val_perplexity``."""
-        self.log("val_perplexity", self.val_loss.compute().exp())
+        self._evaluate("val", self.val_metrics, self.val_accuracy, batch)
 
     @override
     def test_step(self, batch: _Batch, batch_idx: int) -> None:
@@ -226,12 +222,7 @@ class TranslationModel(OptimizerMixin, SeededDropout):
             batch: sources ``(n, s)`` and targets ``(n, t)``, from ``<bos>`` to ``<eos>``.
             batch_idx: not used.
         """
-        self._evaluate("test", self.test_loss, self.test_accuracy, batch)
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        """Log ``test_perplexity``."""
-        self.log("test_perplexity", self.test_loss.compute().exp())
+        self._evaluate("test", self.test_metrics, self.test_accuracy, batch)
 
     def _predict(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Return logits ``(n·t, vocab_size)`` and the words to predict, ``(n·t,)``."""
@@ -239,12 +230,13 @@ class TranslationModel(OptimizerMixin, SeededDropout):
         return self(source, target[:, :-1]).flatten(0, 1), target[:, 1:].flatten()
 
     def _evaluate(
-        self, stage: str, loss: MeanMetric, accuracy: MulticlassAccuracy, batch: _Batch
+        self, stage: str, metrics: MetricCollection, accuracy: MulticlassAccuracy, batch: _Batch
     ) -> None:
         logits, gold = self._predict(batch)
-        loss(cross_entropy(logits, gold, ignore_index=PAD), weight=(gold != PAD).sum())
+        loss = cross_entropy(logits, gold, ignore_index=PAD)
+        metrics.update(loss, (gold != PAD).sum().float())
         accuracy(logits, gold)
-        self.log(f"{stage}_loss", loss, prog_bar=True)
+        self.log_dict(metrics, prog_bar=True)
         self.log(f"{stage}_accuracy", accuracy, prog_bar=True)
 
 

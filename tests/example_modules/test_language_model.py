@@ -144,11 +144,18 @@ def test_perplexity_is_that_of_each_stream_read_in_one_go(tmp_path, stage):
     assert mean > 4
 
 
-def test_a_loss_that_is_not_a_number_makes_a_perplexity_that_is_none(tmp_path):
-    model = small()
-    nn.init.constant_(model.model.decoder.bias, float("nan"))
-    (logged,) = trainer(tmp_path).validate(model, sample(), verbose=False)
-    assert math.isnan(logged["val_perplexity"])
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_one_batch_that_is_not_a_number_makes_the_evaluation_none(tmp_path, stage):
+    model, batches = small(), [random_batch(5), random_batch(5)]
+    model.model.register_forward_hook(
+        lambda module, args, output: (
+            output._replace(logits=output.logits * math.nan) if args[0] is batches[0][0] else None
+        )
+    )
+    (logged,) = getattr(trainer(tmp_path), stage)(model, Batches(*batches), verbose=False)
+    prefix = {"validate": "val", "test": "test"}[stage]
+    assert math.isnan(logged[f"{prefix}_loss"])
+    assert math.isnan(logged[f"{prefix}_perplexity"])
 
 
 def test_the_state_is_carried_in_training_and_forgotten_at_an_epochs_start(tmp_path):
