@@ -10,6 +10,8 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
+
 
 class InMemoryImages(Dataset[tuple[Tensor, int]]):
     """Serve a labelled split from one tensor, transforming a whole batch in one call.
@@ -96,10 +98,8 @@ class InMemoryDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"Invalid batch_size value: {batch_size}, it must be at least 1")
-        if num_workers < 0:
-            raise ValueError(f"Invalid num_workers value: {num_workers}, it must be at least 0")
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, num_workers=num_workers)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.train_set: InMemoryImages | None = None

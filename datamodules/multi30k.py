@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.datamodules._download import download
 from aida_lightning.datamodules._vocabulary import BucketSampler, Vocabulary, pad_pairs
 
@@ -91,12 +92,8 @@ class Multi30kDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         root = str(root)  # a Path would be written into hparams.yaml as a Python object
+        check_at_least(1, batch_size=batch_size, min_frequency=min_frequency, max_length=max_length)
         self.save_hyperparameters()
-        for name in ("batch_size", "min_frequency", "max_length"):
-            if self.hparams[name] < 1:
-                raise ValueError(
-                    f"Invalid {name} value: {self.hparams[name]}, it must be at least 1"
-                )
         self.root = Path(root).expanduser().absolute()
         self.batch_size = batch_size
         self.min_frequency = min_frequency

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.datamodules._download import download
 from aida_lightning.datamodules._text import SegmentSampler, Streams, TextBatch
 
@@ -84,11 +85,8 @@ class PennTreebankDataModule(LightningDataModule):
         sizes = dict(
             batch_size=batch_size, val_batch_size=val_batch_size, test_batch_size=test_batch_size
         )
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"Invalid {name} value: {size}, it must be at least 1")
-        if bptt < 10:
-            raise ValueError(f"Invalid bptt value: {bptt}, it must be at least 10")
+        check_at_least(1, **sizes)
+        check_at_least(10, bptt=bptt)
         root = str(root)  # a Path would be written into hparams.yaml as a Python object
         self.save_hyperparameters()
         self.root = Path(root).expanduser().absolute()

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least, check_probabilities
+
 State = tuple[Tensor, Tensor]
 """An LSTM's hidden and cell state, ``(1, batch, hidden)`` each."""
 
@@ -72,25 +74,20 @@ class AWDLSTM(nn.Module):
         weight_dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        sizes = {
-            "vocab_size": vocab_size,
-            "num_layers": num_layers,
-            "embedding_size": embedding_size,
-            "hidden_size": hidden_size,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"Invalid {name} value: {size}, it must be at least 1")
-        probabilities = {
-            "input_dropout": input_dropout,
-            "hidden_dropout": hidden_dropout,
-            "output_dropout": output_dropout,
-            "word_dropout": word_dropout,
-            "weight_dropout": weight_dropout,
-        }
-        for name, p in probabilities.items():
-            if not 0 <= p < 1:
-                raise ValueError(f"Invalid {name} value: {p}, it must be in [0, 1)")
+        check_at_least(
+            1,
+            vocab_size=vocab_size,
+            num_layers=num_layers,
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+        )
+        check_probabilities(
+            input_dropout=input_dropout,
+            hidden_dropout=hidden_dropout,
+            output_dropout=output_dropout,
+            word_dropout=word_dropout,
+            weight_dropout=weight_dropout,
+        )
         self.input_dropout = input_dropout
         self.hidden_dropout = hidden_dropout
         self.output_dropout = output_dropout

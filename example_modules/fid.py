@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.image.fid import FrechetInceptionDistance
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.example_modules.fid_features import ClassifierFeatures, inception_weights
 
 
@@ -77,14 +78,9 @@ class FIDMonitor(Callback):
         weights: str | Path | None = None,
         batch_size: int = 64,
     ) -> None:
-        for name, value, least in (
-            ("every_n_epochs", every_n_epochs, 1),
-            ("num_samples", num_samples, 2),
-            ("num_real", num_real, 4),  # two in each half
-            ("batch_size", batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"Invalid {name} value: {value}, it must be at least {least}")
+        check_at_least(1, every_n_epochs=every_n_epochs, batch_size=batch_size)
+        check_at_least(2, num_samples=num_samples)
+        check_at_least(4, num_real=num_real)  # two in each half
         if features is not None and weights is not None:
             raise ValueError("weights= are Inception's, they have no meaning with features=")
         self.every_n_epochs = every_n_epochs

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.datamodules._text import TextBatch
 from aida_lightning.example_modules._dropout import SeededDropout
 from aida_lightning.example_modules._word_metrics import word_metrics
@@ -72,13 +73,9 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        factors = {
-            "activation_reg": activation_reg,
-            "temporal_activation_reg": temporal_activation_reg,
-        }
-        for name, factor in factors.items():
-            if not factor >= 0:
-                raise ValueError(f"Invalid {name} value: {factor}, it must be at least 0")
+        check_at_least(
+            0, activation_reg=activation_reg, temporal_activation_reg=temporal_activation_reg
+        )
         self.save_hyperparameters()
         self.model = AWDLSTM(vocab_size, num_layers, **(network_options or {}))
         self.activation_reg = activation_reg

@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least, check_probabilities
 from aida_lightning.datamodules._vocabulary import BOS, EOS, PAD
 from aida_lightning.example_modules._dropout import SeededDropout
 from aida_lightning.example_modules._word_metrics import word_metrics
@@ -50,9 +51,7 @@ class InverseSqrtLR(LambdaLR):
         warmup_steps: int = 128_000,
         last_epoch: int = -1,
     ) -> None:
-        for name, value in (("d_model", d_model), ("warmup_steps", warmup_steps)):
-            if value < 1:
-                raise ValueError(f"Invalid {name} value: {value}, it must be at least 1")
+        check_at_least(1, d_model=d_model, warmup_steps=warmup_steps)
 
         def factor(steps_taken: int) -> float:
             n = steps_taken + 1
@@ -123,10 +122,7 @@ class TranslationModel(OptimizerMixin, SeededDropout):
         lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"Invalid label_smoothing value: {label_smoothing}, it must be in [0, 1)"
-            )
+        check_probabilities(label_smoothing=label_smoothing)
         self.save_hyperparameters()
         self.model = Transformer(
             vocab_size,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.example_modules.dcgan import dcgan_critic, dcgan_generator
 from aida_lightning.example_modules.fid import FIDMonitor
 from aida_lightning.registry import build_optimizer, get_optimizer_class
@@ -114,12 +115,8 @@ class WGANGP(LightningModule):
         fid: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if n_critic < 1:
-            raise ValueError(f"Invalid n_critic value: {n_critic}, it must be at least 1")
-        if not penalty_weight >= 0:
-            raise ValueError(
-                f"Invalid penalty_weight value: {penalty_weight}, it must be at least 0"
-            )
+        check_at_least(1, n_critic=n_critic)
+        check_at_least(0, penalty_weight=penalty_weight)
         known = inspect.signature(FIDMonitor).parameters
         if unknown := [name for name in fid or {} if name not in known]:
             raise ValueError(f"fid has no {', '.join(unknown)}, it has {', '.join(known)}")
