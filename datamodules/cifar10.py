@@ -143,10 +143,7 @@ def _fetch(root: Path) -> None:
     if not any(_faults(root / _FOLDER)):
         return
     archive = root / CIFAR10.filename
-    try:
-        download(CIFAR10.url, archive, _ARCHIVE_SHA256)
-    except OSError as error:
-        raise RuntimeError(f"could not download {archive.name} to {root}: {error}") from error
+    download(CIFAR10.url, archive, _ARCHIVE_SHA256)
     try:
         extract_archive(archive, root)
     except OSError as error:
@@ -200,19 +197,16 @@ def _check_classes(root: Path) -> None:
             raise FileNotFoundError(
                 f"no folders of pictures {root / split}/<class>/: {_HOW_TO_GET}"
             ) from error
-    if classes["train"] != classes["test"]:
-        only = {
-            "train": sorted(set(classes["train"]) - set(classes["test"])),
-            "test": sorted(set(classes["test"]) - set(classes["train"])),
-        }
+    train, test = classes["train"], classes["test"]
+    if train != test:
         raise ValueError(
-            f"the classes in {root} differ between the splits: "
-            f"only in train/: {only['train']}, only in test/: {only['test']}"
+            f"the classes in {root} differ between the splits: only in train/: "
+            f"{sorted({*train} - {*test})}, only in test/: {sorted({*test} - {*train})}"
         )
-    if len(classes["train"]) != CIFAR10DataModule.num_classes:
+    if len(train) != CIFAR10DataModule.num_classes:
         raise ValueError(
-            f"{root / 'train'} has {len(classes['train'])} classes, CIFAR-10 has "
-            f"{CIFAR10DataModule.num_classes}: {classes['train']}"
+            f"{root / 'train'} has {len(train)} classes, CIFAR-10 has "
+            f"{CIFAR10DataModule.num_classes}: {train}"
         )
 
 

@@ -1,6 +1,5 @@
 """The networks whose features the Fréchet distance compares, and where their weights are from."""
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from aida_lightning.datamodules._download import download
+from aida_lightning.datamodules._download import download, sha256_of
 from aida_lightning.datamodules.cifar10 import MEAN, STD
 from aida_lightning.example_modules.image_classifier import ImageClassifier
 
@@ -114,15 +113,14 @@ def inception_weights(path: str | Path | None) -> str:
         path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS_URLS[0].rpartition("/")[2])
         try:
             download(WEIGHTS_URLS, path, WEIGHTS_SHA256)
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
             raise RuntimeError(
                 f"FID needs Inception's weights: {error}. Give the file as weights=, {_OR_A_PROXY}"
             ) from error
         return str(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path} with Inception's weights")
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    if digest != WEIGHTS_SHA256:
+    if (digest := sha256_of(path)) != WEIGHTS_SHA256:
         raise ValueError(
             f"{path} does not hold the published Inception weights, without which a distance is "
             f"no FID: its SHA-256 is {digest}, it must be {WEIGHTS_SHA256}"
