@@ -17,10 +17,11 @@ class DigitsDataModule(InMemoryDataModule):
     split is the validation split.
 
     Args:
-        batch_size: images a batch; under DDP, a batch on each process.
-        val_fraction: share of the images kept for validation, between 0 and 1, both excluded.
+        batch_size: images per batch; under DDP, per batch and process.
+        val_fraction: share of the images that is kept for validation, between 0 and 1, both
+            excluded.
         num_workers: worker processes; 0 loads in the main process, which is enough here.
-        seed: fixes the split, which does not depend on the run's own seed.
+        seed: seed of the split, which does not depend on the run's own seed.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed (raised by :meth:`setup`).
@@ -57,11 +58,7 @@ class DigitsDataModule(InMemoryDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read, split and normalise the digits, once.
-
-        Args:
-            stage: any stage; both splits are small and are always made together.
-        """
+        """Read, split and normalise the digits once, whatever the stage."""
         super().setup(stage)
         if self.train_set is not None:
             return

@@ -14,8 +14,8 @@ def dcgan_generator(latent_size: int = 100, width: int = 64) -> nn.Sequential:
     (arXiv 1511.06434).
 
     Args:
-        latent_size: elements of a latent vector.
-        width: channels before the last layer.
+        latent_size: number of elements of a latent vector.
+        width: number of channels before the last layer.
 
     Returns:
         A network from ``(n, latent_size)`` latent vectors to ``(n, 3, 64, 64)`` images in ±1.
@@ -42,7 +42,7 @@ def dcgan_generator(latent_size: int = 100, width: int = 64) -> nn.Sequential:
 
 
 def dcgan_critic(width: int = 64) -> nn.Sequential:
-    """Build the critic: four 4×4 convolutions of stride 2, and a linear layer.
+    """Build the critic: four 4×4 convolutions of stride 2 and a linear layer.
 
     3→width→2·width→4·width→8·width channels, without biases, LeakyReLU of slope 0.2 after each:
     2,765,569 parameters at the default. As published, all convolutions but the first have batch
@@ -51,7 +51,7 @@ def dcgan_critic(width: int = 64) -> nn.Sequential:
     initialisation, as the published script does.
 
     Args:
-        width: channels after the first layer.
+        width: number of channels after the first layer.
 
     Returns:
         A network from ``(n, 3, 64, 64)`` images to ``(n,)`` values.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from typing_extensions import override
 
-# Of the code that the paper's experiment was run with; torch's own default is 1e-5.
+# The value of the code that the paper's experiment was run with; torch's default is 1e-5.
 _LAYER_NORM_EPS = 1e-6
 
 
@@ -25,15 +25,15 @@ class Transformer(nn.Module):
     Matrices start from Xavier's uniform distribution.
 
     Args:
-        vocab_size: words, of both languages together.
+        vocab_size: words of both languages together.
         d_model: width of the embeddings and of each layer's output.
-        nhead: attention heads; they divide ``d_model``.
+        nhead: number of attention heads, a divisor of ``d_model``.
         num_encoder_layers: layers of the encoder.
         num_decoder_layers: layers of the decoder.
         dim_feedforward: hidden width of the feed-forward blocks.
-        dropout: probability of a zero, everywhere.
-        max_length: longest sentence, in tokens.
-        pad_index: the word that fills up the right of a shorter sentence.
+        dropout: probability to drop an element, everywhere.
+        max_length: length of the longest sentence, in tokens.
+        pad_index: index of the word that fills up the right of a shorter sentence.
 
     Raises:
         ValueError: ``nhead`` does not divide ``d_model``, or ``d_model`` is odd.
@@ -88,8 +88,8 @@ class Transformer(nn.Module):
             target: ``(n, t)``, int64, each row padded on the right.
 
         Returns:
-            ``(n, t, vocab_size)``; position i depends on the source and the targets up to i. What
-            stands at the positions of padding has no meaning.
+            ``(n, t, vocab_size)``; position i depends on the source and the targets up to i. The
+            logits at positions of padding have no meaning.
 
         Raises:
             ValueError: a sentence has more than ``max_length`` tokens.
@@ -128,7 +128,7 @@ class Transformer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention without biases, each of its four projections a layer of its own."""
+    """Attend with several heads, without biases, by four projections that are layers each."""
 
     def __init__(self, d_model: int, nhead: int, dropout: float) -> None:
         super().__init__()
