@@ -57,8 +57,8 @@ class PennTreebankDataModule(LightningDataModule):
             has a perplexity of 50 there, knowing these probabilities one of 3.36.
 
     Raises:
-        FileNotFoundError: a file is missing (files' errors are raised by :meth:`prepare_data` or
-            :meth:`setup`).
+        FileNotFoundError: a file is missing (what is wrong with files is raised by
+            :meth:`prepare_data` or :meth:`setup`).
         RuntimeError: the download failed.
         ValueError: a file does not have the words that it should have, a batch size is under 1, or
             ``bptt`` is under 10, half of which could not be told from the shortest segment, 5.
@@ -129,8 +129,7 @@ class PennTreebankDataModule(LightningDataModule):
             return
         self._check_there()
         indices: dict[str, int] = {}
-        for split in _TOKENS:
-            self.words[split] = self._read(split, indices)
+        self.words = {split: self._read(split, indices) for split in _TOKENS}
         self.vocabulary = list(indices)
 
     @override

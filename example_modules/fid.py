@@ -22,8 +22,8 @@ class FIDMonitor(Callback):
         + \mathrm{tr}(\Sigma_r + \Sigma_g - 2 (\Sigma_r \Sigma_g)^{1/2})
 
     for the means and covariances of a network's features of the real and the generated images
-    (arXiv 1706.08500, eq. 6; computed by torchmetrics). Logged are, at the end of the epochs that
-    ``every_n_epochs`` names and without a unit,
+    (arXiv 1706.08500, eq. 6; computed by torchmetrics). At the end of the epochs that
+    ``every_n_epochs`` names, two numbers without a unit are logged:
 
     - ``fid``, with the published Inception weights; with features of another network
       ``fid_proxy``, which is not FID and compares with no number of a paper;
@@ -134,10 +134,10 @@ class FIDMonitor(Callback):
         del self.metric  # and the memory of its network
 
     def load_features(self) -> tuple[int | nn.Module, str | None]:
-        """Load what the images are compared by; raises the class's errors about files.
+        """Load the network of the features, and raise the class's errors about files.
 
         Returns:
-            The network of the features and None, or Inception's 2048 and the file of its weights.
+            The network and None, or Inception's 2048 features and the file of its weights.
         """
         if self.features is None:
             return 2048, inception_weights(self.weights)
@@ -165,7 +165,7 @@ class FIDMonitor(Callback):
                 dataset,
                 batch_size=self.batch_size,
                 sampler=indices,
-                generator=torch.Generator(),  # else it would draw from torch's own
+                generator=torch.Generator(),  # otherwise it would draw from torch's own
             )
             for batch in loader:
                 images = batch[0] if isinstance(batch, list | tuple) else batch

@@ -15,8 +15,8 @@ from aida_lightning.mixin import OptimizerMixin
 class ImageClassifier(OptimizerMixin, LightningModule):
     """Train a network by cross-entropy on batches of images ``(n, …)`` and labels ``(n,)``.
 
-    Logged are the mean cross-entropy per image in nats and the share of images that are classified
-    rightly:
+    The losses are the mean cross-entropy per image, in nats; the accuracies are the share of images
+    that are classified rightly. These are logged:
 
     - at each step, ``train_loss`` of the batch;
     - at the end of an epoch, ``train_accuracy`` of its batches as they were trained on;

@@ -24,7 +24,7 @@ class LanguageModel(OptimizerMixin, SeededDropout):
     The loss of a batch is the mean cross-entropy per word, plus ``activation_reg`` times the mean
     square of the last layer's output after dropout, plus ``temporal_activation_reg`` times the mean
     square of the difference between the outputs, before dropout, of neighbouring time steps (AR and
-    TAR, arXiv 1708.02182, Section 4.6). Logged is the mean cross-entropy per word alone, in nats:
+    TAR, arXiv 1708.02182, Section 4.6). The mean cross-entropy per word is logged alone, in nats:
 
     - at each step, ``train_loss`` of the batch;
     - at the end of a validation, ``val_loss`` and its exponential, ``val_perplexity``;

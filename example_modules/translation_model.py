@@ -66,9 +66,10 @@ class TranslationModel(OptimizerMixin, SeededDropout):
 
     A batch is sources ``(n, s)`` and targets ``(n, t)``, int64, each row from ``<bos>`` to
     ``<eos>`` and padded on the right. The loss that is minimised is label-smoothed and summed over
-    the batch's words, as the paper's was: it weighs ε and a clipping threshold accordingly. Logged
-    are the mean cross-entropy per word in nats and the paper's measure, the share of words that are
-    the most probable one given the true words before them. Padding counts nowhere.
+    the batch's words, as the paper's was, and so weighs against ε and a clipping threshold. The
+    losses that are logged are the mean cross-entropy per word, in nats; the accuracies, which are
+    the paper's measure, are the share of words that are the most probable ones given the true words
+    before them. Padding counts nowhere.
 
     - at each step, ``train_loss`` of the batch, label-smoothed;
     - at the end of an epoch, ``train_accuracy`` of its batches as they were trained on;

@@ -66,8 +66,8 @@ class WGANGP(LightningModule):
 
     A batch is a sequence, of which the images come first. At every batch the critic takes a step on
     ``mean D(fake) − mean D(real) + λ·penalty``; at every ``n_critic``-th, from an epoch's first,
-    the generator takes one on ``−mean D(fake)`` with the same latent vectors. Logged are, in the
-    unit of the critic's values,
+    the generator takes one on ``−mean D(fake)`` with the same latent vectors. These numbers, which
+    have no unit, are logged:
 
     - at each of the critic's steps, ``critic_loss``, ``wasserstein``, which is the critic's
       estimate ``mean D(real) − mean D(fake)`` of the distance, and ``gradient_penalty`` without λ;

@@ -66,7 +66,7 @@ def gold_log_probabilities(module: TranslationModel) -> list[tuple[Tensor, int]]
     return pairs
 
 
-def test_the_loss_is_smoothed_and_summed_over_the_words(tmp_path):
+def test_the_loss_is_smoothed_and_summed_over_the_words():
     module = model(label_smoothing=0.1).eval()
     module.log = lambda *_, **__: None
     loss = sum(module.training_step(pair, 0).item() for pair in PAIRS)
