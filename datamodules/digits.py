@@ -41,11 +41,7 @@ class DigitsDataModule(InMemoryDataModule):
     num_classes = 10
 
     def __init__(
-        self,
-        batch_size: int = 64,
-        val_fraction: float = 0.2,
-        num_workers: int = 0,
-        seed: int = 0,
+        self, batch_size: int = 64, val_fraction: float = 0.2, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__(batch_size, num_workers)
         if not 0 < val_fraction < 1:
@@ -74,10 +70,7 @@ class DigitsDataModule(InMemoryDataModule):
         images = torch.as_tensor(scans, dtype=torch.float32).view(-1, 1, 8, 8)
         labels = torch.as_tensor(digits, dtype=torch.int64)
         train, val = train_test_split(
-            range(len(labels)),
-            test_size=self.val_fraction,
-            stratify=labels,
-            random_state=self.seed,
+            range(len(labels)), test_size=self.val_fraction, stratify=labels, random_state=self.seed
         )
         self._take(images, labels, train, val)
 

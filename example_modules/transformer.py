@@ -1,14 +1,15 @@
 """The Transformer of the paper's translation experiment (arXiv 2203.13273, Table II)."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from typing_extensions import override
 
-# The value of the code that the paper's experiment was run with; torch's default is 1e-5.
-_LAYER_NORM_EPS = 1e-6
+# ε is that of the code that the paper's experiment was run with; torch's default is 1e-5.
+_layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class Transformer(nn.Module):
@@ -191,10 +192,6 @@ class _DecoderLayer(nn.Module):
         x = self.cross_attention_norm(x + self.dropout(attended))
         x = self.feedforward_norm(x + self.dropout(self.feedforward(x)))
         return x
-
-
-def _layer_norm(d_model: int) -> nn.LayerNorm:
-    return nn.LayerNorm(d_model, eps=_LAYER_NORM_EPS)
 
 
 def _feedforward(d_model: int, dim_feedforward: int) -> nn.Sequential:
