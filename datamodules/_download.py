@@ -19,19 +19,19 @@ _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
 def download(url: str | Sequence[str], path: str | Path, sha256: str) -> None:
     """Download a file whose content is known, unless it is there already.
 
-    A file at ``path`` with the right checksum is left alone, and nothing is asked of the network.
-    Else each address is tried up to three times, with a pause that doubles, before the next one
-    is. The content is written beside ``path`` under another name and moved there only when its
+    A file at ``path`` with the right checksum is left alone without a look at the network.
+    Otherwise each address is tried up to three times, with a pause that doubles, before the next
+    one is. The content is written beside ``path`` under another name and moved there only when its
     checksum is right: no failure leaves a broken file, or takes away one that was there.
 
     Args:
         url: the address, or several of the same content, the preferred one first.
-        path: where to put the file; folders on the way are made.
+        path: where to put the file; its folder is made if need be.
         sha256: the content's SHA-256, 64 lower-case hexadecimal digits.
 
     Raises:
-        RuntimeError: no address gave the content; the message has what each one answered.
-        OSError: the folder cannot be made.
+        RuntimeError: no address gave the content, and the message says what each one answered; or
+            the folder cannot be made.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -44,23 +44,30 @@ def download(url: str | Sequence[str], path: str | Path, sha256: str) -> None:
         'abc'
     """
     path = Path(path)
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    addresses = [url] if isinstance(url, str) else url
     failures = []
-    for address in addresses:
-        failure = _try_repeatedly(address, path, sha256)
-        if failure is None:
+    try:
+        if path.is_file() and sha256_of(path) == sha256:
             return
-        failures.append(f"{address}: {failure}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for address in [url] if isinstance(url, str) else url:
+            failure = _try_repeatedly(address, path, sha256)
+            if failure is None:
+                return
+            failures.append(f"{address}: {failure}")
+    except OSError as error:
+        failures.append(str(error))
     raise RuntimeError(f"could not download {path.name} to {path.parent}: " + "; ".join(failures))
 
 
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def _try_repeatedly(url: str, path: Path, sha256: str) -> str | None:
-    """Return None after a success, else what the last attempt ended in."""
+    """Return None after a success, otherwise what the last attempt ended in."""
     seconds = _FIRST_PAUSE_S
-    # torch's downloader checks, and moves only what is right, but would wait for ever.
+    # torch's downloader checks the content and moves only what is right, but waits for ever.
     default_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)
     try:

@@ -1,4 +1,4 @@
-"""Image splits held whole in memory, and the datamodule that serves them in batches."""
+"""Image splits that are held in memory, and the data module that serves them in batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,6 +10,8 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
+
 
 class InMemoryImages(Dataset[tuple[Tensor, int]]):
     """Serve a labelled split from one tensor, transforming a whole batch in one call.
@@ -17,8 +19,8 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
     Args:
         images: ``(n, channels, height, width)``, any dtype.
         labels: ``(n,)``, int64.
-        transform: applied to a batch ``(b, channels, height, width)`` each time that it is drawn;
-            whatever is random in it must be drawn anew for each image.
+        transform: is applied to a batch ``(b, channels, height, width)`` each time that it is
+            drawn; whatever is random in it must be drawn anew for each image. None for no change.
     """
 
     def __init__(
@@ -47,12 +49,12 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
 def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
     """Shift and mirror each image of a batch by its own draw.
 
-    The same distribution as torchvision's ``RandomCrop(size, padding)`` followed by
-    ``RandomHorizontalFlip()`` on one image at a time; those draw once for a whole batch.
+    The distribution is that of torchvision's ``RandomCrop(size, padding)`` and
+    ``RandomHorizontalFlip()`` on one image at a time; those draw once per batch.
 
     Args:
         images: ``(n, channels, height, width)``.
-        padding: zeros added on every side before the crop, in pixels.
+        padding: zeros that are added on every side before the crop, in pixels.
 
     Returns:
         A new tensor of the shape and dtype of ``images``.
@@ -68,9 +70,9 @@ def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
 class EpochSampler(DistributedSampler[Any]):
     """Shuffle by a seed and the epoch alone, so that a resumed run sees what an unbroken one does.
 
-    Lightning's checkpoints keep the epoch, but no random state, which torch's RandomSampler draws
-    its order from. This one takes a process's share of the order as well, and Lightning leaves it
-    in place under DDP.
+    Lightning's checkpoints keep the epoch, but not the random state from which torch's
+    RandomSampler draws its order. This sampler also takes a process's share of the order, so
+    Lightning leaves it in place under DDP.
     """
 
     @override
@@ -81,13 +83,13 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class InMemoryDataModule(LightningDataModule):
-    """Serve ``train_set`` shuffled and ``val_set`` in order, for validation and for testing.
+    """Serve ``train_set`` shuffled, and ``val_set`` in order to validate, test and predict.
 
     The order of each epoch follows from torch's seed at :meth:`setup` and from the epoch. The seed
     is kept in Lightning's checkpoints, and a run that is resumed from one goes on with its order.
 
     Args:
-        batch_size: images a batch; under DDP, a batch on each process.
+        batch_size: images per batch; under DDP, per batch and process.
         num_workers: worker processes; 0 loads in the main process.
 
     Raises:
@@ -96,10 +98,8 @@ class InMemoryDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"Invalid batch_size value: {batch_size}, it must be at least 1")
-        if num_workers < 0:
-            raise ValueError(f"Invalid num_workers value: {num_workers}, it must be at least 0")
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, num_workers=num_workers)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.train_set: InMemoryImages | None = None
@@ -108,28 +108,21 @@ class InMemoryDataModule(LightningDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Take torch's seed for the order of the train split; subclasses read the splits.
-
-        Args:
-            stage: any stage.
-        """
+        """Take torch's seed for the order of the train split; subclasses read the splits."""
         seed = torch.initial_seed() % 2**63
         # Unseeded processes have seeds of their own, but must share one order.
         self.shuffle_seed = self.trainer.strategy.broadcast(seed) if self.trainer else seed
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
         return {"shuffle_seed": self.shuffle_seed}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the order of the run that a checkpoint is of."""
         self.shuffle_seed = state_dict["shuffle_seed"]
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the loader of the train split, shuffled."""
         dataset = self._loaded(self.train_set, "train")
         trainer = self.trainer
         sampler = EpochSampler(
@@ -146,17 +139,14 @@ class InMemoryDataModule(LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the loader of the validation split, in order."""
         return self._loader(self._loaded(self.val_set, "validation"))
 
     @override
     def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the loader of the test split, which is the validation split."""
         return self.val_dataloader()
 
     @override
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the loader of the images to predict, those of the validation split."""
         return self.val_dataloader()
 
     def _loaded(self, dataset: InMemoryImages | None, split: str) -> InMemoryImages:

@@ -14,13 +14,13 @@ _HALVED = 0.05
 
 
 class TextBatch(NamedTuple):
-    """A segment of every stream.
+    """Hold a segment of every stream.
 
     Attributes:
         inputs: indices of words, ``(time, batch)``, int64. A column goes on where the same column
             of the preceding batch ended.
         targets: each input's next word, of the same shape.
-        lr_scale: what to multiply the learning rate by in this batch's step.
+        lr_scale: factor of the learning rate in this batch's step.
     """
 
     inputs: Tensor
@@ -29,15 +29,15 @@ class TextBatch(NamedTuple):
 
 
 class Streams(Dataset[TextBatch]):
-    """A text side by side in ``batch_size`` streams, each a contiguous part of it.
+    """Lay a text side by side in ``batch_size`` streams, each a contiguous part of it.
 
-    Indexed by a slice of time, as :class:`SegmentSampler` draws them. What does not fill a last
-    row is left out: fewer words than ``batch_size``.
+    An index is a slice of time, as :class:`SegmentSampler` draws them. What does not fill a last
+    row is left out, which is fewer words than ``batch_size``.
 
     Args:
-        words: the text as indices ``(n,)``.
+        words: the text as indices ``(n,)``, int64.
         batch_size: number of streams.
-        bptt: segments of this length have an ``lr_scale`` of 1; None for 1 whatever the length.
+        bptt: length at which a segment's ``lr_scale`` is 1, in words; None for 1 at any length.
         name: what to call the text in an error.
 
     Raises:
@@ -79,19 +79,19 @@ class SegmentSampler(DistributedSampler[TextBatch]):
 
     Random lengths are AWD-LSTM's (arXiv 1708.02182, Section 4.1): normal around ``bptt``, or around
     half of it with probability 0.05, with a standard deviation of 5, rounded down and at least 5.
-    Their number is fixed, for a Trainer counts an epoch's batches only once, and they are stretched
-    or shrunk in common to make up the epoch exactly. With Penn Treebank's 46,478 words a stream
-    that changes a length by some half of a percent. (The published code draws lengths until the
-    words are used up, cuts the last one, but scales the rate by what was drawn.)
+    Their number is fixed, for a Trainer counts an epoch's batches only once, and all are stretched
+    or shrunk by one factor to make up the epoch exactly. With Penn Treebank's 46,478 words per
+    stream this changes a length by some half of a percent. (The published code draws lengths until
+    the words are used up and cuts the last one, but scales the rate by what was drawn.)
 
-    It is one of torch's distributed samplers for its :meth:`set_epoch`, and to be left in place by
-    a distributed Trainer: each process has its own streams, and cuts them alike.
+    The base class brings :meth:`set_epoch`, and a distributed Trainer leaves its samplers in place:
+    each process has its own streams and cuts them alike.
 
     Args:
         streams: the streams.
         bptt: length of a segment, in words.
-        seed: random lengths, drawn from this seed and the epoch; None for segments of ``bptt``
-            words, the last of what remains.
+        seed: seed from which, with the epoch, random lengths are drawn; None for segments of
+            ``bptt`` words, the last of what remains.
 
     Example:
         >>> import torch
@@ -130,7 +130,7 @@ class SegmentSampler(DistributedSampler[TextBatch]):
             start = end
 
     def _draw_lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        # From an own generator, so that an epoch's lengths are the same after a resume.
+        # A generator of its own draws an epoch's lengths again after a resume.
         rng = np.random.default_rng((self.seed, self.epoch))
         center = np.where(rng.random(len(self)) < _HALVED, self.bptt / 2, self.bptt)
         return np.maximum(_SHORTEST, rng.normal(center, _STD).astype(np.int64))

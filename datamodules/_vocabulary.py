@@ -12,17 +12,14 @@ from typing_extensions import override
 
 PAD, UNK, BOS, EOS = range(4)
 SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
-_BATCHES_A_POOL = 50
+_BATCHES_PER_POOL = 50
 
 
 class Vocabulary:
     """Number words: the four special tokens first, then the given words.
 
     Args:
-        words: the words in the order of their indices, each once.
-
-    Raises:
-        ValueError: a word occurs twice or is a special token.
+        words: the words in the order of their indices, each once and without the special tokens.
 
     Example:
         >>> vocabulary = Vocabulary.of([["a", "b", "a"], ["a"]], [["c", "c"]], min_frequency=2)
@@ -35,16 +32,13 @@ class Vocabulary:
     def __init__(self, words: Iterable[str]) -> None:
         self.words = [*SPECIALS, *words]
         self.index = {word: i for i, word in enumerate(self.words)}
-        if len(self.index) < len(self.words):
-            twice = [word for word, count in Counter(self.words).items() if count > 1]
-            raise ValueError(f"words in the vocabulary more than once: {twice}")
 
     @classmethod
     def of(cls, *corpora: Iterable[Sequence[str]], min_frequency: int) -> "Vocabulary":
         """Join the words that are frequent in any one of the corpora, the most frequent first.
 
         Args:
-            corpora: tokenised sentences, a corpus a language.
+            corpora: tokenised sentences, one corpus per language.
             min_frequency: how often a word must occur in one corpus; counts of a word that two
                 languages share are not added up for this.
         """
@@ -83,18 +77,18 @@ def pad_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 class BucketSampler(DistributedSampler[int]):
     """Order sentences so that consecutive batches hold similar lengths, in a new order each epoch.
 
-    The sentences are shuffled, sorted by length within pools of up to 50 batches, cut into batches,
-    and the batches are shuffled. As with every ``DistributedSampler`` the order is a function of
-    the seed and the epoch, which Lightning sets, and each process gets its share of every batch:
-    Lightning leaves it in place.
+    The sentences are shuffled, sorted by length within pools of up to 50 batches and cut into
+    batches, which are shuffled. As with every ``DistributedSampler``, the order is a function of
+    the seed and the epoch, which Lightning sets, each process gets its share of every batch, and
+    Lightning leaves the sampler in place.
 
     Args:
         lengths: ``(n,)``, the length of each sentence, in any unit.
-        batch_size: sentences a batch on each process; a DataLoader that uses the sampler must have
-            the same. Where it does not divide them all, the last batch is the smaller one.
-        num_replicas: processes.
-        rank: this process, from 0.
-        seed: fixes the order, together with the epoch; the same on all processes.
+        batch_size: sentences per batch and process; a DataLoader that uses the sampler must have
+            the same. Where it does not divide their number, the last batch is smaller.
+        num_replicas: number of processes.
+        rank: index of this process, from 0.
+        seed: seed of the order, together with the epoch; the same on all processes.
 
     Example:
         >>> sampler = BucketSampler(torch.tensor([3, 9, 3, 9, 3, 9]), batch_size=3)
@@ -115,11 +109,11 @@ class BucketSampler(DistributedSampler[int]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         size = self.batch_size * self.num_replicas
         shuffled = torch.randperm(len(self.lengths), generator=generator)
-        # As many as the processes can share out evenly: the first few twice.
+        # The first few are taken twice, so that the processes can share all out evenly.
         shuffled = shuffled[torch.arange(self.total_size) % len(shuffled)]
         count = math.ceil(self.total_size / size)
         # Pools of one size, for a small last one would hold few similar lengths.
-        pool_size = math.ceil(count / math.ceil(count / _BATCHES_A_POOL)) * size
+        pool_size = math.ceil(count / math.ceil(count / _BATCHES_PER_POOL)) * size
         pools = torch.split(shuffled, pool_size)
         ordered = torch.cat([pool[self.lengths[pool].argsort(stable=True)] for pool in pools])
         batches = torch.split(ordered, size)

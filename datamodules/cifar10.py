@@ -42,13 +42,13 @@ class CIFAR10DataModule(InMemoryDataModule):
     ``root`` holds either torchvision's files, ``cifar-10-batches-py/``, or a tree of 32×32
     pictures, ``train/<class>/*`` and ``test/<class>/*`` with the same ten classes, numbered in
     alphabetical order as CIFAR-10's are; torchvision's files win where there are both. All images
-    are decoded once, in :meth:`setup`, into one uint8 tensor a split (184 MB together); a tree of
+    are decoded once, in :meth:`setup`, into one uint8 tensor per split (184 MB together). A tree of
     60,000 pictures takes some 10 to 30 seconds, and its images are brought into one fixed mixed
     order.
 
     Args:
         root: folder of the data.
-        batch_size: images a batch; under DDP, a batch on each process.
+        batch_size: images per batch; under DDP, per batch and process.
         num_workers: worker processes. 0 augments in the main process, several times faster than a
             CPU trains; one or two hide that time behind the work of a fast GPU, and are faster
             where other programs keep the CPU's cores busy.
@@ -88,18 +88,13 @@ class CIFAR10DataModule(InMemoryDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to, and check that there is something to read."""
         if self.download and (self._has_files() or not self._has_pictures()):
             _fetch(self.root)
         self._check_there()
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read the splits that a stage needs into memory, each once.
-
-        Args:
-            stage: ``"fit"`` or None reads both splits, any other the test split.
-        """
+        """Read both splits for the stage ``"fit"`` or None, otherwise the test split; each once."""
         super().setup(stage)
         self._check_there()
         if self.train_set is None and stage in ("fit", None):
@@ -143,10 +138,7 @@ def _fetch(root: Path) -> None:
     if not any(_faults(root / _FOLDER)):
         return
     archive = root / CIFAR10.filename
-    try:
-        download(CIFAR10.url, archive, _ARCHIVE_SHA256)
-    except OSError as error:
-        raise RuntimeError(f"could not download {archive.name} to {root}: {error}") from error
+    download(CIFAR10.url, archive, _ARCHIVE_SHA256)
     try:
         extract_archive(archive, root)
     except OSError as error:
@@ -200,19 +192,16 @@ def _check_classes(root: Path) -> None:
             raise FileNotFoundError(
                 f"no folders of pictures {root / split}/<class>/: {_HOW_TO_GET}"
             ) from error
-    if classes["train"] != classes["test"]:
-        only = {
-            "train": sorted(set(classes["train"]) - set(classes["test"])),
-            "test": sorted(set(classes["test"]) - set(classes["train"])),
-        }
+    train, test = classes["train"], classes["test"]
+    if train != test:
         raise ValueError(
-            f"the classes in {root} differ between the splits: "
-            f"only in train/: {only['train']}, only in test/: {only['test']}"
+            f"the classes in {root} differ between the splits: only in train/: "
+            f"{sorted({*train} - {*test})}, only in test/: {sorted({*test} - {*train})}"
         )
-    if len(classes["train"]) != CIFAR10DataModule.num_classes:
+    if len(train) != CIFAR10DataModule.num_classes:
         raise ValueError(
-            f"{root / 'train'} has {len(classes['train'])} classes, CIFAR-10 has "
-            f"{CIFAR10DataModule.num_classes}: {classes['train']}"
+            f"{root / 'train'} has {len(train)} classes, CIFAR-10 has "
+            f"{CIFAR10DataModule.num_classes}: {train}"
         )
 
 

@@ -19,19 +19,14 @@ class CIFAR10x64DataModule(CIFAR10DataModule):
 
     The images are kept at 32×32 and each batch is resized when it is drawn: bilinearly, and to
     8 bits, as torchvision's ``Resize`` does with a picture, then scaled to ±1. There is no
-    augmentation, and no loader for validation. Everything else, from the data's folder to its
-    checks, is :class:`~aida_lightning.datamodules.cifar10.CIFAR10DataModule`'s.
+    augmentation, and no loader for validation. Everything else, the errors included, is
+    :class:`~aida_lightning.datamodules.cifar10.CIFAR10DataModule`'s.
 
     Args:
         root: folder of the data.
-        batch_size: images a batch; under DDP, a batch on each process.
+        batch_size: images per batch; under DDP, per batch and process.
         num_workers: worker processes; 0 resizes in the main process.
         download: fetch torchvision's files into ``root`` where they are not there yet.
-
-    Raises:
-        FileNotFoundError: there is no data in ``root`` (raised, as all that
-            ``CIFAR10DataModule`` raises, by ``prepare_data`` or ``setup``).
-        ValueError: ``batch_size`` is under 1 or ``num_workers`` under 0.
 
     Example:
         >>> data = CIFAR10x64DataModule("nowhere")
@@ -62,18 +57,10 @@ class CIFAR10x64DataModule(CIFAR10DataModule):
 
 
 class Digitsx64DataModule(DigitsDataModule):
-    """Serve scikit-learn's handwritten digits as 64×64 colour images in ±1: a GAN's first try.
+    """Serve scikit-learn's handwritten digits as 64×64 colour images in ±1, for a GAN's first try.
 
-    Args:
-        batch_size: images a batch; under DDP, a batch on each process.
-        val_fraction: share of the images kept out of training, between 0 and 1, both excluded.
-        num_workers: worker processes; 0 loads in the main process, which is enough here.
-        seed: fixes the split, which does not depend on the run's own seed.
-
-    Raises:
-        ModuleNotFoundError: scikit-learn is not installed (raised by :meth:`setup`).
-        ValueError: ``val_fraction`` is not between 0 and 1, ``batch_size`` is under 1 or
-            ``num_workers`` under 0.
+    There is no loader for validation. Arguments and errors are
+    :class:`~aida_lightning.datamodules.digits.DigitsDataModule`'s.
 
     Example:
         >>> data = Digitsx64DataModule()

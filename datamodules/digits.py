@@ -17,10 +17,11 @@ class DigitsDataModule(InMemoryDataModule):
     split is the validation split.
 
     Args:
-        batch_size: images a batch; under DDP, a batch on each process.
-        val_fraction: share of the images kept for validation, between 0 and 1, both excluded.
+        batch_size: images per batch; under DDP, per batch and process.
+        val_fraction: share of the images that is kept for validation, between 0 and 1, both
+            excluded.
         num_workers: worker processes; 0 loads in the main process, which is enough here.
-        seed: fixes the split, which does not depend on the run's own seed.
+        seed: seed of the split, which does not depend on the run's own seed.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed (raised by :meth:`setup`).
@@ -40,11 +41,7 @@ class DigitsDataModule(InMemoryDataModule):
     num_classes = 10
 
     def __init__(
-        self,
-        batch_size: int = 64,
-        val_fraction: float = 0.2,
-        num_workers: int = 0,
-        seed: int = 0,
+        self, batch_size: int = 64, val_fraction: float = 0.2, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__(batch_size, num_workers)
         if not 0 < val_fraction < 1:
@@ -57,11 +54,7 @@ class DigitsDataModule(InMemoryDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read, split and normalise the digits, once.
-
-        Args:
-            stage: any stage; both splits are small and are always made together.
-        """
+        """Read, split and normalise the digits once, whatever the stage."""
         super().setup(stage)
         if self.train_set is not None:
             return
@@ -77,10 +70,7 @@ class DigitsDataModule(InMemoryDataModule):
         images = torch.as_tensor(scans, dtype=torch.float32).view(-1, 1, 8, 8)
         labels = torch.as_tensor(digits, dtype=torch.int64)
         train, val = train_test_split(
-            range(len(labels)),
-            test_size=self.val_fraction,
-            stratify=labels,
-            random_state=self.seed,
+            range(len(labels)), test_size=self.val_fraction, stratify=labels, random_state=self.seed
         )
         self._take(images, labels, train, val)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.datamodules._download import download
 from aida_lightning.datamodules._vocabulary import BucketSampler, Vocabulary, pad_pairs
 
@@ -42,22 +43,22 @@ class Multi30kDataModule(LightningDataModule):
     their language at least ``min_frequency`` times, and four special tokens (9,521 in all at the
     defaults, with spaCy 3.8). Tokenising takes a few seconds and is done once, in :meth:`setup`.
 
-    A batch is a pair of int64 tensors, ``(n, longest source)`` and ``(n, longest target)``, each
-    row from ``<bos>`` (2) to ``<eos>`` (3) and then ``<pad>`` (0); ``<unk>`` is 1. Train batches
-    hold sentences of similar lengths, which leaves 9 % of padding where batches drawn at random, as
-    the paper's code drew them, have more padding than words. They are made up and ordered anew each
-    epoch, by the seed of ``seed_everything`` and the epoch.
+    A batch is a pair of int64 tensors, ``(n, longest source)`` and ``(n, longest target)``. Each
+    row goes from ``<bos>`` (2) to ``<eos>`` (3), then come ``<pad>`` (0); ``<unk>`` is 1. Train
+    batches hold sentences of similar lengths, which leaves 9 % of padding; batches drawn at random,
+    as the paper's code drew them, have more padding than words. They are made up and ordered anew
+    in each epoch, by the seed of ``seed_everything`` and the epoch.
 
     Args:
         root: folder of ``{train,val,test_2016_flickr}.{de,en}``, each plain or with ``.gz``; the
             plain file wins where there are both.
-        batch_size: pairs a batch; under DDP, a batch on each process.
+        batch_size: pairs per batch; under DDP, per batch and process.
         min_frequency: occurrences that a word needs, in its language, to be in the vocabulary.
-        max_length: words; pairs of which a side is longer are left out, with a warning.
-        download: fetch the files that ``root`` lacks; of those with ``.gz`` the checksum is looked
-            at, and a damaged one is replaced.
+        max_length: most words of a sentence; a pair with a longer one is left out, with a warning.
+        download: fetch the files that ``root`` lacks, and those with ``.gz`` whose checksum is
+            wrong.
         sample: serve a small made-up corpus in place of Multi30k's, digits spelled out in German
-            and in English. It needs no files and no spaCy.
+            and in English, which needs no files and no spaCy.
 
     Raises:
         FileNotFoundError: a file is missing (this and the errors below are raised by
@@ -91,12 +92,8 @@ class Multi30kDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         root = str(root)  # a Path would be written into hparams.yaml as a Python object
+        check_at_least(1, batch_size=batch_size, min_frequency=min_frequency, max_length=max_length)
         self.save_hyperparameters()
-        for name in ("batch_size", "min_frequency", "max_length"):
-            if self.hparams[name] < 1:
-                raise ValueError(
-                    f"Invalid {name} value: {self.hparams[name]}, it must be at least 1"
-                )
         self.root = Path(root).expanduser().absolute()
         self.batch_size = batch_size
         self.min_frequency = min_frequency
@@ -109,23 +106,17 @@ class Multi30kDataModule(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to, and check that all files are there."""
         if self.sample:
             return
         for name, sha256 in _SHA256.items():
-            if self.download and not (self.root / name).with_suffix("").is_file():
+            plain = (self.root / name).with_suffix("")
+            if self.download and not plain.is_file():
                 download(_URL + name, self.root / name, sha256)
-        for split in _COUNTS:
-            for language in _LANGUAGES:
-                _find(self.root, split, language)
+            _find(plain)
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read, tokenise and number all splits, once.
-
-        Args:
-            stage: any stage; the vocabulary comes from the train split whatever it is.
-        """
+        """Read, tokenise and number all splits once, whatever the stage."""
         if self.train_set:
             return
         splits = _make_sample() if self.sample else _read(self.root)
@@ -136,13 +127,12 @@ class Multi30kDataModule(LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """Number of words in the shared vocabulary, the special tokens included."""
+        """The number of words in the shared vocabulary, with the special tokens."""
         self._check_set_up()
         return len(self.vocabulary)
 
     @override
     def train_dataloader(self) -> DataLoader[_Pair]:
-        """Return the loader of the train split, bucketed by length and shuffled."""
         self._check_set_up()
         # A batch is as wide as its longest source and its longest target together.
         longer = torch.tensor([max(len(source), len(target)) for source, target in self.train_set])
@@ -157,12 +147,10 @@ class Multi30kDataModule(LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[_Pair]:
-        """Return the loader of the validation split, in the files' order."""
         return self._loader(self.val_set)
 
     @override
     def test_dataloader(self) -> DataLoader[_Pair]:
-        """Return the loader of the 2016 test split, in the files' order."""
         return self._loader(self.test_set)
 
     def _check_set_up(self) -> None:
@@ -203,8 +191,7 @@ class Multi30kDataModule(LightningDataModule):
         )
 
 
-def _find(root: Path, split: str, language: str) -> Path:
-    plain = root / f"{split}.{language}"
+def _find(plain: Path) -> Path:
     for path in (plain, Path(f"{plain}.gz")):
         if path.is_file():
             return path
@@ -223,7 +210,7 @@ def _read(root: Path) -> dict[str, list[list[list[str]]]]:
     for language in _LANGUAGES:
         tokenizer = spacy.blank(language).tokenizer
         for split, count in _COUNTS.items():
-            lines = _read_lines(_find(root, split, language), count)
+            lines = _read_lines(_find(root / f"{split}.{language}"), count)
             # The rules know words by their case: to German's "A.D." is one token, "a.d." two.
             splits[split].append([[word.text.lower() for word in tokenizer(s)] for s in lines])
     return splits

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.datamodules._download import download
 from aida_lightning.datamodules._text import SegmentSampler, Streams, TextBatch
 
@@ -33,33 +34,34 @@ _SAMPLE_VOCAB_SIZE = 50
 class PennTreebankDataModule(LightningDataModule):
     """Serve Penn Treebank in streams of words, as the paper's language models were trained.
 
-    Words are what blanks separate, every line ends in :data:`EOS`, and a word's index is the order
-    in which it first occurs. A split is laid side by side in ``batch_size`` contiguous streams and
-    cut into segments: batches are :class:`TextBatch`, ``(time, batch)``, and a model carries its
-    state from each to the next. In training the lengths are random around ``bptt``, drawn anew for
-    each epoch, and ``lr_scale`` is the length over ``bptt`` (arXiv 1708.02182, Section 4.1). In
-    evaluation they are ``bptt``, and every word but a stream's first is predicted once.
+    Words are what blanks separate, every line ends in :data:`EOS`, and words are numbered in the
+    order in which they first occur. A split is laid side by side in ``batch_size`` contiguous
+    streams and cut into segments: batches are :class:`TextBatch`, ``(time, batch)``, and a model
+    carries its state from each to the next. In training the lengths are random around ``bptt``,
+    drawn anew for each epoch, and ``lr_scale`` is the length over ``bptt`` (arXiv 1708.02182,
+    Section 4.1). In evaluation they are ``bptt``, and every word but a stream's first is predicted
+    once.
 
     Args:
         root: folder of ``ptb.train.txt``, ``ptb.valid.txt`` and ``ptb.test.txt``.
-        batch_size: streams in training; under DDP, on each process, as the next two.
+        batch_size: streams in training; under DDP, per process, as the next two.
         val_batch_size: streams in validation.
-        test_batch_size: streams in testing. With one, no word is predicted without the whole text
+        test_batch_size: streams in testing. With one, each word is predicted from the whole text
             before it.
         bptt: length of a segment, in words.
-        seed: of the random lengths; None takes torch's, as ``seed_everything`` sets it. It is kept
-            in checkpoints, so that a resumed run draws the lengths of an unbroken one.
+        seed: seed of the random lengths; None takes torch's, as ``seed_everything`` sets it. It is
+            kept in checkpoints, so that a resumed run draws the lengths of an unbroken one.
         download: fetch those of the three files that are not in ``root`` (5.9 MB).
         sample: serve a small generated text instead, which needs no file: 6,000, 1,000 and 500
-            words of 50, each followed by one of 4 with probabilities 1/2, 1/4, 1/8, 1/8. To guess
-            has a perplexity of 50 there, to know these probabilities one of 3.36.
+            words of 50, each followed by one of 4 with probabilities 1/2, 1/4, 1/8, 1/8. Guessing
+            has a perplexity of 50 there, knowing these probabilities one of 3.36.
 
     Raises:
-        FileNotFoundError: a file is missing (this and the errors below, but for the arguments',
-            are raised by :meth:`prepare_data` or :meth:`setup`).
+        FileNotFoundError: a file is missing (what is wrong with files is raised by
+            :meth:`prepare_data` or :meth:`setup`).
         RuntimeError: the download failed.
-        ValueError: a file has not the words that it should have, a batch size is under 1, or
-            ``bptt`` under 10, of which the half could not be told from the shortest segment, 5.
+        ValueError: a file does not have the words that it should have, a batch size is under 1, or
+            ``bptt`` is under 10, half of which could not be told from the shortest segment, 5.
 
     Example:
         >>> data = PennTreebankDataModule(sample=True, batch_size=20)
@@ -84,11 +86,8 @@ class PennTreebankDataModule(LightningDataModule):
         sizes = dict(
             batch_size=batch_size, val_batch_size=val_batch_size, test_batch_size=test_batch_size
         )
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"Invalid {name} value: {size}, it must be at least 1")
-        if bptt < 10:
-            raise ValueError(f"Invalid bptt value: {bptt}, it must be at least 10")
+        check_at_least(1, **sizes)
+        check_at_least(10, bptt=bptt)
         root = str(root)  # a Path would be written into hparams.yaml as a Python object
         self.save_hyperparameters()
         self.root = Path(root).expanduser().absolute()
@@ -102,12 +101,11 @@ class PennTreebankDataModule(LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """The number of different words, :data:`EOS` among them; known before any file is."""
+        """The number of different words with :data:`EOS`, known before a file is read."""
         return _SAMPLE_VOCAB_SIZE if self.sample else _VOCAB_SIZE
 
     @override
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to, and check that there is something to read."""
         if self.sample:
             return
         if self.download:
@@ -119,11 +117,7 @@ class PennTreebankDataModule(LightningDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read and check the text, once.
-
-        Args:
-            stage: any stage; the three splits are small, and all are needed for the vocabulary.
-        """
+        """Read and check all three splits once, whatever the stage."""
         if self.trainer is not None:
             # Unseeded processes have seeds of their own, but must draw the same lengths.
             self.seed = self.trainer.strategy.broadcast(self.seed)
@@ -135,37 +129,27 @@ class PennTreebankDataModule(LightningDataModule):
             return
         self._check_there()
         indices: dict[str, int] = {}
-        for split in _TOKENS:
-            self.words[split] = self._read(split, indices)
+        self.words = {split: self._read(split, indices) for split in _TOKENS}
         self.vocabulary = list(indices)
 
     @override
     def train_dataloader(self) -> DataLoader[TextBatch]:
-        """Return the loader of the train split, in segments of random lengths."""
         return self._loader("train", is_training=True)
 
     @override
     def val_dataloader(self) -> DataLoader[TextBatch]:
-        """Return the loader of the validation split."""
         return self._loader("valid")
 
     @override
     def test_dataloader(self) -> DataLoader[TextBatch]:
-        """Return the loader of the test split."""
         return self._loader("test")
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: the seed of the random lengths."""
         return {"seed": self.seed}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the seed of the run that is resumed.
-
-        Args:
-            state_dict: what :meth:`state_dict` returned.
-        """
         self.seed = state_dict["seed"]
 
     def _loader(self, split: str, is_training: bool = False) -> DataLoader[TextBatch]:
@@ -179,19 +163,12 @@ class PennTreebankDataModule(LightningDataModule):
             # Each process has its own part of the text, all of one length.
             share = len(words) // self.trainer.world_size
             words = words[share * self.trainer.global_rank :][:share]
-        streams = Streams(
-            words,
-            self.batch_sizes[split],
-            bptt=self.bptt if is_training else None,
-            name=f"the {split} split",
-        )
-        sampler = SegmentSampler(streams, self.bptt, self.seed if is_training else None)
+        bptt, seed = (self.bptt, self.seed) if is_training else (None, None)
+        streams = Streams(words, self.batch_sizes[split], bptt, name=f"the {split} split")
+        sampler = SegmentSampler(streams, self.bptt, seed)
         # A segment is a batch. Cutting one out costs nothing that a worker could take over.
         return DataLoader(
-            streams,
-            batch_size=None,
-            sampler=sampler,
-            pin_memory=torch.cuda.is_available(),
+            streams, batch_size=None, sampler=sampler, pin_memory=torch.cuda.is_available()
         )
 
     def _path(self, split: str) -> Path:

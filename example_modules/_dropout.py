@@ -1,4 +1,4 @@
-"""Dropout whose masks follow from a seed and the batch, so that a resumed run draws them again."""
+"""Dropout whose masks follow from a seed and the batch, so that a resumed run repeats them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,11 @@ from typing_extensions import override
 
 
 class SeededDropout(LightningModule):
-    """Base of modules that draw from a generator of each training batch's own.
+    """Draw dropout from a seed that each training batch has of its own.
 
-    Lightning's checkpoints leave torch's random state out. The seed is torch's at construction, and
-    that of the run that is resumed; each process and each batch draws differently.
+    It follows from torch's seed at the module's construction, the process, the epoch and the
+    batch's index. Lightning's checkpoints leave torch's random state out, but keep this seed: a run
+    that is resumed at the end of an epoch draws what an unbroken one draws.
     """
 
     def __init__(self) -> None:
@@ -23,11 +24,7 @@ class SeededDropout(LightningModule):
 
     @contextmanager
     def seeded(self, batch_idx: int) -> Iterator[None]:
-        """Seed torch for a batch of the current epoch, and put its random state back afterwards.
-
-        Args:
-            batch_idx: which batch of the epoch.
-        """
+        """Seed torch for a batch of the current epoch, and put its random state back afterwards."""
         entropy = (self._dropout_seed, self.global_rank, self.current_epoch, batch_idx)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
@@ -35,18 +32,8 @@ class SeededDropout(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the seed.
-
-        Args:
-            checkpoint: what is to be saved.
-        """
         checkpoint["dropout_seed"] = self._dropout_seed
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the seed of the run that is resumed.
-
-        Args:
-            checkpoint: what :meth:`on_save_checkpoint` was given.
-        """
         self._dropout_seed = checkpoint["dropout_seed"]

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least, check_probabilities
+
 State = tuple[Tensor, Tensor]
 """An LSTM's hidden and cell state, ``(1, batch, hidden)`` each."""
 
 
 class AWDLSTMOutput(NamedTuple):
-    """What :class:`AWDLSTM` returns.
+    """Hold what :class:`AWDLSTM` returns.
 
     Attributes:
         logits: ``(time, batch, vocab_size)``.
@@ -36,13 +38,13 @@ class AWDLSTM(nn.Module):
 
     Args:
         vocab_size: words in the vocabulary.
-        num_layers: LSTMs, one upon the other.
+        num_layers: number of LSTMs, one upon the other.
         embedding_size: width of the embedding and of the last layer.
         hidden_size: width of the other layers.
         input_dropout: probability to drop an element of the embedded words.
-        hidden_dropout: the same between the layers.
-        output_dropout: the same of the last layer's output. These three draw one mask a sequence,
-            the same at each time step.
+        hidden_dropout: probability to drop an element between the layers.
+        output_dropout: probability to drop an element of the last layer's output. These three draw
+            one mask per sequence, the same at each time step.
         word_dropout: probability to drop a word of the vocabulary, wherever it stands.
         weight_dropout: probability to drop an element of the hidden-to-hidden weights.
 
@@ -72,25 +74,20 @@ class AWDLSTM(nn.Module):
         weight_dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        sizes = {
-            "vocab_size": vocab_size,
-            "num_layers": num_layers,
-            "embedding_size": embedding_size,
-            "hidden_size": hidden_size,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"Invalid {name} value: {size}, it must be at least 1")
-        probabilities = {
-            "input_dropout": input_dropout,
-            "hidden_dropout": hidden_dropout,
-            "output_dropout": output_dropout,
-            "word_dropout": word_dropout,
-            "weight_dropout": weight_dropout,
-        }
-        for name, p in probabilities.items():
-            if not 0 <= p < 1:
-                raise ValueError(f"Invalid {name} value: {p}, it must be in [0, 1)")
+        check_at_least(
+            1,
+            vocab_size=vocab_size,
+            num_layers=num_layers,
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+        )
+        check_probabilities(
+            input_dropout=input_dropout,
+            hidden_dropout=hidden_dropout,
+            output_dropout=output_dropout,
+            word_dropout=word_dropout,
+            weight_dropout=weight_dropout,
+        )
         self.input_dropout = input_dropout
         self.hidden_dropout = hidden_dropout
         self.output_dropout = output_dropout
@@ -130,14 +127,14 @@ class AWDLSTM(nn.Module):
 
     def _embed(self, words: Tensor) -> Tensor:
         weight = self.embedding.weight
-        # One draw a word of the vocabulary, looked up: the same as dropping the matrix's rows,
-        # without a second matrix. The output layer, though tied, loses no rows.
+        # To look up one draw per word of the vocabulary is to drop the matrix's rows, without a
+        # second matrix. The output layer, though tied, loses no rows.
         kept = dropout(weight.new_ones(len(weight), 1), self.word_dropout, self.training)
         return embedding(words, weight) * embedding(words, kept)
 
 
 class WeightDropLSTM(nn.LSTM):
-    """A layer of LSTM that drops elements of its hidden-to-hidden weight, one mask a call.
+    """Run one layer of LSTM with elements of its hidden-to-hidden weight dropped, anew per call.
 
     What is dropped is a function of the parameter, so gradients reach the parameter itself.
     (The code published with the paper makes a new parameter of the dropped weight at each step:
@@ -146,8 +143,8 @@ class WeightDropLSTM(nn.LSTM):
     Args:
         input_size: features of the input.
         hidden_size: features of the state.
-        weight_dropout: probability to drop an element, in training; the kept ones are scaled by
-            ``1 / (1 − weight_dropout)``.
+        weight_dropout: probability to drop an element, in training; those that are kept are scaled
+            by ``1 / (1 − weight_dropout)``.
 
     Example:
         >>> lstm = WeightDropLSTM(3, 4, weight_dropout=0.5)

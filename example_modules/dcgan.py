@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from aida_lightning.datamodules._checks import check_at_least
+
 
 def dcgan_generator(latent_size: int = 100, width: int = 64) -> nn.Sequential:
     """Build the generator: five transposed 4×4 convolutions from 1×1 to 64×64 pixels.
@@ -12,8 +14,8 @@ def dcgan_generator(latent_size: int = 100, width: int = 64) -> nn.Sequential:
     (arXiv 1511.06434).
 
     Args:
-        latent_size: elements of a latent vector.
-        width: channels before the last layer.
+        latent_size: number of elements of a latent vector.
+        width: number of channels before the last layer.
 
     Returns:
         A network from ``(n, latent_size)`` latent vectors to ``(n, 3, 64, 64)`` images in ±1.
@@ -25,7 +27,7 @@ def dcgan_generator(latent_size: int = 100, width: int = 64) -> nn.Sequential:
         >>> sum(p.numel() for p in dcgan_generator().parameters())
         3576704
     """
-    _check_sizes(latent_size=latent_size, width=width)
+    check_at_least(1, latent_size=latent_size, width=width)
     layers: list[nn.Module] = [nn.Unflatten(1, (latent_size, 1, 1))]
     channels, stride, padding = latent_size, 1, 0
     for out in (8 * width, 4 * width, 2 * width, width):
@@ -40,7 +42,7 @@ def dcgan_generator(latent_size: int = 100, width: int = 64) -> nn.Sequential:
 
 
 def dcgan_critic(width: int = 64) -> nn.Sequential:
-    """Build the critic: four 4×4 convolutions of stride 2, and a linear layer.
+    """Build the critic: four 4×4 convolutions of stride 2 and a linear layer.
 
     3→width→2·width→4·width→8·width channels, without biases, LeakyReLU of slope 0.2 after each:
     2,765,569 parameters at the default. As published, all convolutions but the first have batch
@@ -49,7 +51,7 @@ def dcgan_critic(width: int = 64) -> nn.Sequential:
     initialisation, as the published script does.
 
     Args:
-        width: channels after the first layer.
+        width: number of channels after the first layer.
 
     Returns:
         A network from ``(n, 3, 64, 64)`` images to ``(n,)`` values.
@@ -61,7 +63,7 @@ def dcgan_critic(width: int = 64) -> nn.Sequential:
         >>> sum(p.numel() for p in dcgan_critic().parameters())
         2765569
     """
-    _check_sizes(width=width)
+    check_at_least(1, width=width)
     layers: list[nn.Module] = [
         nn.Conv2d(3, width, 4, 2, 1, bias=False),
         nn.LeakyReLU(0.2, inplace=True),
@@ -74,12 +76,6 @@ def dcgan_critic(width: int = 64) -> nn.Sequential:
         ]
     layers += [nn.Flatten(), nn.Linear(8 * width * 4 * 4, 1), nn.Flatten(0)]
     return nn.Sequential(*layers).apply(_init)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"Invalid {name} value: {size}, it must be at least 1")
 
 
 def _init(module: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Fréchet distance between real and generated images: FID, or a proxy that is labelled as one."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.image.fid import FrechetInceptionDistance
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.example_modules.fid_features import ClassifierFeatures, inception_weights
 
 
@@ -21,11 +22,14 @@ class FIDMonitor(Callback):
         + \mathrm{tr}(\Sigma_r + \Sigma_g - 2 (\Sigma_r \Sigma_g)^{1/2})
 
     for the means and covariances of a network's features of the real and the generated images
-    (arXiv 1706.08500, eq. 6; computed by torchmetrics). With the published Inception weights this
-    is FID, logged as ``fid``. With features of another network it is not, and no number of a paper
-    compares with it: it is logged as ``fid_proxy``. The distance between two halves of the real
-    images goes with it, as ``fid_floor`` or ``fid_proxy_floor``: what no generator can be expected
-    to pass, and an estimate from above, for a distance of fewer images is larger.
+    (arXiv 1706.08500, eq. 6; computed by torchmetrics). At the end of the epochs that
+    ``every_n_epochs`` names, two numbers without a unit are logged:
+
+    - ``fid``, with the published Inception weights; with features of another network
+      ``fid_proxy``, which is not FID and compares with no number of a paper;
+    - ``fid_floor`` or ``fid_proxy_floor``, the distance between two halves of the real images. No
+      generator can be expected to pass it; it is an estimate from above, for a distance of fewer
+      images is larger.
 
     Images are rounded to 8 bits by one mapping, ``(x + 1)·127.5``; the published script of Table
     III stretched each image by its own minimum and maximum instead, which changes real and
@@ -37,16 +41,16 @@ class FIDMonitor(Callback):
     Args:
         every_n_epochs: measure at the end of every n-th training epoch, and of the last that the
             Trainer's ``max_epochs`` allows. None measures at the last alone, as in the paper.
-        num_samples: generated images; the paper has 64,000.
-        num_real: real images, the first of the training split; None for all. Distances of
-            different numbers of images do not compare.
+        num_samples: number of generated images; the paper has 64,000.
+        num_real: number of real images, the first of the training split; None for all. Distances
+            of different numbers of images do not compare.
         features: None for Inception. For a proxy, the checkpoint of an
             :class:`~aida_lightning.example_modules.image_classifier.ImageClassifier`, whose last
             layer's input is taken; or a module from ``(n, 3, height, width)`` uint8 images to
             ``(n, d)``, d its ``num_features``, which is frozen and put in evaluation mode.
         weights: file with the published Inception weights; None downloads them to torch.hub's
             folder (96 MB) if they are not there.
-        batch_size: images that pass through the networks at a time, on each process.
+        batch_size: images that pass through the networks at a time, per process.
 
     Raises:
         ModuleNotFoundError: torch-fidelity, which has the Inception network, is not installed (this
@@ -68,6 +72,9 @@ class FIDMonitor(Callback):
         'fid_proxy'
     """
 
+    metric: FrechetInceptionDistance
+    floor: Tensor | None
+
     def __init__(
         self,
         every_n_epochs: int | None = None,
@@ -77,14 +84,9 @@ class FIDMonitor(Callback):
         weights: str | Path | None = None,
         batch_size: int = 64,
     ) -> None:
-        for name, value, least in (
-            ("every_n_epochs", every_n_epochs, 1),
-            ("num_samples", num_samples, 2),
-            ("num_real", num_real, 4),  # two in each half
-            ("batch_size", batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"Invalid {name} value: {value}, it must be at least {least}")
+        check_at_least(1, every_n_epochs=every_n_epochs, batch_size=batch_size)
+        check_at_least(2, num_samples=num_samples)
+        check_at_least(4, num_real=num_real)  # two in each half
         if features is not None and weights is not None:
             raise ValueError("weights= are Inception's, they have no meaning with features=")
         self.every_n_epochs = every_n_epochs
@@ -94,8 +96,6 @@ class FIDMonitor(Callback):
         self.weights = weights
         self.batch_size = batch_size
         self.tag = "fid" if features is None else "fid_proxy"
-        self.metric: FrechetInceptionDistance | None = None
-        self.floor: Tensor | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -120,7 +120,6 @@ class FIDMonitor(Callback):
         due = self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
         if not due and epoch != trainer.max_epochs:
             return
-        assert self.metric is not None
         self.metric.to(pl_module.device)
         if self.floor is None:
             self.floor = self._take_in_real_images(trainer, pl_module)
@@ -132,13 +131,13 @@ class FIDMonitor(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.metric = None
+        del self.metric  # and the memory of its network
 
     def load_features(self) -> tuple[int | nn.Module, str | None]:
-        """Load what the images are compared by; raises the class's errors about files.
+        """Load the network of the features, and raise the class's errors about files.
 
         Returns:
-            The network of the features and None, or Inception's 2048 and the file of its weights.
+            The network and None, or Inception's 2048 features and the file of its weights.
         """
         if self.features is None:
             return 2048, inception_weights(self.weights)
@@ -156,7 +155,7 @@ class FIDMonitor(Callback):
     @torch.no_grad()
     def _take_in_real_images(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         """Leave the real images' sums in the metric, and return the distance of their halves."""
-        metric = cast(FrechetInceptionDistance, self.metric)
+        metric = self.metric
         dataset: Dataset[Any] = trainer.train_dataloader.dataset  # type: ignore[union-attr]
         n = len(dataset)  # type: ignore[arg-type]
         n = n if self.num_real is None else min(n, self.num_real)
@@ -166,7 +165,7 @@ class FIDMonitor(Callback):
                 dataset,
                 batch_size=self.batch_size,
                 sampler=indices,
-                generator=torch.Generator(),  # else it would draw from torch's own
+                generator=torch.Generator(),  # otherwise it would draw from torch's own
             )
             for batch in loader:
                 images = batch[0] if isinstance(batch, list | tuple) else batch
@@ -181,17 +180,15 @@ class FIDMonitor(Callback):
 
     @torch.no_grad()
     def _take_in_generated_images(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metric = cast(FrechetInceptionDistance, self.metric)
         if trainer.world_size > 1:
             for buffer in pl_module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         seed = int(getattr(pl_module, "noise_seed", 0))
         random = torch.Generator(pl_module.device).manual_seed(seed + trainer.global_rank)
-        left = len(range(trainer.global_rank, self.num_samples, trainer.world_size))
-        while left:
-            n = min(left, self.batch_size)
-            metric.update(to_uint8(pl_module.sample(n, random)), real=False)  # type: ignore[operator]
-            left -= n
+        count = len(range(trainer.global_rank, self.num_samples, trainer.world_size))
+        for start in range(0, count, self.batch_size):
+            n = min(self.batch_size, count - start)
+            self.metric.update(to_uint8(pl_module.sample(n, random)), real=False)  # type: ignore[operator]
 
 
 def to_uint8(images: Tensor) -> Tensor:

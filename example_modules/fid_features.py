@@ -1,6 +1,5 @@
 """The networks whose features the Fréchet distance compares, and where their weights are from."""
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,11 +8,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from aida_lightning.datamodules._download import download
+from aida_lightning.datamodules._download import download, sha256_of
 from aida_lightning.datamodules.cifar10 import MEAN, STD
 from aida_lightning.example_modules.image_classifier import ImageClassifier
 
-# FID's Inception, the same file at two addresses; pytorch-fid's is the one of the published script.
+# FID's Inception is the same file at two addresses; the published script uses pytorch-fid's.
 WEIGHTS_URLS = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth",
@@ -28,7 +27,7 @@ _OR_A_PROXY = (
 
 
 class ClassifierFeatures(nn.Module):
-    """The input of a CIFAR-10 classifier's last linear layer, for a proxy of FID.
+    """Compute the input of a CIFAR-10 classifier's last linear layer, for a proxy of FID.
 
     Args:
         network: a trained classifier of ``(n, 3, 32, 32)`` images, normalised as the paper's; its
@@ -47,12 +46,10 @@ class ClassifierFeatures(nn.Module):
         self.num_features = last.in_features
         network.set_submodule(name, nn.Identity())
         self.network = network
-        self.prepare = v2.Compose(
-            [
-                v2.Resize(32, antialias=True),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(MEAN, STD),
-            ]
+        self.prepare = nn.Sequential(
+            v2.Resize(32, antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
         )
         self.eval()
 
@@ -79,14 +76,7 @@ class ClassifierFeatures(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features.
-
-        Args:
-            images: ``(n, 3, height, width)``, uint8.
-
-        Returns:
-            ``(n, num_features)``.
-        """
+        """Return features ``(n, num_features)`` of images ``(n, 3, height, width)``, uint8."""
         features: Tensor = self.network(self.prepare(images))
         return features
 
@@ -97,7 +87,7 @@ def inception_weights(path: str | Path | None) -> str:
     Its checksum is what makes it safe to hand to torch-fidelity, which unpickles it whole.
 
     Args:
-        path: the file; None downloads it to torch.hub's folder, if it is not there.
+        path: the file; None downloads it to torch.hub's folder if it is not there.
 
     Raises:
         ModuleNotFoundError: torch-fidelity, which has the network, is not installed.
@@ -114,15 +104,14 @@ def inception_weights(path: str | Path | None) -> str:
         path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS_URLS[0].rpartition("/")[2])
         try:
             download(WEIGHTS_URLS, path, WEIGHTS_SHA256)
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
             raise RuntimeError(
                 f"FID needs Inception's weights: {error}. Give the file as weights=, {_OR_A_PROXY}"
             ) from error
         return str(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path} with Inception's weights")
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    if digest != WEIGHTS_SHA256:
+    if (digest := sha256_of(path)) != WEIGHTS_SHA256:
         raise ValueError(
             f"{path} does not hold the published Inception weights, without which a distance is "
             f"no FID: its SHA-256 is {digest}, it must be {WEIGHTS_SHA256}"

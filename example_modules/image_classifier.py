@@ -1,4 +1,4 @@
-"""A classifier whose network, optimizer and schedule are chosen by name."""
+"""A classifier with its network, its optimizer and its schedule chosen by name."""
 
 from typing import Any
 
@@ -13,10 +13,15 @@ from aida_lightning.mixin import OptimizerMixin
 
 
 class ImageClassifier(OptimizerMixin, LightningModule):
-    """Train a network on ``(images, labels)`` batches by cross-entropy.
+    """Train a network by cross-entropy on batches of images ``(n, …)`` and labels ``(n,)``.
 
-    Logs ``train_loss`` at each step, and ``train_accuracy``, ``val_loss``, ``val_accuracy``,
-    ``test_loss`` and ``test_accuracy`` at the end of an epoch.
+    The losses are the mean cross-entropy per image, in nats; the accuracies are the share of images
+    that are classified rightly. These are logged:
+
+    - at each step, ``train_loss`` of the batch;
+    - at the end of an epoch, ``train_accuracy`` of its batches as they were trained on;
+    - at the end of a validation, ``val_loss`` and ``val_accuracy``;
+    - at the end of a test, ``test_loss`` and ``test_accuracy``.
 
     Args:
         model: a name in :data:`NETWORKS` or a network from ``(n, …)`` images to
@@ -25,7 +30,7 @@ class ImageClassifier(OptimizerMixin, LightningModule):
         num_classes: number of classes, and the width of a named network's last layer.
         optimizer: name of the optimizer.
         optimizer_options: keyword arguments of the optimizer, such as ``{"lr": 1e-3}``.
-        lr_scheduler: name of the learning-rate schedule, or None for a constant rate.
+        lr_scheduler: name of the learning-rate schedule; None for a constant rate.
         lr_scheduler_options: keyword arguments of the schedule.
 
     Raises:
@@ -69,25 +74,12 @@ class ImageClassifier(OptimizerMixin, LightningModule):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits.
-
-        Args:
-            images: ``(n, 3, 32, 32)`` for the named networks.
-
-        Returns:
-            ``(n, num_classes)``.
-        """
+        """Return logits ``(n, num_classes)`` of images, ``(n, 3, 32, 32)`` for a named network."""
         logits: Tensor = self.model(images)
         return logits
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the batch's mean cross-entropy, and log it.
-
-        Args:
-            batch: images and labels ``(n,)``.
-            batch_idx: not used.
-        """
         images, labels = batch
         logits = self(images)
         loss = cross_entropy(logits, labels)
@@ -98,32 +90,14 @@ class ImageClassifier(OptimizerMixin, LightningModule):
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to ``val_loss`` and ``val_accuracy``.
-
-        Args:
-            batch: images and labels ``(n,)``.
-            batch_idx: not used.
-        """
         self._evaluate("val", self.val_accuracy, batch)
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to ``test_loss`` and ``test_accuracy``.
-
-        Args:
-            batch: images and labels ``(n,)``.
-            batch_idx: not used.
-        """
         self._evaluate("test", self.test_accuracy, batch)
 
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the logits of a batch, whose labels are not used.
-
-        Args:
-            batch: images and labels ``(n,)``.
-            batch_idx: not used.
-        """
         logits: Tensor = self(batch[0])
         return logits
 
@@ -133,6 +107,6 @@ class ImageClassifier(OptimizerMixin, LightningModule):
         images, labels = batch
         logits = self(images)
         accuracy(logits, labels)
-        # The loss is averaged over processes here; a metric synchronises itself.
+        # A metric synchronises itself over the processes.
         self.log(f"{stage}_loss", cross_entropy(logits, labels), prog_bar=True, sync_dist=True)
         self.log(f"{stage}_accuracy", accuracy, prog_bar=True)

@@ -1,42 +1,45 @@
-"""A language model whose optimizer and schedule are chosen by name, trained as AWD-LSTM."""
+"""A language model, trained as AWD-LSTM, with its optimizer and its schedule chosen by name."""
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
-from torchmetrics import Metric
+from torchmetrics import MetricCollection
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.datamodules._text import TextBatch
 from aida_lightning.example_modules._dropout import SeededDropout
+from aida_lightning.example_modules._word_metrics import word_metrics
 from aida_lightning.example_modules.awd_lstm import AWDLSTM, AWDLSTMOutput, State
 from aida_lightning.mixin import OptimizerMixin
 
 
 class LanguageModel(OptimizerMixin, SeededDropout):
-    """Train an AWD-LSTM on :class:`TextBatch` by cross-entropy and two regularisers.
+    """Train an AWD-LSTM by cross-entropy and two regularisers on batches of :class:`TextBatch`.
 
-    The loss of a batch is the mean cross-entropy of a word, plus ``activation_reg`` times the mean
+    The loss of a batch is the mean cross-entropy per word, plus ``activation_reg`` times the mean
     square of the last layer's output after dropout, plus ``temporal_activation_reg`` times the mean
     square of the difference between the outputs, before dropout, of neighbouring time steps (AR and
-    TAR, arXiv 1708.02182, Section 4.6). What is logged is the cross-entropy alone, in nats:
-    ``train_loss`` at each step, and at the end of an epoch ``val_loss`` and ``test_loss``, each
-    word with the same weight, and their exponentials ``val_perplexity`` and ``test_perplexity``.
+    TAR, arXiv 1708.02182, Section 4.6). The mean cross-entropy per word is logged alone, in nats:
+
+    - at each step, ``train_loss`` of the batch;
+    - at the end of a validation, ``val_loss`` and its exponential, ``val_perplexity``;
+    - at the end of a test, ``test_loss`` and its exponential, ``test_perplexity``.
 
     A layer's state goes on from batch to batch, without its gradients, and is zero at the start of
-    an epoch. Each step's learning rate is multiplied by the batch's ``lr_scale``, with accumulated
-    gradients the last batch's; schedulers see the rate without it. Gradient clipping is the
-    Trainer's: the paper has ``Trainer(gradient_clip_val=0.25)``.
+    an epoch. Each step's learning rate is multiplied by the ``lr_scale`` of the batch, of the last
+    one where gradients are accumulated; schedulers see the rate without it. Gradient clipping is
+    the Trainer's: the paper has ``Trainer(gradient_clip_val=0.25)``.
 
-    Dropout is drawn from a seed, the epoch and the batch's index, and the seed is kept in
-    checkpoints: a run resumed at the end of an epoch goes on as an unbroken one.
+    Dropout is drawn from a seed that checkpoints keep, the epoch and the batch's index: a run that
+    is resumed at the end of an epoch ends as an unbroken one does.
 
     Args:
-        num_layers: LSTMs, one upon the other.
+        num_layers: number of LSTMs, one upon the other.
         vocab_size: words in the vocabulary.
         network_options: the other keyword arguments of :class:`AWDLSTM`, such as
             ``{"weight_dropout": 0.2}``.
@@ -44,7 +47,7 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         temporal_activation_reg: factor of TAR, β in the source.
         optimizer: name of the optimizer.
         optimizer_options: keyword arguments of the optimizer, such as ``{"lr": 1e-3}``.
-        lr_scheduler: name of the learning-rate schedule, or None for a constant rate.
+        lr_scheduler: name of the learning-rate schedule; None for a constant rate.
         lr_scheduler_options: keyword arguments of the schedule.
 
     Raises:
@@ -52,6 +55,7 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         TypeError: the network lacks an option.
 
     Example:
+        >>> import torch
         >>> model = LanguageModel(num_layers=1, optimizer_options={"lr": 1e-3, "eps": 1e-16})
         >>> logits, states = model(torch.zeros(70, 20, dtype=torch.int64))
         >>> logits.shape
@@ -71,13 +75,9 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        factors = {
-            "activation_reg": activation_reg,
-            "temporal_activation_reg": temporal_activation_reg,
-        }
-        for name, factor in factors.items():
-            if not factor >= 0:
-                raise ValueError(f"Invalid {name} value: {factor}, it must be at least 0")
+        check_at_least(
+            0, activation_reg=activation_reg, temporal_activation_reg=temporal_activation_reg
+        )
         self.save_hyperparameters()
         self.model = AWDLSTM(vocab_size, num_layers, **(network_options or {}))
         self.activation_reg = activation_reg
@@ -86,8 +86,8 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         self.optimizer_options = dict(optimizer_options or {})
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_options = dict(lr_scheduler_options or {})
-        self.val_perplexity = _Perplexity()
-        self.test_perplexity = _Perplexity()
+        self.val_metrics = word_metrics("val")
+        self.test_metrics = word_metrics("test")
         self._lr_scale = 1.0
         # Validation may interrupt an epoch of training, whose states must outlast it.
         self._states: dict[str, list[State]] = {}
@@ -109,40 +109,13 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         return output.logits, output.states
 
     @override
-    def on_train_epoch_start(self) -> None:
-        """Forget the states."""
-        self._states.pop("train", None)
-
-    @override
-    def on_validation_epoch_start(self) -> None:
-        """Forget the states."""
-        self._states.pop("val", None)
-
-    @override
-    def on_test_epoch_start(self) -> None:
-        """Forget the states."""
-        self._states.pop("test", None)
-
-    @override
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
-        """Take up the batch's factor of the learning rate.
-
-        Args:
-            batch: the batch.
-            batch_idx: not used.
-        """
         self._lr_scale = batch.lr_scale
 
     @override
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        """Return the batch's loss with its regularisers, and log it without.
-
-        Args:
-            batch: the batch.
-            batch_idx: has a part in the seed of the batch's dropout.
-        """
         with self.seeded(batch_idx):
-            output: AWDLSTMOutput = self.model(batch.inputs, self._states.get("train"))
+            output: AWDLSTMOutput = self.model(batch.inputs, self._carried("train", batch_idx))
         self._states["train"] = _detach(output.states)
         loss = _cross_entropy(output.logits, batch.targets)
         self.log("train_loss", loss, on_step=True, on_epoch=False, batch_size=1)
@@ -154,23 +127,11 @@ class LanguageModel(OptimizerMixin, SeededDropout):
 
     @override
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """Add a batch to ``val_loss`` and ``val_perplexity``.
-
-        Args:
-            batch: the batch.
-            batch_idx: not used.
-        """
-        self._evaluate("val", self.val_perplexity, batch)
+        self._evaluate("val", self.val_metrics, batch, batch_idx)
 
     @override
     def test_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """Add a batch to ``test_loss`` and ``test_perplexity``.
-
-        Args:
-            batch: the batch.
-            batch_idx: not used.
-        """
-        self._evaluate("test", self.test_perplexity, batch)
+        self._evaluate("test", self.test_metrics, batch, batch_idx)
 
     @override
     def optimizer_step(
@@ -180,14 +141,7 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Take a step at the scaled learning rate, and put back the rate.
-
-        Args:
-            epoch: not used.
-            batch_idx: not used.
-            optimizer: the optimizer.
-            optimizer_closure: computes the loss and the gradients.
-        """
+        """Take a step at the scaled learning rate, and put back the rate."""
         rates = [group["lr"] for group in optimizer.param_groups]
         try:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -197,39 +151,17 @@ class LanguageModel(OptimizerMixin, SeededDropout):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
 
-    def _evaluate(self, stage: str, perplexity: "_Perplexity", batch: TextBatch) -> None:
-        logits, states = self(batch.inputs, self._states.get(stage))
+    def _carried(self, stage: str, batch_idx: int) -> list[State] | None:
+        return self._states.get(stage) if batch_idx else None
+
+    def _evaluate(
+        self, stage: str, metrics: MetricCollection, batch: TextBatch, batch_idx: int
+    ) -> None:
+        logits, states = self(batch.inputs, self._carried(stage, batch_idx))
         self._states[stage] = _detach(states)
         loss = _cross_entropy(logits, batch.targets)
-        words = batch.targets.numel()
-        perplexity.update(loss, words)
-        self.log(f"{stage}_loss", loss, prog_bar=True, sync_dist=True, batch_size=words)
-        self.log(f"{stage}_perplexity", perplexity, prog_bar=True, batch_size=words)
-
-
-class _Perplexity(Metric):
-    """The exponential of the mean cross-entropy of a word.
-
-    ``torchmetrics.text.Perplexity`` takes logits, computes their softmax anew, and has the
-    logarithm of 0 where that underflows; a ``MeanMetric`` leaves out what is not a number.
-    """
-
-    loss: Tensor
-    words: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("words", torch.tensor(0.0), dist_reduce_fx="sum")
-
-    @override
-    def update(self, mean_loss: Tensor, words: int) -> None:
-        self.loss += mean_loss * words
-        self.words += words
-
-    @override
-    def compute(self) -> Tensor:
-        return (self.loss / self.words).exp()
+        metrics.update(loss, float(batch.targets.numel()))
+        self.log_dict(metrics, prog_bar=True)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

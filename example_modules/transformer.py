@@ -1,14 +1,15 @@
 """The Transformer of the paper's translation experiment (arXiv 2203.13273, Table II)."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from typing_extensions import override
 
-# Of the code that the paper's experiment was run with; torch's own default is 1e-5.
-_LAYER_NORM_EPS = 1e-6
+# ε is that of the code that the paper's experiment was run with; torch's default is 1e-5.
+_layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class Transformer(nn.Module):
@@ -25,15 +26,15 @@ class Transformer(nn.Module):
     Matrices start from Xavier's uniform distribution.
 
     Args:
-        vocab_size: words, of both languages together.
+        vocab_size: words of both languages together.
         d_model: width of the embeddings and of each layer's output.
-        nhead: attention heads; they divide ``d_model``.
+        nhead: number of attention heads, a divisor of ``d_model``.
         num_encoder_layers: layers of the encoder.
         num_decoder_layers: layers of the decoder.
         dim_feedforward: hidden width of the feed-forward blocks.
-        dropout: probability of a zero, everywhere.
-        max_length: longest sentence, in tokens.
-        pad_index: the word that fills up the right of a shorter sentence.
+        dropout: probability to drop an element, everywhere.
+        max_length: length of the longest sentence, in tokens.
+        pad_index: index of the word that fills up the right of a shorter sentence.
 
     Raises:
         ValueError: ``nhead`` does not divide ``d_model``, or ``d_model`` is odd.
@@ -88,8 +89,8 @@ class Transformer(nn.Module):
             target: ``(n, t)``, int64, each row padded on the right.
 
         Returns:
-            ``(n, t, vocab_size)``; position i depends on the source and the targets up to i. What
-            stands at the positions of padding has no meaning.
+            ``(n, t, vocab_size)``; position i depends on the source and the targets up to i. The
+            logits at positions of padding have no meaning.
 
         Raises:
             ValueError: a sentence has more than ``max_length`` tokens.
@@ -128,7 +129,7 @@ class Transformer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention without biases, each of its four projections a layer of its own."""
+    """Attend with several heads, without biases, by four projections that are layers each."""
 
     def __init__(self, d_model: int, nhead: int, dropout: float) -> None:
         super().__init__()
@@ -191,10 +192,6 @@ class _DecoderLayer(nn.Module):
         x = self.cross_attention_norm(x + self.dropout(attended))
         x = self.feedforward_norm(x + self.dropout(self.feedforward(x)))
         return x
-
-
-def _layer_norm(d_model: int) -> nn.LayerNorm:
-    return nn.LayerNorm(d_model, eps=_LAYER_NORM_EPS)
 
 
 def _feedforward(d_model: int, dim_feedforward: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""A Transformer that learns to translate, its optimizer and schedule chosen by name."""
+"""A model that learns to translate, with its optimizer and its schedule chosen by name."""
 
 from typing import Any
 
@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least, check_probabilities
 from aida_lightning.datamodules._vocabulary import BOS, EOS, PAD
 from aida_lightning.example_modules._dropout import SeededDropout
+from aida_lightning.example_modules._word_metrics import word_metrics
 from aida_lightning.example_modules.transformer import Transformer
 from aida_lightning.mixin import OptimizerMixin
 
@@ -24,13 +26,14 @@ class InverseSqrtLR(LambdaLR):
 
     At the n-th step, n from 1, the rate is ``lr · d_model^-½ · min(n^-½, n · warmup_steps^-1.5)``
     (arXiv 1706.03762, eq. 3): the optimizer's own ``lr`` is a factor, 2 in the paper's experiment,
-    and no rate in itself. To be stepped after each step of the optimizer, not after each epoch.
+    and no rate in itself. The schedule is stepped after each step of the optimizer, not after each
+    epoch.
 
     Args:
         optimizer: the optimizer whose rates are set.
-        d_model: the network's width.
+        d_model: width of the network.
         warmup_steps: the step at which the rate is highest.
-        last_epoch: the last step taken; -1 to start.
+        last_epoch: the last step that was taken; -1 to start.
 
     Raises:
         ValueError: ``d_model`` or ``warmup_steps`` is under 1.
@@ -49,9 +52,7 @@ class InverseSqrtLR(LambdaLR):
         warmup_steps: int = 128_000,
         last_epoch: int = -1,
     ) -> None:
-        for name, value in (("d_model", d_model), ("warmup_steps", warmup_steps)):
-            if value < 1:
-                raise ValueError(f"Invalid {name} value: {value}, it must be at least 1")
+        check_at_least(1, d_model=d_model, warmup_steps=warmup_steps)
 
         def factor(steps_taken: int) -> float:
             n = steps_taken + 1
@@ -63,44 +64,44 @@ class InverseSqrtLR(LambdaLR):
 class TranslationModel(OptimizerMixin, SeededDropout):
     """Train a :class:`Transformer` on pairs of sentences by cross-entropy with teacher forcing.
 
-    The loss that is minimised is label-smoothed and summed over the batch's words, as the paper's
-    was: it weighs ε and a clipping threshold accordingly. What is logged is a mean over words:
-    ``train_loss`` (smoothed) at each step, ``train_accuracy``, and at the end of an epoch
-    ``val_loss`` and ``test_loss`` (not smoothed), ``val_perplexity`` and ``test_perplexity`` (e to
-    the power of it), ``val_accuracy`` and ``test_accuracy``: the share of words that are the most
-    probable one given the true words before them, the paper's measure. Padding counts nowhere.
+    A batch is sources ``(n, s)`` and targets ``(n, t)``, int64, each row from ``<bos>`` to
+    ``<eos>`` and padded on the right. The loss that is minimised is label-smoothed and summed over
+    the batch's words, as the paper's was, and so weighs against ε and a clipping threshold. The
+    losses that are logged are the mean cross-entropy per word, in nats; the accuracies, which are
+    the paper's measure, are the share of words that are the most probable ones given the true words
+    before them. Padding counts nowhere.
 
-    Dropout draws from a seed of its own for each batch, which follows from torch's seed at the
-    module's construction, the process, the epoch and the batch's number, and the seed is in the
-    checkpoint: a resumed run draws what an unbroken one draws.
+    - at each step, ``train_loss`` of the batch, label-smoothed;
+    - at the end of an epoch, ``train_accuracy`` of its batches as they were trained on;
+    - at the end of a validation, ``val_loss``, its exponential ``val_perplexity``, and
+      ``val_accuracy``;
+    - at the end of a test, ``test_loss``, its exponential ``test_perplexity``, and
+      ``test_accuracy``.
+
+    Dropout is drawn from a seed that checkpoints keep, the epoch and the batch's index: a run that
+    is resumed at the end of an epoch ends as an unbroken one does.
 
     Args:
         vocab_size: words in the vocabulary; ``Multi30kDataModule.vocab_size`` once it is set up.
         d_model: width of the Transformer.
-        nhead: attention heads.
+        nhead: number of attention heads.
         num_encoder_layers: layers of the encoder.
         num_decoder_layers: layers of the decoder.
         dim_feedforward: hidden width of the feed-forward blocks.
-        dropout: probability of a zero.
-        label_smoothing: probability that the target spreads over the whole vocabulary.
+        dropout: probability to drop an element.
+        label_smoothing: probability that is spread over the whole vocabulary, in [0, 1).
         optimizer: name of the optimizer.
         optimizer_options: keyword arguments of the optimizer, such as ``{"lr": 1e-3}``.
         lr_scheduler: ``"InverseSqrtLR"`` (:class:`InverseSqrtLR`, stepped at each step), the name
-            of a schedule of torch's (stepped at each epoch), or None for a constant rate.
+            of a schedule of torch's (stepped at each epoch); None for a constant rate.
         lr_scheduler_options: keyword arguments of the schedule.
 
     Raises:
-        ValueError: ``label_smoothing`` is not between 0 and 1, or the Transformer refuses its
-            widths.
+        ValueError: ``label_smoothing`` is outside of [0, 1), or the Transformer refuses its widths.
 
     Example:
-        >>> model = TranslationModel(
-        ...     vocab_size=9521,
-        ...     num_encoder_layers=1,
-        ...     num_decoder_layers=1,
-        ...     optimizer_options={"lr": 2.0, "eps": 1e-18},
-        ...     lr_scheduler="InverseSqrtLR",
-        ... )
+        >>> options = {"optimizer_options": {"lr": 2.0}, "lr_scheduler": "InverseSqrtLR"}
+        >>> model = TranslationModel(9521, num_encoder_layers=1, num_decoder_layers=1, **options)
         >>> source, target = torch.tensor([[2, 7, 8, 3]]), torch.tensor([[2, 5]])
         >>> model(source, target).shape
         torch.Size([1, 2, 9521])
@@ -122,44 +123,24 @@ class TranslationModel(OptimizerMixin, SeededDropout):
         lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"Invalid label_smoothing value: {label_smoothing}, it must be in [0, 1)"
-            )
+        check_probabilities(label_smoothing=label_smoothing)
         self.save_hyperparameters()
-        self.model = Transformer(
-            vocab_size,
-            d_model,
-            nhead,
-            num_encoder_layers,
-            num_decoder_layers,
-            dim_feedforward,
-            dropout,
-            pad_index=PAD,
-        )
+        sizes = (d_model, nhead, num_encoder_layers, num_decoder_layers, dim_feedforward)
+        self.model = Transformer(vocab_size, *sizes, dropout, pad_index=PAD)
         self.label_smoothing = label_smoothing
         self.optimizer = optimizer
         self.optimizer_options = dict(optimizer_options or {})
         self.lr_scheduler = lr_scheduler
-        if lr_scheduler == InverseSqrtLR.__name__:
-            self.lr_scheduler = InverseSqrtLR
-            self.lr_scheduler_config = {"interval": "step"}
         self.lr_scheduler_options = dict(lr_scheduler_options or {})
+        if lr_scheduler == InverseSqrtLR.__name__:
+            self.lr_scheduler, self.lr_scheduler_config = InverseSqrtLR, {"interval": "step"}
         self.train_accuracy = _token_accuracy(vocab_size)
-        self.val_loss, self.val_accuracy = MeanMetric(), _token_accuracy(vocab_size)
-        self.test_loss, self.test_accuracy = MeanMetric(), _token_accuracy(vocab_size)
+        self.val_metrics, self.val_accuracy = word_metrics("val"), _token_accuracy(vocab_size)
+        self.test_metrics, self.test_accuracy = word_metrics("test"), _token_accuracy(vocab_size)
 
     @override
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Return the logits of the word that follows each target word.
-
-        Args:
-            source: ``(n, s)``, int64.
-            target: ``(n, t)``, int64, from ``<bos>`` on.
-
-        Returns:
-            ``(n, t, vocab_size)``.
-        """
+        """Return logits ``(n, t, vocab_size)`` of the word that follows each target word."""
         logits: Tensor = self.model(source, target)
         return logits
 
@@ -169,7 +150,7 @@ class TranslationModel(OptimizerMixin, SeededDropout):
 
         Args:
             source: ``(n, s)``, int64, each row from ``<bos>`` to ``<eos>``.
-            max_length: words to stop after, where no ``<eos>`` came.
+            max_length: number of words after which a row without ``<eos>`` ends.
 
         Returns:
             ``(n, t)``, int64, ``t`` at most ``max_length + 1``: each row from ``<bos>`` on, and
@@ -187,12 +168,6 @@ class TranslationModel(OptimizerMixin, SeededDropout):
 
     @override
     def training_step(self, batch: _Batch, batch_idx: int) -> Tensor:
-        """Return the label-smoothed cross-entropy, summed over the batch's words, and log its mean.
-
-        Args:
-            batch: sources ``(n, s)`` and targets ``(n, t)``, from ``<bos>`` to ``<eos>``.
-            batch_idx: has a part in the seed of the batch's dropout.
-        """
         with self.seeded(batch_idx):
             logits, gold = self._predict(batch)
         loss = cross_entropy(
@@ -205,33 +180,11 @@ class TranslationModel(OptimizerMixin, SeededDropout):
 
     @override
     def validation_step(self, batch: _Batch, batch_idx: int) -> None:
-        """Add a batch to ``val_loss``, ``val_perplexity`` and ``val_accuracy``.
-
-        Args:
-            batch: sources ``(n, s)`` and targets ``(n, t)``, from ``<bos>`` to ``<eos>``.
-            batch_idx: not used.
-        """
-        self._evaluate("val", self.val_loss, self.val_accuracy, batch)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        """Log ``val_perplexity``."""
-        self.log("val_perplexity", self.val_loss.compute().exp())
+        self._evaluate("val", self.val_metrics, self.val_accuracy, batch)
 
     @override
     def test_step(self, batch: _Batch, batch_idx: int) -> None:
-        """Add a batch to ``test_loss``, ``test_perplexity`` and ``test_accuracy``.
-
-        Args:
-            batch: sources ``(n, s)`` and targets ``(n, t)``, from ``<bos>`` to ``<eos>``.
-            batch_idx: not used.
-        """
-        self._evaluate("test", self.test_loss, self.test_accuracy, batch)
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        """Log ``test_perplexity``."""
-        self.log("test_perplexity", self.test_loss.compute().exp())
+        self._evaluate("test", self.test_metrics, self.test_accuracy, batch)
 
     def _predict(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Return logits ``(n·t, vocab_size)`` and the words to predict, ``(n·t,)``."""
@@ -239,12 +192,13 @@ class TranslationModel(OptimizerMixin, SeededDropout):
         return self(source, target[:, :-1]).flatten(0, 1), target[:, 1:].flatten()
 
     def _evaluate(
-        self, stage: str, loss: MeanMetric, accuracy: MulticlassAccuracy, batch: _Batch
+        self, stage: str, metrics: MetricCollection, accuracy: MulticlassAccuracy, batch: _Batch
     ) -> None:
         logits, gold = self._predict(batch)
-        loss(cross_entropy(logits, gold, ignore_index=PAD), weight=(gold != PAD).sum())
+        loss = cross_entropy(logits, gold, ignore_index=PAD)
+        metrics.update(loss, (gold != PAD).sum().float())
         accuracy(logits, gold)
-        self.log(f"{stage}_loss", loss, prog_bar=True)
+        self.log_dict(metrics, prog_bar=True)
         self.log(f"{stage}_accuracy", accuracy, prog_bar=True)
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.example_modules.dcgan import dcgan_critic, dcgan_generator
 from aida_lightning.example_modules.fid import FIDMonitor
 from aida_lightning.registry import build_optimizer, get_optimizer_class
 
-# Table III's.
+# The values of Table III.
 _OPTIONS: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.999)}
 
 
@@ -39,9 +40,9 @@ def gradient_penalty(
     in the critic. The published script of Table III has it all the same, and so has this project.
 
     Args:
-        critic: from ``(n, …)`` images to ``(n,)`` values.
-        real: ``(n, …)``.
-        fake: the shape of ``real``; no gradient flows to it.
+        critic: function from images ``(n, …)`` to values ``(n,)``.
+        real: real images, ``(n, …)``.
+        fake: generated images of the same shape; no gradient flows to them.
         generator: source of the n numbers u, on the images' device; None for torch's own.
 
     Returns:
@@ -61,13 +62,16 @@ def gradient_penalty(
 
 
 class WGANGP(LightningModule):
-    """Train DCGAN's networks for 64×64 images by WGAN-GP.
+    """Train DCGAN's networks by WGAN-GP on batches of images in ±1, ``(n, 3, 64, 64)``.
 
-    At every batch the critic takes a step on ``mean D(fake) − mean D(real) + λ·penalty``; at every
-    ``n_critic``-th, from an epoch's first, the generator takes one on ``−mean D(fake)`` with the
-    same latent vectors. Logs ``critic_loss``, ``wasserstein`` (the critic's estimate of the
-    distance, ``mean D(real) − mean D(fake)``) and ``gradient_penalty`` (without λ) at each step,
-    and ``generator_loss`` at the generator's.
+    A batch is a sequence, of which the images come first. At every batch the critic takes a step on
+    ``mean D(fake) − mean D(real) + λ·penalty``; at every ``n_critic``-th, from an epoch's first,
+    the generator takes one on ``−mean D(fake)`` with the same latent vectors. These numbers, which
+    have no unit, are logged:
+
+    - at each of the critic's steps, ``critic_loss``, ``wasserstein``, which is the critic's
+      estimate ``mean D(real) − mean D(fake)`` of the distance, and ``gradient_penalty`` without λ;
+    - at each of the generator's steps, ``generator_loss``.
 
     Optimization is manual, so Lightning refuses its own gradient clipping and accumulation, and
     there is no learning-rate schedule, as in the paper. ``trainer.global_step`` and ``max_steps``
@@ -75,20 +79,20 @@ class WGANGP(LightningModule):
     (or ``"ddp_spawn_find_unused_parameters_true"``), for each optimizer's step uses one network's
     parameters; a comparison does so by itself. Batch norm's statistics are each process's own.
 
-    The random numbers of a step follow from a seed that is kept in the checkpoint, and from the
-    epoch, the batch and the process: they differ between processes, do not depend on what else
-    draws random numbers, and a resumed run draws those that an unbroken one would have.
+    The random numbers of a step follow from a seed that checkpoints keep, and from the epoch, the
+    batch and the process: they differ between processes, do not depend on what else draws random
+    numbers, and are the same in a resumed run as in an unbroken one.
 
     Args:
         optimizer: name of the optimizer of both networks.
-        optimizer_options: keyword arguments of both optimizers. What is left out of ``lr`` and
-            ``betas`` has the paper's values, 2e-4 and (0.5, 0.999).
-        latent_size: elements of a latent vector.
+        optimizer_options: keyword arguments of both optimizers. ``lr`` and ``betas``, if left out,
+            have the paper's values, 2e-4 and (0.5, 0.999).
+        latent_size: number of elements of a latent vector.
         width: channels of each network's widest images; 64 is the paper's, less makes it faster.
-        n_critic: the generator's steps are at every n-th batch.
-        penalty_weight: λ, the gradient penalty's factor.
+        n_critic: number of batches per step of the generator.
+        penalty_weight: λ, the factor of the gradient penalty.
         fid: keyword arguments of a :class:`~aida_lightning.example_modules.fid.FIDMonitor` that
-            the Trainer is then given; None for none.
+            the Trainer is given; None for no monitor.
 
     Raises:
         ValueError: the optimizer is not known, a number is out of range, or ``fid`` has an unknown
@@ -114,12 +118,8 @@ class WGANGP(LightningModule):
         fid: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if n_critic < 1:
-            raise ValueError(f"Invalid n_critic value: {n_critic}, it must be at least 1")
-        if not penalty_weight >= 0:
-            raise ValueError(
-                f"Invalid penalty_weight value: {penalty_weight}, it must be at least 0"
-            )
+        check_at_least(1, n_critic=n_critic)
+        check_at_least(0, penalty_weight=penalty_weight)
         known = inspect.signature(FIDMonitor).parameters
         if unknown := [name for name in fid or {} if name not in known]:
             raise ValueError(f"fid has no {', '.join(unknown)}, it has {', '.join(known)}")
@@ -141,14 +141,7 @@ class WGANGP(LightningModule):
 
     @override
     def forward(self, latent: Tensor) -> Tensor:
-        """Generate images in ±1.
-
-        Args:
-            latent: ``(n, latent_size)``, drawn from N(0, 1).
-
-        Returns:
-            ``(n, 3, 64, 64)``.
-        """
+        """Generate images in ±1, ``(n, 3, 64, 64)``, from latent vectors ``(n, latent_size)``."""
         images: Tensor = self.generator(latent)
         return images
 
@@ -157,7 +150,7 @@ class WGANGP(LightningModule):
         """Generate images as a trained GAN does, with batch norm's running statistics.
 
         Args:
-            n: how many.
+            n: number of images.
             generator: source of the latent vectors, on the module's device; None for torch's own.
 
         Returns:
@@ -173,44 +166,30 @@ class WGANGP(LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        """Read the seed once: on a GPU, reading it at each step would wait for the device."""
+        """Read the seed once; on a GPU, to read it at each step would wait for the device."""
         self._seed = int(self.noise_seed)
 
     @override
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        """Take the critic's step and, when it is due, the generator's.
-
-        Args:
-            batch: images in ±1, ``(n, 3, 64, 64)``, and anything after them.
-            batch_idx: index of the batch in the epoch.
-        """
+        """Take the critic's step and, when it is due, the generator's."""
         real = batch[0]
         random = self._random(batch_idx)
         latent = self._latent(len(real), random)
-        critic, generator = cast(list[LightningOptimizer], self.optimizers())
-        self._step_critic(critic, real, latent, random)
-        if batch_idx % self.n_critic == 0:
-            self._step_generator(generator, latent)
-
-    def _step_critic(
-        self,
-        optimizer: LightningOptimizer,
-        real: Tensor,
-        latent: Tensor,
-        random: torch.Generator,
-    ) -> None:
+        critic_optimizer, generator_optimizer = cast(list[LightningOptimizer], self.optimizers())
         with torch.no_grad():
             fake = self.generator(latent)
         # Real and fake images pass in batches of their own, so batch norm does not mix them.
         wasserstein = self.critic(real).mean() - self.critic(fake).mean()
         penalty = gradient_penalty(self.critic, real, fake, random)
         loss = -wasserstein + self.penalty_weight * penalty
-        optimizer.zero_grad()
+        critic_optimizer.zero_grad()
         self.manual_backward(loss)
-        optimizer.step()
+        critic_optimizer.step()
         self.log("critic_loss", loss)
         self.log("wasserstein", wasserstein, prog_bar=True)
         self.log("gradient_penalty", penalty)
+        if batch_idx % self.n_critic == 0:
+            self._step_generator(generator_optimizer, latent)
 
     def _step_generator(self, optimizer: LightningOptimizer, latent: Tensor) -> None:
         self.toggle_optimizer(optimizer)  # the critic's parameters need no gradients here
@@ -242,7 +221,6 @@ class WGANGP(LightningModule):
 
     @override
     def configure_callbacks(self) -> list[FIDMonitor]:
-        """Return the FIDMonitor, if there is to be one."""
         return [] if self.fid is None else [FIDMonitor(**self.fid)]
 
     @override

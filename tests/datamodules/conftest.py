@@ -1,7 +1,6 @@
-"""A server of one file, that fails as it is told to."""
+"""A server of one file that fails as it is told to."""
 
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,20 +10,21 @@ from aida_lightning.datamodules import _download
 
 
 class Server(ThreadingHTTPServer):
-    """Gives the answers that it is told to, in turn, then the last one again and again."""
+    """Give the answers that it is told to, in turn, then the last one again and again."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests = 0
+        self.closing = threading.Event()
         self.serve(b"")
 
     def serve(self, content: bytes) -> None:
-        """Has a content; an answer of less is a connection that was cut."""
+        """Take a content; an answer of less is a connection that was cut."""
         self.content = content
         self.answers = [(200, content)]
 
     def handle_error(self, request, client_address):
-        """Says nothing of clients that went away."""
+        """Say nothing of clients that went away."""
 
     @property
     def url(self) -> str:
@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         ]
         self.server.requests += 1
         if status == "stall":
-            time.sleep(1)
+            self.server.closing.wait()
             return
         self.send_response(status)
         whole = self.server.content if status == 200 else content
@@ -56,6 +56,7 @@ def server() -> Iterator[Server]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
+    server.closing.set()
     server.shutdown()
     server.server_close()
     thread.join()

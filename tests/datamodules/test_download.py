@@ -109,3 +109,11 @@ def test_a_server_that_says_nothing_is_given_up_on(server, tmp_path, monkeypatch
     with pytest.raises(RuntimeError, match="timed out"):
         download(server.url, tmp_path / "file.txt", SHA256)
     assert socket.getdefaulttimeout() is None
+
+
+def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
+    (tmp_path / "taken").touch()
+    folder = tmp_path / "taken" / "folder"
+    with pytest.raises(RuntimeError, match=rf"download file\.txt to {folder}: .*Not a directory"):
+        download(server.url, folder / "file.txt", SHA256)
+    assert server.requests == 0

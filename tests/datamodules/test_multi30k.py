@@ -97,11 +97,8 @@ def test_words_are_numbered_by_frequency_and_then_by_the_alphabet():
     assert vocabulary.decode(torch.tensor([BOS, 4, UNK, PAD, 7, EOS, 5])) == ["b", "<unk>", "d"]
 
 
-def test_a_word_given_twice_is_refused():
-    with pytest.raises(ValueError, match=r"more than once: \['a'\]"):
-        Vocabulary(["a", "b", "a"])
-    with pytest.raises(ValueError, match=r"more than once: \['<unk>'\]"):
-        Vocabulary(["<unk>"])
+def test_a_special_token_in_the_text_is_not_numbered_again():
+    assert Vocabulary.of([["<unk>", "a"]], min_frequency=1).words[4:] == ["a"]
 
 
 def test_a_plain_file_wins_over_a_packed_one(folder):

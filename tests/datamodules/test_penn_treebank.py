@@ -208,7 +208,7 @@ class Recorder(LightningModule):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")
 @pytest.mark.parametrize("limit", [1.0, 0.5, 2])
-def test_a_trainer_draws_new_lengths_and_validates_at_every_epoch(tmp_path, limit):
+def test_a_trainer_draws_new_lengths_and_validates_at_every_epoch(limit):
     data, module = PennTreebankDataModule(sample=True, batch_size=6, seed=0), Recorder()
     trainer = Trainer(
         accelerator="cpu",
@@ -266,11 +266,13 @@ def mirror(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return mirror
 
 
-def test_missing_files_are_downloaded(mirror, tmp_path):
+@pytest.mark.usefixtures("mirror")
+def test_missing_files_are_downloaded(tmp_path):
     assert loaded(tmp_path / "new", download=True).vocabulary == VOCABULARY
 
 
-def test_a_file_that_is_there_is_not_downloaded_over(mirror, tmp_path):
+@pytest.mark.usefixtures("mirror")
+def test_a_file_that_is_there_is_not_downloaded_over(tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     (own / "ptb.valid.txt").write_text("sat mat the")
@@ -308,8 +310,10 @@ def test_a_missing_file_is_named(folder):
 )
 def test_a_file_that_is_not_mikolovs_is_refused_by_its_name(folder, split, content, said):
     (folder / f"ptb.{split}.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        loaded(folder)
+    data = PennTreebankDataModule(folder)
+    for _ in range(2):  # what was read of the other files does not pass for the whole
+        with pytest.raises(ValueError, match=said):
+            data.setup("fit")
 
 
 @pytest.mark.parametrize(

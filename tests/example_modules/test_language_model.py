@@ -144,11 +144,18 @@ def test_perplexity_is_that_of_each_stream_read_in_one_go(tmp_path, stage):
     assert mean > 4
 
 
-def test_a_loss_that_is_not_a_number_makes_a_perplexity_that_is_none(tmp_path):
-    model = small()
-    nn.init.constant_(model.model.decoder.bias, float("nan"))
-    (logged,) = trainer(tmp_path).validate(model, sample(), verbose=False)
-    assert math.isnan(logged["val_perplexity"])
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_one_batch_that_is_not_a_number_makes_the_evaluation_none(tmp_path, stage):
+    model, batches = small(), [random_batch(5), random_batch(5)]
+    model.model.register_forward_hook(
+        lambda module, args, output: (
+            output._replace(logits=output.logits * math.nan) if args[0] is batches[0][0] else None
+        )
+    )
+    (logged,) = getattr(trainer(tmp_path), stage)(model, Batches(*batches), verbose=False)
+    prefix = {"validate": "val", "test": "test"}[stage]
+    assert math.isnan(logged[f"{prefix}_loss"])
+    assert math.isnan(logged[f"{prefix}_perplexity"])
 
 
 def test_the_state_is_carried_in_training_and_forgotten_at_an_epochs_start(tmp_path):
@@ -219,18 +226,20 @@ def test_the_rate_is_put_back_when_a_step_fails(tmp_path):
 
 
 def test_dropout_is_drawn_for_each_batch_and_leaves_the_random_numbers_alone(tmp_path):
-    model = small(optimizer="SGD", optimizer_options={"lr": 0.0})
-    watcher, batch = Watcher(), random_batch(6)
-    run = trainer(tmp_path, max_epochs=2, callbacks=[watcher])
-    seed_everything(3, verbose=False)
-    loader = Batches(*[batch] * 3)
-    run.fit(model, loader)
-    after = torch.rand(3)
-    assert len(set(watcher.losses)) == 6
-    seed_everything(3, verbose=False)
-    for _ in range(2):
-        iter(loader)  # which draws a seed from the global generator
-    assert torch.equal(torch.rand(3), after)
+    batches = Batches(*[random_batch(6)] * 3)
+
+    def fit(**options) -> tuple[list[float], float]:
+        model = small(optimizer="SGD", optimizer_options={"lr": 0.0}, **options)
+        watcher = Watcher()
+        seed_everything(3, verbose=False)
+        trainer(tmp_path, max_epochs=2, callbacks=[watcher]).fit(model, batches)
+        return watcher.losses, torch.rand(()).item()
+
+    losses, next_number = fit()
+    losses_without, next_number_without = fit(network_options=NO_DROPOUT)
+    assert len(set(losses)) == 6
+    assert len(set(losses_without)) < 6
+    assert next_number == next_number_without
 
 
 def test_dropout_follows_seed_everything(tmp_path):

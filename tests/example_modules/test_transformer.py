@@ -55,7 +55,6 @@ def test_the_papers_network_has_49_million_parameters():
     with torch.device("meta"):
         count = sum(p.numel() for p in Transformer(9521).parameters())
     assert count == 48_978_432
-    assert round(count / 1e6, 1) == 49.0
 
 
 def test_the_attention_has_four_matrices_and_no_bias():
@@ -265,7 +264,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training(pair):
     assert not torch.equal(model(*pair), model(*pair))
 
 
-def test_a_layer_drops_what_its_blocks_add_and_nothing_else(pair):
+def test_a_layer_drops_what_its_blocks_add_and_nothing_else():
     model = transformer(dropout=1.0).train()
     x = torch.randn(3, 6, D_MODEL, dtype=torch.float64)
     for layer, arguments in (
@@ -279,7 +278,7 @@ def test_a_layer_drops_what_its_blocks_add_and_nothing_else(pair):
         torch.testing.assert_close(layer(x, *arguments), expected)
 
 
-def test_dropout_acts_on_the_attentions_weights_and_not_within_the_feedforward(pair):
+def test_dropout_acts_on_the_attentions_weights_and_not_within_the_feedforward():
     layer = transformer(dropout=1.0).train().encoder[0]
     layer.dropout.p = 0.0
     x = torch.randn(3, 6, D_MODEL, dtype=torch.float64)

@@ -1,3 +1,4 @@
+import itertools
 import math
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def gold_log_probabilities(module: TranslationModel) -> list[tuple[Tensor, int]]
     return pairs
 
 
-def test_the_loss_is_smoothed_and_summed_over_the_words(tmp_path):
+def test_the_loss_is_smoothed_and_summed_over_the_words():
     module = model(label_smoothing=0.1).eval()
     module.log = lambda *_, **__: None
     loss = sum(module.training_step(pair, 0).item() for pair in PAIRS)
@@ -102,6 +103,27 @@ def test_the_accuracy_counts_hits_among_the_words_alone(tmp_path):
     )
     (logged,) = trainer(tmp_path).validate(module, batches(), verbose=False)
     assert logged["val_accuracy"] == pytest.approx(1 / 9)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_one_batch_that_is_not_a_number_makes_the_evaluation_none(tmp_path, stage, broken):
+    module = model()
+    decode, calls = module.model.decode, itertools.count()
+    module.model.decode = lambda *args: decode(*args) * (math.nan if next(calls) == broken else 1)
+    (logged,) = getattr(trainer(tmp_path), stage)(module, batches(), verbose=False)
+    prefix = {"validate": "val", "test": "test"}[stage]
+    assert math.isnan(logged[f"{prefix}_loss"])
+    assert math.isnan(logged[f"{prefix}_perplexity"])
+
+
+def test_processes_weigh_their_words_alike(tmp_path):
+    # Each process has one of the two batches, of 7 words and of 2.
+    one, two = (
+        trainer(tmp_path, devices=n, strategy=strategy).validate(model(), batches(), verbose=False)
+        for n, strategy in ((1, "auto"), (2, "ddp_spawn"))
+    )
+    assert two == [pytest.approx(one[0], rel=1e-6)]
 
 
 class Recorder(Callback):

@@ -245,15 +245,17 @@ def test_measuring_the_distance_does_not_change_the_training(tmp_path):
         def forward(self, images):
             return images.float().mean(dim=(2, 3))
 
-    def run(*callbacks) -> WGANGP:
+    def run(*callbacks) -> tuple[WGANGP, float]:
         torch.manual_seed(1)
         gan = tiny(**SGD)
         data = Digitsx64DataModule(batch_size=4)
         fit(tmp_path, gan, data, *callbacks, max_epochs=2, limit_train_batches=2)
-        return gan
+        return gan, torch.rand(()).item()
 
     monitor = FIDMonitor(1, num_samples=4, num_real=8, features=Brightness())
-    assert_same_parameters(run(), run(monitor), rtol=0, atol=0)
+    (plain, next_number), (measured, next_number_measured) = run(), run(monitor)
+    assert_same_parameters(plain, measured, rtol=0, atol=0)
+    assert next_number == next_number_measured
 
 
 def test_random_numbers_differ_between_batches_epochs_processes_and_seeds(monkeypatch):
