@@ -38,15 +38,16 @@ class Net(LightningModule):
 class TwoOptimizers(Net):
     """Manual optimization: the head at every batch, the features at every third one."""
 
-    def __init__(self, names, every=3):
-        super().__init__()
+    def __init__(self, names, every=3, **options):
+        super().__init__(**options)
         self.automatic_optimization = False
         self.names, self.every = names, every
 
     def configure_optimizers(self):
+        layers = (self.head, self.features)
         return [
-            build_optimizer(self.names[0], self.head),
-            build_optimizer(self.names[1], self.features),
+            build_optimizer(name, layer, **self.options)
+            for name, layer in zip(self.names, layers, strict=True)
         ]
 
     def training_step(self, batch, batch_idx):

@@ -258,6 +258,26 @@ def test_a_prefix_of_the_logger_is_a_part_of_the_tags(tmp_path):
     assert band.chart[0].margin.series[0].lower == "a.b-stepsize_mean_minus_std/features.weight"
 
 
+class Alike(Net):
+    """Has a layer whose name is matched by another's when that is taken for an expression."""
+
+    def __init__(self):
+        super().__init__()
+        self.head_weight = nn.Parameter(torch.ones(2, 2))
+
+    def loss(self, batch):
+        return super().loss(batch) + self.head_weight.square().sum()
+
+
+def test_the_expression_of_a_line_finds_its_own_layer_alone(tmp_path):
+    fit(tmp_path, Alike(), StepsizeMonitor(statistics="mean"))
+    (category,) = last_layout(TensorBoardLogger(tmp_path, name="", version="run")).category
+    tags = [tag for tag in read(tmp_path) if tag.startswith("stepsize")]
+    found = [[t for t in tags if re.match(line, t)] for line in category.chart[0].multiline.tag]
+    assert sorted(found) == [[tag] for tag in sorted(tags)]
+    assert len(found) == 3
+
+
 def test_it_can_be_switched_off(tmp_path):
     fit(tmp_path, Net(), StepsizeMonitor(custom_scalars=False))
     assert layout_of(tmp_path) == {}

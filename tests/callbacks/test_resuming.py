@@ -17,6 +17,7 @@ from toy import Net, fit
 
 from aida_lightning.callbacks import StepsizeMonitor
 from aida_lightning.logs.events import read_folder
+from aida_lightning.logs.restart import drop_orphans
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -134,6 +135,21 @@ def test_accumulated_gradients_are_resumed_in_step(tmp_path):
         assert [step for step, _ in shown(tmp_path)[tag]] == list(range(12)), tag
 
 
+class SavesAfterFiveBatches(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 4:
+            trainer.save_checkpoint(Path(trainer.default_root_dir, "saved", "fifth.ckpt"))
+
+
+def test_a_checkpoint_between_two_steps_is_resumed_in_step(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, SavesAfterFiveBatches(), Stops(5), accumulate_grad_batches=2)
+    train(tmp_path, accumulate_grad_batches=2, ckpt="fifth")
+    assert restarts(tmp_path) == [2]
+    for tag in [*LAYERS, "taken"]:
+        assert [step for step, _ in shown(tmp_path)[tag]] == list(range(12)), tag
+
+
 def test_a_run_that_is_killed_again_and_again(tmp_path):
     for stops, ckpt in [(11, None), (14, "step=8"), (10, "step=4"), (19, "step=8")]:
         with pytest.raises(Killed):
@@ -159,6 +175,15 @@ def test_numbers_at_steps_of_someones_own_are_not_hidden(tmp_path):
         train(tmp_path, LogsSamples(), ckpt="step=8")
     assert restarts(tmp_path) == []
     assert set(before) <= set(shown(tmp_path)["by_samples"])
+
+
+def test_what_was_logged_in_the_moment_of_the_checkpoint_is_not_hidden(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    logger.experiment.add_scalar("theirs", 1.0, 8, walltime=100.0)
+    with pytest.warns(UserWarning, match="'theirs' had been logged at step 8 before"):
+        drop_orphans(logger, 8, 100.0, ["theirs"])
+    logger.finalize("success")
+    assert restarts(tmp_path) == []
 
 
 def test_nothing_is_dropped_where_nothing_was_resumed(tmp_path):

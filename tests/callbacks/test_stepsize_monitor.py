@@ -1,5 +1,6 @@
 """The monitor's numbers, read back with TensorBoard's own reader."""
 
+import contextlib
 import math
 import warnings
 
@@ -353,6 +354,32 @@ class SkipsEverySecondBatch(Net):
 def test_a_batch_that_was_left_out_is_not_a_step(tmp_path):
     fit(tmp_path, SkipsEverySecondBatch(), StepsizeMonitor(every_n_steps=1))
     assert sorted(read(tmp_path)["stepsize_mean/head.weight"]) == [1, 3, 5, 7, 9, 11]
+
+
+class OneStepRaises(Net):
+    """The third step raises, which the training step catches."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+
+        def closure():
+            optimizer.zero_grad()
+            self.manual_backward(loss := self.loss(batch))
+            if batch_idx == 2:
+                raise ArithmeticError
+            return loss
+
+        with contextlib.suppress(ArithmeticError):
+            optimizer.step(closure)
+
+
+def test_a_step_that_raised_is_none_and_those_after_it_are_logged(tmp_path):
+    fit(tmp_path, OneStepRaises(), StepsizeMonitor(every_n_steps=1))
+    assert sorted(read(tmp_path)["stepsize_mean/head.weight"]) == [0, 1, *range(3, 12)]
 
 
 def test_an_optimizer_that_starts_late_is_counted_by_its_own_steps(tmp_path):

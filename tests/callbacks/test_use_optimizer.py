@@ -109,7 +109,10 @@ SCHEDULERS = {
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
     "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, [0.01, 0.1], total_steps=12),
     "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 10, power=2.0),
-    "ReduceLROnPlateau": lambda o: ReduceLROnPlateau(o, factor=0.3, patience=0, min_lr=1e-3),
+    # The first group ends at the least rate, the second by the least reduction.
+    "ReduceLROnPlateau": lambda o: ReduceLROnPlateau(
+        o, factor=0.3, patience=0, min_lr=4e-3, eps=5.5e-3
+    ),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 4), lr_scheduler.CosineAnnealingLR(o, 6)], [4]
     ),
