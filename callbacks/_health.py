@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from aida_lightning.callbacks._points import Point
-from aida_lightning.callbacks._statistics import AT_THE_CEILING
+from aida_lightning.callbacks._measures import AT_THE_CEILING, Point
 from aida_lightning.logs import tags
 
 # With n stepsizes of mean a and deviation c * a, one part in 1 + c^2 of them, equal and the rest

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
-from aida_lightning.callbacks._points import Point
+from aida_lightning.callbacks._measures import Point
 from aida_lightning.logs import tags
 from aida_lightning.logs.writing import tags_of
 
@@ -19,6 +21,33 @@ HISTOGRAM_MEASURES = ("mean", "variance", "min", "max", "count", "histogram")
 FIGURE_MEASURES = ("mean", "variance")
 # A picture is some hundred pixels wide.
 MOST_STEPS = 2048
+
+
+def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """Return those of the Trainer's loggers that write to TensorBoard."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def check_loggers(trainer: Trainer, **wanted: bool) -> None:
+    """Raise where there is no logger, or none of TensorBoard for what it alone shows.
+
+    Args:
+        trainer: the Trainer.
+        wanted: what TensorBoard alone shows, by the monitor's argument.
+    """
+    if not trainer.loggers:
+        raise MisconfigurationException(
+            "Cannot use `StepsizeMonitor` callback with `Trainer` that has no logger."
+        )
+    # A fast run has a logger in the place of the user's, which writes nothing.
+    if tensorboards(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    for name in wanted:
+        if wanted[name]:
+            there = [type(logger).__name__ for logger in trainer.loggers]
+            raise MisconfigurationException(
+                f"StepsizeMonitor({name}=True) needs a TensorBoardLogger, there are: {there}"
+            )
 
 
 def log_histograms(logger: TensorBoardLogger, points: Iterable[Point], step: int) -> None:

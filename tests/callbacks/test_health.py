@@ -9,8 +9,7 @@ from toy import Net, TwoOptimizers, fit
 from aida_lightning import Aida
 from aida_lightning.callbacks import StepsizeMonitor
 from aida_lightning.callbacks._health import Health
-from aida_lightning.callbacks._points import Point
-from aida_lightning.callbacks._statistics import AT_THE_CEILING
+from aida_lightning.callbacks._measures import AT_THE_CEILING, Point
 from aida_lightning.diagnostics import stepsize_ceiling
 
 pytestmark = [
