@@ -80,6 +80,13 @@ def fit(folder, module, monitor, *callbacks, loggers=None, ckpt_path=None, **opt
     return trainer
 
 
+def age_events(folder):
+    """Rename the event files to be of a second before, for TensorBoard reads them in that order."""
+    for path in (folder / "run").glob("events.out.tfevents.*"):
+        *head, second, host = path.name.split(".", 4)
+        path.rename(path.with_name(".".join([*head, str(int(second) - 1), host])))
+
+
 def read(folder):
     events = EventAccumulator(str(folder / "run"), size_guidance={"scalars": 0})
     events.Reload()

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
-from toy import Net, TwoOptimizers, fit, read
+from toy import Net, TwoOptimizers, age_events, fit, read
 
 from aida_lightning.callbacks import StepsizeMonitor
 from aida_lightning.logs.custom_scalars import last_layout
@@ -174,7 +174,7 @@ def test_the_page_shows_no_point_of_a_resumed_run_twice(tmp_path, option):
     callbacks = [StepsizeMonitor(every_n_steps=1), checkpoint]
     with pytest.raises(RuntimeError, match="stopped"):
         fit(tmp_path, Net(), *callbacks, Stops(), enable_checkpointing=True)
-    time.sleep(1 - time.time() % 1)  # the seconds in their names give the files' order
+    age_events(tmp_path)
     path = tmp_path / "saved" / "step=8.ckpt"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")

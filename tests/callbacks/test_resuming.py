@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import SessionLog
-from toy import Net, fit
+from toy import Net, age_events, fit
 
 from aida_lightning.callbacks import StepsizeMonitor
 from aida_lightning.logs.events import read_folder
@@ -55,8 +54,7 @@ class Counting(Net):
 
 def train(folder, *callbacks, every=4, ckpt=None, logger=None, monitor=None, **options):
     """Train 24 steps, a checkpoint after every 4th and each epoch, and log every step."""
-    # Event files are read in the order of the seconds in their names.
-    time.sleep(1 - time.time() % 1)
+    age_events(folder)
     saved = folder / "saved"
     return fit(
         folder,
@@ -237,7 +235,7 @@ def test_what_a_run_that_ended_logged_of_its_test_stays(tmp_path):
 
 def train_with_lazy_loggers(folder, *callbacks, version="first", **options):
     """Train with loggers that write nothing before they are told to, or closed."""
-    time.sleep(1 - time.time() % 1)
+    age_events(folder)
     loggers = [
         TensorBoardLogger(folder, name="", version="run", max_queue=10**6, flush_secs=10**6),
         CSVLogger(folder, name="", version=version, flush_logs_every_n_steps=10**6),

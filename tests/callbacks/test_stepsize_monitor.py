@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from toy import Net, TwoOptimizers, fit, read
@@ -193,22 +193,6 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
     assert steps == [4, 9, 14, 19, 24, 29, 34]
 
 
-def test_every_logger_gets_the_numbers_with_its_own_separator(tmp_path):
-    class Dotted(CSVLogger):
-        @property
-        def group_separator(self):
-            return "."
-
-    loggers = [Dotted(tmp_path, name="", version="dotted"), CSVLogger(tmp_path, "", "plain")]
-    fit(tmp_path, Net(), StepsizeMonitor(), loggers=loggers)
-    headers = [
-        (tmp_path / version / "metrics.csv").read_text().splitlines()[0].split(",")
-        for version in ("dotted", "plain")
-    ]
-    assert "stepsize_mean.head.weight" in headers[0]
-    assert "stepsize_std/head.weight" in headers[1]
-
-
 def test_an_optimizer_without_stepsizes_gives_one_warning_and_the_run_goes_on(tmp_path):
     with pytest.warns(UserWarning, match="StepsizeMonitor logs nothing of SGD") as caught:
         trainer = fit(tmp_path, Net("sgd"), StepsizeMonitor(every_n_steps=1))
@@ -262,9 +246,10 @@ def test_the_run_is_the_same_with_and_without_the_monitor(tmp_path):
 
 
 def test_hooks_are_removed_after_training(tmp_path):
-    module = Net()
-    trainer = fit(tmp_path, module, StepsizeMonitor(every_n_steps=1))
-    assert not trainer.optimizers[0]._optimizer_step_post_hooks
+    trainer = fit(tmp_path, Net(), StepsizeMonitor(every_n_steps=1))
+    (optimizer,) = trainer.optimizers
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
 
 
 def test_two_processes_train_alike_and_only_rank_zero_writes(tmp_path):

@@ -316,8 +316,8 @@ def test_the_parameters_are_those_of_the_old_optimizer_with_the_modules_names(tm
 class Text:
     """What stands in for the demos' data, which is downloaded."""
 
-    def __init__(self, cls, **options):
-        self.cls, self.options = cls, options
+    def __init__(self, cls):
+        self.cls = cls
 
     def __call__(self):
         class Offline(self.cls):
@@ -381,9 +381,6 @@ def test_the_module_is_left_as_it_was(tmp_path):
 
 
 class Fails(Callback):
-    def on_fit_start(self, trainer, module):
-        raise RuntimeError("on purpose")
-
     def setup(self, trainer, module, stage):
         raise RuntimeError("on purpose")
 
@@ -463,7 +460,6 @@ def test_lightnings_callbacks_see_the_new_optimizer(tmp_path):
         def configure_optimizers(self):
             return Adam(self.parameters(), lr=self.lr)
 
-    rates = Rates()
     callbacks = [
         # First, as a callback that asks for the optimizers when the fit starts.
         LearningRateFinder(
@@ -473,7 +469,6 @@ def test_lightnings_callbacks_see_the_new_optimizer(tmp_path):
         StepsizeMonitor(every_n_steps=2),
         LearningRateMonitor(),
         StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1),
-        rates,
     ]
     trainer, module = train(
         tmp_path,
