@@ -1,4 +1,4 @@
-"""What only TensorBoard shows of the stepsizes: their histograms, and Figures 1 and 2 as images."""
+"""What TensorBoard alone shows of the stepsizes: histograms, and Figures 1 and 2 as images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -55,8 +55,8 @@ def log_histograms(logger: TensorBoardLogger, points: Iterable[Point], step: int
 
     Args:
         logger: the logger.
-        points: with ``HISTOGRAM_MEASURES`` among their numbers; those that are not finite have no
-            histogram.
+        points: the points, which have ``HISTOGRAM_MEASURES``. Where one of these is not finite,
+            there is no histogram.
         step: the step to log them at.
     """
     for point in points:
@@ -83,7 +83,7 @@ def log_histograms(logger: TensorBoardLogger, points: Iterable[Point], step: int
 
 @dataclass
 class History:
-    """The means and the deviations that were logged, at evenly spaced steps of a long run."""
+    """The means and the deviations that were logged; of a long run at evenly spaced steps."""
 
     steps: list[int] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
@@ -93,7 +93,7 @@ class History:
     stride: int = 1
 
     def add(self, points: Iterable[Point], step: int, epoch: int) -> None:
-        """Keep the points of one step, or, of many, those of every second, fourth, … one."""
+        """Keep the points of one step; of many steps keep only every second, fourth, … one."""
         self.added += 1
         if (self.added - 1) % self.stride:
             return
@@ -115,7 +115,7 @@ class History:
 
         Args:
             logger: the logger.
-            labels: what to call the optimizers; of a single one the name is empty.
+            labels: what to call the optimizers, by their names in the points.
             step: the step to log them at.
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -70,7 +70,7 @@ class Sampler(ABC):
         self._handles = []
 
     def begin_batch(self) -> None:
-        self._depth = 0  # were it not, a step had raised
+        self._depth = 0  # which it is not where a step raised
         if self.steps is None:
             self.steps = self.trainer.fit_loop.epoch_loop._batches_that_stepped
 
@@ -81,7 +81,7 @@ class Sampler(ABC):
         self.steps = 1 + (self.steps or 0)
 
     def end_epoch(self) -> None:
-        """Sample the last step now if it was none of the epoch's last batch."""
+        """Sample the last step now if the epoch's last batch took none."""
         if self._sample is None:
             self._before = {}  # of a step that was not taken
             # The gradient may have changed since.
@@ -89,11 +89,11 @@ class Sampler(ABC):
 
     @torch.no_grad()
     def sample(self, without: str | None = None) -> None:
-        """Take the measures, on the device; of several steps in one batch the last counts."""
+        """Take the measures, on the device. Of several steps in one batch the last one counts."""
         measures = [name for name in self.measures if name != without]
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
-        # While a gradient scaler leaves it to the optimizer, as torch's fused Adam, to skip a step,
-        # whether it did is known on the device only.
+        # A gradient scaler leaves it to torch's fused optimizers to skip a step. Whether they did,
+        # this is not 0 then, is known on the device only.
         flag = getattr(self.optimizer, "found_inf", None)
         skipped: Row = {} if flag is None else {"skipped": flag.reshape(())}
         names = {p: n for p, n in self.find_layers().items() if p in groups and p.numel()}
@@ -110,7 +110,7 @@ class Sampler(ABC):
         self._before = {}
 
     def take_sample(self) -> dict[str, Row] | None:
-        """Hand over what was measured of each layer, by name, since this was last called."""
+        """Hand over what was measured of each layer, by name; None if nothing was since."""
         sample, self._sample = self._sample, None
         return sample
 
@@ -161,7 +161,7 @@ class EpochSampler(Sampler):
         return ends or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
     def end_step(self) -> None:
-        # A scheduler changes them before the epoch's end, and tensors in place.
+        # A scheduler may change them before the epoch's end, and a tensor in place.
         self._lrs = {
             id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
             for group in self.optimizer.param_groups
@@ -176,7 +176,7 @@ def attach_samplers(
     steps: Mapping[str, int],
     every_n_steps: int | None,
 ) -> list[Sampler]:
-    """Sample the optimizers that have adaptive stepsizes, and warn of what others lack.
+    """Start to sample the optimizers that have adaptive stepsizes, and warn of what others lack.
 
     Args:
         trainer: the Trainer.
