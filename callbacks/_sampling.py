@@ -22,7 +22,7 @@ from aida_lightning.optim._sharding import is_distributed
 
 
 @dataclass
-class Sampler(ABC):
+class OptimizerSampler(ABC):
     """Counts the steps of one optimizer that had a gradient to take, and samples some of them.
 
     Every process counts and samples at the same steps, so that a sample may merge over processes
@@ -141,7 +141,7 @@ class Sampler(ABC):
 
 
 @dataclass
-class StepSampler(Sampler):
+class StepSampler(OptimizerSampler):
     """Samples every n-th step."""
 
     every_n_steps: int = field(kw_only=True)
@@ -151,7 +151,7 @@ class StepSampler(Sampler):
 
 
 @dataclass
-class EpochSampler(Sampler):
+class EpochSampler(OptimizerSampler):
     """Samples the steps of an epoch's last batch, and keeps the learning rates of others."""
 
     def is_due(self) -> bool:
@@ -175,7 +175,7 @@ def attach_samplers(
     measures: Iterable[str],
     steps: Mapping[str, int],
     every_n_steps: int | None,
-) -> list[Sampler]:
+) -> list[OptimizerSampler]:
     """Start to sample the optimizers that have adaptive stepsizes, and warn of what others lack.
 
     Args:
@@ -185,7 +185,7 @@ def attach_samplers(
         steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
         every_n_steps: the steps between two samples; None samples at each epoch's end.
     """
-    samplers: list[Sampler] = []
+    samplers: list[OptimizerSampler] = []
     measures = [*dict.fromkeys(measures)]
     for name, optimizer in _named(trainer.optimizers):
         kind = type(optimizer).__name__

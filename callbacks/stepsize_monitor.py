@@ -19,7 +19,7 @@ from aida_lightning.callbacks._pictures import (
     log_histograms,
     tensorboards,
 )
-from aida_lightning.callbacks._sampling import Sampler, attach_samplers, check_interval
+from aida_lightning.callbacks._sampling import OptimizerSampler, attach_samplers, check_interval
 from aida_lightning.logs.custom_scalars import show
 from aida_lightning.logs.restart import drop_orphans
 from aida_lightning.logs.writing import log_scalars
@@ -117,7 +117,7 @@ class StepsizeMonitor(Callback):
         self.figures = figures
         self.health = health
         self._chosen = choose_statistics(self.statistics)
-        self._samplers: list[Sampler] = []
+        self._samplers: list[OptimizerSampler] = []
         self._begin()
 
     def _begin(self) -> None:

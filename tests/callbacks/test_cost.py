@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from toy import Net, TwoOptimizers, fit
 
 from aida_lightning.callbacks import StepsizeMonitor
@@ -36,7 +37,8 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.counts[str(function)] += 1
         if not function.is_view:
-            self.passes.update({x.numel() for x in args if isinstance(x, torch.Tensor)})
+            tensors = (leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
+            self.passes.update({tensor.numel() for tensor in tensors})
         return function(*args, **(kwargs or {}))
 
 
@@ -93,6 +95,6 @@ def test_a_logged_step_is_one_transfer_of_all_layers_and_optimizers(tmp_path, re
 def test_mean_and_deviation_take_one_pass_over_the_stepsizes(tmp_path, name, passes):
     without = operations(tmp_path / "a", Net(name), None).passes
     with_monitor = operations(tmp_path / "b", Net(name), StepsizeMonitor(every_n_steps=12)).passes
-    # The others compute the stepsizes: aida's v / (1 - beta2^t), and 1 / sqrt of it.
+    # The others compute the stepsizes, for aida v / (1 - beta2^t) and 1 / sqrt of it.
     features = 4 * 3
     assert with_monitor[features] - without[features] <= passes

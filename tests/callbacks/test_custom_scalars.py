@@ -156,7 +156,7 @@ def test_the_page_has_a_band_around_each_layers_mean(server, logdir):
 
 
 def layout_of(folder, **options):
-    """Give what TensorBoard serves of a run: each category's title, and its charts'."""
+    """Return the titles that TensorBoard serves of a run, of categories and their charts."""
     logger = TensorBoardLogger(folder, name="", version="run", **options)
     layout = last_layout(logger)
     return {c.title: [chart.title for chart in c.chart] for c in layout.category}

@@ -27,7 +27,7 @@ def health_warnings(folder, module, monitor, **options):
 
 
 def without_gradient(name, **options):
-    """Give a module whose features have gradients of zero."""
+    """Return a module whose features have gradients of zero."""
     module = Net(name, **options)
     module.features.weight.register_hook(torch.zeros_like)
     return module

@@ -103,7 +103,7 @@ def test_several_loggers_get_the_same_numbers(tmp_path):
                 assert metrics[own_name] == pytest.approx(value, rel=1e-6)
 
 
-def test_a_csv_has_a_row_a_logged_step(tmp_path):
+def test_a_csv_has_a_row_per_logged_step(tmp_path):
     logger = CSVLogger(tmp_path, name="", version="csv")
     fit(tmp_path, Net(), StepsizeMonitor(every_n_steps=4), loggers=[logger])
     with open(tmp_path / "csv" / "metrics.csv", encoding="utf-8") as file:

@@ -76,7 +76,7 @@ def _count_anew():
 
 
 def shown(folder):
-    """Give the (step, value) pairs of each tag that TensorBoard shows."""
+    """Return the (step, value) pairs of each tag that TensorBoard shows."""
     events = EventAccumulator(str(folder / "run"), size_guidance={"scalars": 0})
     events.Reload()
     return {
@@ -146,6 +146,23 @@ def test_a_checkpoint_between_two_steps_is_resumed_in_step(tmp_path):
     assert restarts(tmp_path) == [2]
     for tag in [*LAYERS, "taken"]:
         assert [step for step, _ in shown(tmp_path)[tag]] == list(range(12)), tag
+
+
+class SavesAtTheStart(Callback):
+    def on_train_start(self, trainer, module):
+        trainer.save_checkpoint(Path(trainer.default_root_dir, "saved", "start.ckpt"))
+
+
+def test_a_monitor_that_was_stopped_in_a_batch_saves_the_next_runs_start_in_step(tmp_path):
+    monitor = StepsizeMonitor(every_n_steps=1)
+    with pytest.raises(Killed):
+        train(tmp_path, Stops(17), monitor=monitor)
+    with pytest.raises(Killed):
+        train(tmp_path, SavesAtTheStart(), Stops(15), monitor=monitor, ckpt="epoch=0")
+    train(tmp_path, ckpt="start")
+    assert restarts(tmp_path) == [12, 12]
+    for tag in [*LAYERS, "taken"]:
+        assert [step for step, _ in shown(tmp_path)[tag]] == list(range(24)), tag
 
 
 def test_a_run_that_is_killed_again_and_again(tmp_path):
