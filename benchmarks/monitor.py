@@ -1,11 +1,11 @@
-"""Time training steps with and without the monitor, and a point written to TensorBoard.
+"""Time training steps with and without the monitor, and the writing of points to TensorBoard.
 
     python benchmarks/monitor.py [--models vgg11 layers] [--steps 150] [--json monitor.json]
 
 Every contender trains a copy of one model in a Trainer of its own, on the CPU. They take turns, one
-step each, so that what else the machine does hits all of them alike: a ratio is the median over
-paired steps. Steps that are logged and steps in between are told apart, and an interval's cost is
-that of n - 1 of the latter and one of the former.
+step each, so that whatever else the machine does slows all of them alike: a ratio is the median
+over paired steps. Steps that are logged and steps in between are told apart; the cost of an
+interval of n steps is that of one of the former and n - 1 of the latter.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Classifier(LightningModule):
 
 
 class ManyLayers(LightningModule):
-    """10,000 layers of 2 × 5 elements, where it is the count of layers that costs."""
+    """10,000 layers of 2 × 5 elements, where the count of layers makes the cost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class TakesTurns(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        # What the Trainer and its callbacks do after a step is a part of it.
+        # What the Trainer and its callbacks do after a step is part of the step.
         if trainer.global_step:
             self.seconds.append(time.perf_counter() - self.start)
             self._hand_over()
@@ -124,7 +124,7 @@ class TakesTurns(Callback):
 def train_in_turns(
     module: LightningModule, contenders: list[str], steps: int, batch: tuple[Tensor, Tensor]
 ) -> dict[str, list[float]]:
-    """Give each contender's seconds a step, one after the other; the last step has none."""
+    """Return each contender's seconds per step, without its last one, all trained in turns."""
     turns = [threading.Semaphore(0) for _ in contenders]
     timers = {name: TakesTurns(turns, place) for place, name in enumerate(contenders)}
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +142,7 @@ def train_in_turns(
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
-            # A sequence of batches, which the Trainer alone would take for one of data loaders.
+            # The Trainer would take a bare sequence of batches for one of data loaders.
             batches: Any = [batch] * (steps + 1)
             arguments = (copy.deepcopy(module), DataLoader(batches, batch_size=None))
             threads.append(threading.Thread(target=trainer.fit, args=arguments))
@@ -155,7 +155,7 @@ def train_in_turns(
 
 
 def write_points(count: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Give the seconds and the bytes a point of writing points one by one and as one event."""
+    """Return the seconds and the bytes per point, for points written singly and as one event."""
     found: dict[str, dict[str, list[float]]] = {}
     metrics = {("stepsize_mean", f"model.features.{i}.weight"): i / 7 for i in range(count)}
     joined = {"/".join(parts): number for parts, number in metrics.items()}
@@ -191,7 +191,7 @@ def summarize(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     for name, seconds in times.items():
         options = CONTENDERS[name]
         every = (options or {}).get("every_n_steps", DEFAULT_INTERVAL)
-        # The first step starts the state and is no step like the others.
+        # The first step makes the state, and is not like the others.
         pairs = list(enumerate(zip(seconds, times[WITHOUT], strict=True)))[1:]
         logged = [pair for step, pair in pairs if (step + 1) % every == 0]
         between = [pair for step, pair in pairs if (step + 1) % every]
@@ -208,7 +208,7 @@ def summarize(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what Lightning says at every start."""
+    """Silence what Lightning says at every start."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
     parser.add_argument("--steps", type=int, default=3 * DEFAULT_INTERVAL)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--points", type=int, default=1000, help="points written a round")
+    parser.add_argument("--points", type=int, default=1000, help="points written per round")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of writing points")
     parser.add_argument("--json", help="a file to write the times to, in seconds")
     arguments = parser.parse_args()
@@ -240,7 +240,7 @@ def main() -> None:
     print("  ".join(f"{key}: {value}" for key, value in setting.items()))
 
     points = write_points(arguments.points, arguments.rounds)
-    print(f"\n{arguments.points} points to TensorBoard\n{'':32} {'µs':>9} {'bytes':>7}  a point")
+    print(f"\n{arguments.points} points to TensorBoard\n{'':32} {'µs':>9} {'bytes':>7}  per point")
     for name, entry in points.items():
         median = {key: statistics.median(values) for key, values in entry.items()}
         print(f"{name:32} {1e6 * median['seconds']:9.1f} {median['bytes']:7.1f}")

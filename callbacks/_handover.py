@@ -12,13 +12,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 # Options that mean the same to every optimizer that has them.
 _SHARED = ("lr", "betas", "weight_decay", "maximize")
-# Whose weight decay is decoupled by their class; some are not in older torch.
+# The classes that decouple their weight decay; some are not in older torch.
 _DECOUPLED = tuple(
     getattr(torch.optim, name)
     for name in ("AdamW", "Adafactor", "Muon")
     if hasattr(torch.optim, name)
 )
-# Where torch's schedulers keep learning rates: in the optimizer's groups and in themselves.
+# Where torch's schedulers keep learning rates: in the optimizer's groups, and in themselves.
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
 
@@ -26,56 +26,62 @@ _SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min
 def hand_over(
     old: Optimizer, new: Optimizer, schedulers: list[LRScheduler], options: Mapping[str, Any]
 ) -> None:
-    """Give an optimizer the options of another's groups, and let its schedulers drive it.
+    """Give a new optimizer the options of an old one's groups, and have the schedulers drive it.
 
     Args:
         old: the optimizer to replace.
         new: the one in its place, with the same parameters in the same groups.
         schedulers: those that drive ``old``; see ``bound_to``.
-        options: what ``new`` was asked to have, which wins over what ``old`` has.
+        options: the options that ``new`` was asked to have, which win over those of ``old``.
 
     Raises:
-        MisconfigurationException: there is no learning rate to scale, or a scheduler cycles a
-            momentum that ``new`` lacks.
+        MisconfigurationException: there is no learning rate above 0 to scale, or a scheduler
+            cycles a momentum that ``new`` lacks.
     """
     scaled = _scaling(old, schedulers, options)
     if schedulers:
-        # A scheduler marks the optimizer whose steps it is to follow, as this one does.
+        # A scheduler marks the optimizer whose steps it is to follow, and so does this one.
         LambdaLR(new, lambda _: 1.0)
     pairs = [(new.defaults, old.defaults), *zip(new.param_groups, old.param_groups, strict=True)]
-    carried = "weight_decay" in new.defaults and "weight_decay" not in options
-    decays = any(group.get("weight_decay") for group in old.param_groups)
-    if carried and decays and not _has_forms(new):
-        if _decouples(old) and not _decouples(new):
-            rank_zero_warn(
-                f"UseOptimizer: {type(new).__name__} has no decoupled weight decay; that of "
-                f"{type(old).__name__} is added to the gradient instead"
-            )
-        elif _decouples(new) and not _decouples(old):
-            rank_zero_warn(
-                f"UseOptimizer: {type(new).__name__} decouples the weight decay, which "
-                f"{type(old).__name__} adds to the gradient; the same number shrinks weights by "
-                "other amounts"
-            )
+    if "weight_decay" not in options:
+        _warn_of_other_decay(old, new)
     for ours, theirs in pairs:
         _carry_over(ours, theirs, old, new, options, scaled)
     for scheduler in schedulers:
         _bind(scheduler, new, old, scaled)
 
 
+def _warn_of_other_decay(old: Optimizer, new: Optimizer) -> None:
+    """Warn where a weight decay that is kept is no longer decoupled, or becomes so."""
+    decays = any(group.get("weight_decay") for group in old.param_groups)
+    if not decays or "weight_decay" not in new.defaults or _has_both_decays(new):
+        return
+    if _decouples(old) and not _decouples(new):
+        rank_zero_warn(
+            f"UseOptimizer: {type(new).__name__} has no decoupled weight decay; that of "
+            f"{type(old).__name__} is added to the gradient instead"
+        )
+    elif _decouples(new) and not _decouples(old):
+        rank_zero_warn(
+            f"UseOptimizer: {type(new).__name__} decouples the weight decay, which "
+            f"{type(old).__name__} adds to the gradient; the same number shrinks weights by "
+            "other amounts"
+        )
+
+
 def _decouples(optimizer: Optimizer) -> bool:
-    """Tell whether an optimizer takes its weight decay apart from the gradient."""
+    """Tell whether an optimizer shrinks the weights apart from the gradient's step."""
     by_class = isinstance(optimizer, _DECOUPLED)
     return by_class or optimizer.defaults.get("decoupled_weight_decay", False)
 
 
-def _has_forms(optimizer: Optimizer) -> bool:
-    """Tell whether it is an option that the weight decay is decoupled, and no part of the name."""
+def _has_both_decays(optimizer: Optimizer) -> bool:
+    """Tell whether an option, and not the class, decides if the weight decay is decoupled."""
     return "decoupled_weight_decay" in optimizer.defaults and not isinstance(optimizer, _DECOUPLED)
 
 
 def bound_to(optimizer: Optimizer, values: Iterable[Any]) -> list[LRScheduler]:
-    """Collect the schedulers among values that drive an optimizer, and those inside of them."""
+    """Collect the schedulers that drive an optimizer, among values and inside of schedulers."""
     found: list[LRScheduler] = []
 
     def visit(value: Any) -> None:
@@ -103,7 +109,7 @@ def leaves(tree: Any) -> Iterator[Any]:
 def _scaling(
     old: Optimizer, schedulers: list[LRScheduler], options: Mapping[str, Any]
 ) -> Callable[[Any], Any] | None:
-    """Return the function that scales learning rates to the one given, None if none is."""
+    """Return the function that scales learning rates to the one in the options, None without."""
     if "lr" not in options:
         return None
     rates = [rate for s in schedulers for rate in getattr(s, "max_lrs", [])] or [
@@ -119,7 +125,7 @@ def _scaling(
     def scaled(rate: Any) -> Any:
         if isinstance(rate, list):
             return [scaled(item) for item in rate]
-        # The ratio first, so that the highest becomes what was given to the last digit.
+        # The ratio comes first, so that the highest rate becomes the given one to the last digit.
         return None if rate is None else lr * (rate / highest)
 
     return scaled
@@ -133,15 +139,16 @@ def _carry_over(
     options: Mapping[str, Any],
     scaled: Callable[[Any], Any] | None,
 ) -> None:
-    """Give a new group what the old one had."""
+    """Copy to a new group what it keeps of the old one, and scale its rates and its decay."""
     for key, value in theirs.items():
         if key in ("params", "param_names"):
             continue
-        own = key not in old.defaults and key not in new.defaults  # a scheduler's or the module's
+        # Neither optimizer's, but a scheduler's or the module's.
+        own = key not in old.defaults and key not in new.defaults
         if own or (key in _SHARED and key in new.defaults and key not in options):
             ours[key] = value
     highest = max(group.get("weight_decay", 0.0) for group in old.param_groups)
-    if _has_forms(new) and highest and "decoupled_weight_decay" not in options:
+    if _has_both_decays(new) and highest and "decoupled_weight_decay" not in options:
         ours["decoupled_weight_decay"] = theirs.get("decoupled_weight_decay", _decouples(old))
     if "weight_decay" in options and highest:
         ours["weight_decay"] = options["weight_decay"] * (theirs.get("weight_decay", 0.0) / highest)
@@ -159,7 +166,7 @@ def _bind(
     old: Optimizer,
     scaled: Callable[[Any], Any] | None,
 ) -> None:
-    """Let a scheduler drive another optimizer from where it is."""
+    """Have a scheduler go on with another optimizer."""
     scheduler.optimizer = optimizer
     if getattr(scheduler, "cycle_momentum", False):
         _bind_momentum(scheduler, optimizer, old)
@@ -178,7 +185,7 @@ def _bind(
 
 
 def _bind_momentum(scheduler: Any, optimizer: Optimizer, old: Optimizer) -> None:
-    """Cycle the momentum of another optimizer, which may call it beta1."""
+    """Have a scheduler cycle the momentum of another optimizer, which may call it beta1."""
     if "betas" not in optimizer.defaults and "momentum" not in optimizer.defaults:
         raise MisconfigurationException(
             f"{type(scheduler).__name__} cycles a momentum, which {type(optimizer).__name__} does "

@@ -1,4 +1,4 @@
-"""What only TensorBoard shows of the stepsizes: their histograms, and Figures 1 and 2 as images."""
+"""What TensorBoard alone shows of the stepsizes: histograms, and Figures 1 and 2 as images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
-from aida_lightning.callbacks._points import Point
+from aida_lightning.callbacks._measures import Point
 from aida_lightning.logs import tags
 from aida_lightning.logs.writing import tags_of
 
@@ -21,13 +23,40 @@ FIGURE_MEASURES = ("mean", "variance")
 MOST_STEPS = 2048
 
 
+def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """Return those of the Trainer's loggers that write to TensorBoard."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def check_loggers(trainer: Trainer, **wanted: bool) -> None:
+    """Raise where there is no logger, or none of TensorBoard for what it alone shows.
+
+    Args:
+        trainer: the Trainer.
+        wanted: what TensorBoard alone shows, by the monitor's argument.
+    """
+    if not trainer.loggers:
+        raise MisconfigurationException(
+            "Cannot use `StepsizeMonitor` callback with `Trainer` that has no logger."
+        )
+    # A fast run has a logger in the place of the user's, which writes nothing.
+    if tensorboards(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    for name in wanted:
+        if wanted[name]:
+            there = [type(logger).__name__ for logger in trainer.loggers]
+            raise MisconfigurationException(
+                f"StepsizeMonitor({name}=True) needs a TensorBoardLogger, there are: {there}"
+            )
+
+
 def log_histograms(logger: TensorBoardLogger, points: Iterable[Point], step: int) -> None:
     """Log the stepsizes' histograms, as ``stepsizes/<layer>``.
 
     Args:
         logger: the logger.
-        points: with ``HISTOGRAM_MEASURES`` among their numbers; those that are not finite have no
-            histogram.
+        points: the points, which have ``HISTOGRAM_MEASURES``. Where one of these is not finite,
+            there is no histogram.
         step: the step to log them at.
     """
     for point in points:
@@ -54,7 +83,7 @@ def log_histograms(logger: TensorBoardLogger, points: Iterable[Point], step: int
 
 @dataclass
 class History:
-    """The means and the deviations that were logged, at evenly spaced steps of a long run."""
+    """The means and the deviations that were logged; of a long run at evenly spaced steps."""
 
     steps: list[int] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
@@ -64,7 +93,7 @@ class History:
     stride: int = 1
 
     def add(self, points: Iterable[Point], step: int, epoch: int) -> None:
-        """Keep the points of one step, or, of many, those of every second, fourth, … one."""
+        """Keep the points of one step; of many steps keep only every second, fourth, … one."""
         self.added += 1
         if (self.added - 1) % self.stride:
             return
@@ -86,7 +115,7 @@ class History:
 
         Args:
             logger: the logger.
-            labels: what to call the optimizers; of a single one the name is empty.
+            labels: what to call the optimizers, by their names in the points.
             step: the step to log them at.
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg

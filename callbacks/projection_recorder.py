@@ -1,5 +1,6 @@
 """The recorder of what Figure 5 needs: one layer's momentum and gradient as a triangle."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,20 +15,21 @@ from aida_lightning.logs import tags
 
 
 class ProjectionRecorder(Callback):
-    """Log the triangle of one layer's momentum m and gradient g: all that Figure 5 needs.
+    """Log the triangle of one layer's momentum m and gradient g, which is all that Figure 5 needs.
 
-    Every projection of the pair lies in the plane of m and g, so that two lengths and an angle
-    give the whole figure: `projection_m_norm/<layer>`, `projection_g_norm/<layer>` and
-    `projection_cosine/<layer>`. The gradient is the one that the optimizer averages, weight decay
-    and clipping included; it follows from the momentum before and after the step.
+    Every projection of the pair lies in the plane of m and g, so that two lengths and an angle give
+    the whole figure. They are logged as ``projection_m_norm/<layer>``,
+    ``projection_g_norm/<layer>`` and ``projection_cosine/<layer>``. The gradient is the one that
+    the optimizer averages, weight decay and clipping included; it follows from the momentum before
+    and after the step.
 
     Args:
-        layer: The parameter's name.
-        every_n_steps: The steps between two recordings; None for the Trainer's
-            `log_every_n_steps`.
+        layer: the parameter's name.
+        every_n_steps: the steps between two recordings. None, the default, takes the Trainer's
+            ``log_every_n_steps``.
 
     Raises:
-        MisconfigurationException: When training starts, if there is no such parameter.
+        MisconfigurationException: there is no such parameter when training starts.
     """
 
     def __init__(self, layer: str, every_n_steps: int | None = None) -> None:
@@ -45,25 +47,24 @@ class ProjectionRecorder(Callback):
                 f"ProjectionRecorder found no layer {self.layer!r}, there are: {[*layers]}"
             )
         param = layers[self.layer]
-        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-
-        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            due = (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
-            state = optimizer.state.get(param, {})
-            momentum = state.get("exp_avg", torch.zeros_like(param))
-            self._before = momentum.detach().clone() if due else None
-
-        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            momentum = optimizer.state.get(param, {}).get("exp_avg")
-            group = _group_of(optimizer, param)
-            if self._before is not None and momentum is not None and "betas" in group:
-                self._triangle = _triangle(momentum, self._before, group["betas"][0])
-            self._before = None
-
+        before, after = partial(self._before_step, trainer, param), partial(self._after_step, param)
         for optimizer in trainer.optimizers:
             if trainer.is_global_zero and _group_of(optimizer, param):
                 self._handles.append(optimizer.register_step_pre_hook(before))
                 self._handles.append(optimizer.register_step_post_hook(after))
+
+    def _before_step(self, trainer: Trainer, param: Tensor, optimizer: Optimizer, *_: Any) -> None:
+        every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+        momentum = optimizer.state.get(param, {}).get("exp_avg", torch.zeros_like(param))
+        self._before = momentum.detach().clone() if due else None
+
+    def _after_step(self, param: Tensor, optimizer: Optimizer, *_: Any) -> None:
+        momentum = optimizer.state.get(param, {}).get("exp_avg")
+        group = _group_of(optimizer, param)
+        if self._before is not None and momentum is not None and "betas" in group:
+            self._triangle = _triangle(momentum, self._before, group["betas"][0])
+        self._before = None
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:

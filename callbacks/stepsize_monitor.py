@@ -5,66 +5,64 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
-from aida_lightning.callbacks._layers import LayersOnceShaped, check_layers, warn_of_untrained
-from aida_lightning.callbacks._options import check_count, check_interval, listed
+from aida_lightning.callbacks._layers import LayersOnceShaped, as_list, check_count
+from aida_lightning.callbacks._measures import choose_statistics, points_of, scalars_of
 from aida_lightning.callbacks._pictures import (
     FIGURE_MEASURES,
     HISTOGRAM_MEASURES,
     History,
+    check_loggers,
     log_histograms,
+    tensorboards,
 )
-from aida_lightning.callbacks._points import Point, points_of, scalars_of
-from aida_lightning.callbacks._statistics import choose_statistics
-from aida_lightning.callbacks._watched import Watched, watch
+from aida_lightning.callbacks._sampling import OptimizerSampler, attach_samplers, check_interval
 from aida_lightning.logs.custom_scalars import show
 from aida_lightning.logs.restart import drop_orphans
 from aida_lightning.logs.writing import log_scalars
 
 # Where in a checkpoint it is noted when it was saved, and before which step.
 _SAVED = "aida_lightning.StepsizeMonitor"
+# The arguments by which a checkpoint tells several monitors apart.
+_KEY = "layers every_n_steps logging_interval statistics max_layers histograms figures".split()
 
 
 class StepsizeMonitor(Callback):
     r"""Log statistics of each layer's adaptive stepsizes, by default their mean and deviation.
 
-    A layer is one parameter tensor; its adaptive stepsizes are the elements of
-    :math:`s = 1 / \sqrt{v / (1 - \beta_2^t)}`, without the learning rate. The numbers go to every
-    logger of the Trainer, as ``stepsize_mean/<layer>`` and ``stepsize_std/<layer>`` with the
+    A layer is one parameter tensor. Its adaptive stepsizes are the elements of
+    :math:`s = 1 / \sqrt{v / (1 - \beta_2^t)}`, without the learning rate. Every logger of the
+    Trainer is given the numbers, as ``stepsize_mean/<layer>`` and ``stepsize_std/<layer>`` with the
     parameter's name in the module; the deviation is the population's (divided by n). Where there
-    are several optimizers their names go first: ``Adam/stepsize_mean/<layer>``,
-    ``Adam-1/stepsize_mean/<layer>``. The step that they are logged at is that of the Trainer's own
-    metrics.
+    are several optimizers, their names go first: ``Adam-1/stepsize_mean/<layer>``. They are logged
+    at the step that the Trainer logs its own metrics at.
 
     A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
     and not if the gradient scaler of mixed precision left it out. Steps in between are counted;
     a sampled one costs a pass over the watched layers, one transfer to the host, and one write.
 
-    TensorBoard's Custom Scalars tab shows the layers as lines of few charts, and of each layer the
-    band from mean - std to mean + std, whose edges are two more tags a layer. A run that was killed
-    and is resumed in the same folder shows no point twice.
+    TensorBoard's Custom Scalars tab shows the layers as lines of few charts, and each one's band
+    from mean - std to mean + std. A run that was killed and is resumed in the same folder shows no
+    point twice.
 
-    The statistics that ``statistics`` may name, of the stepsizes unless said otherwise:
+    ``statistics`` may name these, which are of the stepsizes unless another thing is said:
 
-    - ``mean``, ``std``, ``min``, ``max``, ``std_over_mean``, ``median``, and ``q01`` to ``q99``,
-      the quantiles (logged as ``stepsize_<name>/<layer>``). Quantiles sort the layer.
+    - ``mean``, ``std``, ``min``, ``max``, ``std_over_mean``, ``median``, and the quantiles ``q01``
+      to ``q99``, which sort the layer. They are logged as ``stepsize_<name>/<layer>``.
     - ``ceiling_share``: the share of elements within 0.1 % of the family's ceiling
       :math:`\sqrt{(1 - \beta_2) / \epsilon}`.
     - ``effective_mean``, ``effective_std``: those times :math:`\eta / (1 - \beta_1^t)`.
     - ``update_ratio``: :math:`\|\Delta x\| / \|x\|` of the step, :math:`x` from before it. Outside
-      of the family it takes a copy of the watched layers, before each step that is logged.
-    - ``gradient_cosine``: the cosine of the angle between the momentum and the gradient as the
-      optimizer was given it.
+      of the family it takes a copy of the watched layers before each step that is logged.
+    - ``gradient_cosine``: the cosine of the angle between the momentum and the gradient that the
+      optimizer was given.
 
-    At the end of an epoch (``logging_interval="epoch"``) the last step is logged. Of one that was
-    taken before the epoch's last batch, or in a batch that turned out to be the last one only when
-    ``trainer.should_stop`` was set, there is no ``gradient_cosine``, and outside of the family no
-    ``update_ratio``, for what they need is gone.
+    With ``logging_interval="epoch"`` the last step of each epoch is logged. If it was taken before
+    the epoch's last batch, or in a batch that became the last when ``trainer.should_stop`` was set,
+    there is no ``gradient_cosine``, and outside of the family no ``update_ratio``.
 
     Args:
         layers: globs of parameter names, such as ``["features.*.weight"]``. None chooses the weight
@@ -73,13 +71,13 @@ class StepsizeMonitor(Callback):
             ``log_every_n_steps``.
         logging_interval: ``"step"``, or ``"epoch"`` to log at the end of each training epoch.
         statistics: names of statistics, see above.
-        max_layers: log so many layers at most, evenly spread over the module, and warn; None logs
-            all. The usual networks have fewer than the default, and each is four tags to look at.
-        custom_scalars: write TensorBoard's Custom Scalars layout and the edges of its bands.
-            Categories of a layout that was written before are kept.
+        max_layers: log at most this many layers, evenly spread over the module, and warn. None logs
+            all of them.
+        custom_scalars: write TensorBoard's Custom Scalars layout, and the edges of its bands as two
+            more tags per layer. Categories of a layout that was written before are kept.
         histograms: log the stepsizes' histograms to TensorBoard, as ``stepsizes/<layer>``.
-        figures: draw Figures 1 and 2 of arXiv:2203.13273, all that was logged since the run started
-            or went on, into TensorBoard's Images tab at the end of each training epoch.
+        figures: draw Figures 1 and 2 of arXiv:2203.13273 into TensorBoard's Images tab at the end
+            of each training epoch, of all that was logged since the run started or went on.
         health: warn, once each, with the layers' names, when a number is not finite, and, from
             step :math:`1 / (1 - \beta_2)` on, when all stepsizes of a layer are at the ceiling or
             their deviation exceeds 10 times their mean.
@@ -107,11 +105,10 @@ class StepsizeMonitor(Callback):
         figures: bool = False,
         health: bool = True,
     ) -> None:
-        check_count("every_n_steps", every_n_steps)
         check_interval(logging_interval, every_n_steps)
         check_count("max_layers", max_layers)
-        self.layers = None if layers is None else listed("layers", layers, "glob")
-        self.statistics = listed("statistics", statistics, "statistic")
+        self.layers = None if layers is None else as_list("layers", layers, "glob")
+        self.statistics = as_list("statistics", statistics, "statistic")
         self.every_n_steps = every_n_steps
         self.logging_interval = logging_interval
         self.max_layers = max_layers
@@ -120,7 +117,7 @@ class StepsizeMonitor(Callback):
         self.figures = figures
         self.health = health
         self._chosen = choose_statistics(self.statistics)
-        self._watched: list[Watched] = []
+        self._samplers: list[OptimizerSampler] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -134,15 +131,7 @@ class StepsizeMonitor(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(
-            layers=self.layers,
-            every_n_steps=self.every_n_steps,
-            logging_interval=self.logging_interval,
-            statistics=self.statistics,
-            max_layers=self.max_layers,
-            histograms=self.histograms,
-            figures=self.figures,
-        )
+        return self._generate_state_key(**{name: getattr(self, name) for name in _KEY})
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -150,7 +139,7 @@ class StepsizeMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        counted = {w.name: w.steps for w in self._watched if w.steps is not None}
+        counted = {s.name: s.steps for s in self._samplers if s.steps is not None}
         return {"steps": self._steps | counted}
 
     @override
@@ -161,7 +150,10 @@ class StepsizeMonitor(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[_SAVED] = {"at": time.time(), "next_step": self._next_step(trainer)}
+        next_step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        # Of the batch that is being finished it is counted only after its checkpoints are saved.
+        next_step += self._in_batch and not trainer.fit_loop._should_accumulate()
+        checkpoint[_SAVED] = {"at": time.time(), "next_step": next_step}
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()  # so that a run that is killed has logged all up to here
@@ -174,16 +166,19 @@ class StepsizeMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check_loggers(trainer)
+        check_loggers(trainer, histograms=self.histograms, figures=self.figures)
         self._detach()
-        self._resume(trainer)
+        if trainer.ckpt_path and self._saved and trainer.is_global_zero:
+            tags = {statistic.tag for statistic in self._chosen}
+            for logger in tensorboards(trainer):
+                drop_orphans(logger, self._saved["next_step"], self._saved["at"], tags)
         self._watch(trainer, pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._in_batch = True
-        for watched in self._watched:
-            watched.begin_batch(trainer)
+        for sampler in self._samplers:
+            sampler.begin_batch()
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -196,109 +191,58 @@ class StepsizeMonitor(Callback):
         # The epoch's last step, which the Trainer logs its own epoch metrics at.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
         if self.logging_interval == "epoch":
-            for watched in self._watched:
-                watched.finish_epoch()
+            for sampler in self._samplers:
+                sampler.end_epoch()
             self._log(trainer, step)
         if self.figures and trainer.is_global_zero:
-            for logger in _tensorboards(trainer):
-                self._history.log_figures(logger, self._labels(), step)
+            labels = {sampler.prefix: sampler.name for sampler in self._samplers}
+            for logger in tensorboards(trainer):
+                self._history.log_figures(logger, labels, step)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._detach()
 
     @override
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._detach()
 
-    def _check_loggers(self, trainer: Trainer) -> None:
-        if not trainer.loggers:
-            raise MisconfigurationException(
-                "Cannot use `StepsizeMonitor` callback with `Trainer` that has no logger."
-            )
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # with a logger in the place of the user's, which writes nothing
-        for name in ("histograms", "figures"):
-            if getattr(self, name) and not _tensorboards(trainer):
-                there = [type(logger).__name__ for logger in trainer.loggers]
-                raise MisconfigurationException(
-                    f"StepsizeMonitor({name}=True) needs a TensorBoardLogger, there are: {there}"
-                )
-
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_layers(pl_module, trainer.optimizers)
-        find_layers = LayersOnceShaped(pl_module, self.layers, self.max_layers)
-        if find_layers.are_shaped:
-            warn_of_untrained(find_layers(), trainer.optimizers)
-        every_n_steps: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.logging_interval == "step" and not every_n_steps:
+        find_layers = LayersOnceShaped(pl_module, trainer.optimizers, self.layers, self.max_layers)
+        every: int | None = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.logging_interval == "epoch":
+            every = None
+        elif not every:
             return  # as the Trainer logs nothing
-        self._watched = watch(trainer.optimizers, find_layers, self._measures(), self._steps)
-        for watched in self._watched:
-            if self.logging_interval == "epoch":
-                watched.sample_at_epochs_end(trainer)
-            else:
-                watched.sample_after_steps(every_n_steps)
-
-    def _measures(self) -> tuple[str, ...]:
-        measures = [name for statistic in self._chosen.values() for name in statistic.measures]
-        for wanted, more in (
-            (self.health, HEALTH_MEASURES),
-            (self.histograms, HISTOGRAM_MEASURES),
-            (self.figures, FIGURE_MEASURES),
-        ):
-            measures += more if wanted else ()
-        return tuple(dict.fromkeys(measures))
+        measures = [name for statistic in self._chosen for name in statistic.measures]
+        measures += HEALTH_MEASURES if self.health else ()
+        measures += HISTOGRAM_MEASURES if self.histograms else ()
+        measures += FIGURE_MEASURES if self.figures else ()
+        self._samplers = attach_samplers(trainer, find_layers, measures, self._steps, every)
 
     def _log(self, trainer: Trainer, step: int) -> None:
-        samples = [sample for watched in self._watched if (sample := watched.take_sample())]
+        samples = {s.prefix: rows for s in self._samplers if (rows := s.take_sample()) is not None}
         # Every process samples, so that none has less to do than another; one writes.
         if not samples or not trainer.is_global_zero:
             return
-        points = points_of(samples, self._chosen.values())
+        points = points_of(samples, self._chosen)
         for logger in trainer.loggers:
-            self._log_to(logger, points, step)
+            if not isinstance(logger, TensorBoardLogger):
+                log_scalars(logger, scalars_of(points), step)
+                continue
+            scalars = scalars_of(points, margins=self.custom_scalars)
+            log_scalars(logger, scalars, step)
+            if self.custom_scalars:
+                show(logger, scalars)
+            if self.histograms:
+                log_histograms(logger, points, step)
         if self.health:
             self._health.check(points, step)
         if self.figures:
             self._history.add(points, step, trainer.current_epoch)
 
-    def _log_to(self, logger: Logger, points: list[Point], step: int) -> None:
-        if not isinstance(logger, TensorBoardLogger):
-            log_scalars(logger, scalars_of(points), step)
-            return
-        scalars = scalars_of(points, margins=self.custom_scalars)
-        log_scalars(logger, scalars, step)
-        if self.custom_scalars:
-            show(logger, scalars)
-        if self.histograms:
-            log_histograms(logger, points, step)
-
-    def _labels(self) -> dict[str, str]:
-        return {watched.prefix: watched.name for watched in self._watched}
-
-    def _next_step(self, trainer: Trainer) -> int:
-        """Give the step that the Trainer is going to log at when it goes on from here."""
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        # Of the batch that is being finished it is counted only after its checkpoints are saved.
-        return step + (self._in_batch and not trainer.fit_loop._should_accumulate())
-
-    def _resume(self, trainer: Trainer) -> None:
-        if trainer.ckpt_path and self._saved and trainer.is_global_zero:
-            for logger in _tensorboards(trainer):
-                drop_orphans(logger, self._saved["next_step"], self._saved["at"], self._tags())
-
-    def _tags(self) -> set[str]:
-        return {statistic.tag for statistic in self._chosen.values()}
-
     def _detach(self) -> None:
         self._steps = self.state_dict()["steps"]
-        for watched in self._watched:
-            watched.detach()
-        self._watched = []
-
-
-def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        for sampler in self._samplers:
+            sampler.detach()
+        self._samplers = []

@@ -31,31 +31,31 @@ class UseOptimizer(Callback):
 
     The new optimizer has the parameters of the old one in the same groups, whether they require a
     gradient or not, and no others. The LR schedulers stay, with their interval, frequency and
-    monitor: they are bound to the new optimizer. Of the options,
+    monitor, and are bound to the new optimizer. Its options come from three places:
 
-    - what is given here wins. ``lr`` is given to the group with the highest learning rate, at its
-      base or, under ``OneCycleLR`` and ``CyclicLR``, at the top of the cycle; all other rates, of
-      groups and in schedulers, keep their ratio to it. ``weight_decay`` likewise keeps the ratios
-      of groups, so that a group without decay stays without;
-    - what is not given is the module's own, group by group, if it means the same to both: ``lr``,
-      ``betas``, ``weight_decay`` and ``maximize``. Whether a weight decay is decoupled is the
-      module's own too, if it decays any weights, except for AdamW, whose name says it;
-    - the rest has the new optimizer's defaults.
+    - Options that are given here win. ``lr`` becomes the rate of the group with the highest
+      learning rate: its base or, under ``OneCycleLR`` and ``CyclicLR``, the top of its cycle. All
+      other rates, of groups and in schedulers, keep their ratio to it. ``weight_decay`` keeps the
+      ratios between the groups as well, so that a group without decay stays without.
+    - Options that mean the same to both optimizers are otherwise the module's own, group by group:
+      ``lr``, ``betas``, ``weight_decay`` and ``maximize``. If the module decays any weights, it
+      also decides whether the decay is decoupled, except for AdamW, whose name says it.
+    - All others have the new optimizer's defaults.
 
-    The module's ``configure_optimizers`` is called once a fit, with the model built, sharded and on
-    its device, and before a checkpoint's state is restored. Hooks that it registers on its
+    The module's ``configure_optimizers`` is called once per fit, with the model built, sharded and
+    on its device, and before a checkpoint's state is restored. Hooks that it registers on its
     optimizer stay with the old one.
 
     Args:
-        optimizer: a name such as ``"aida"`` (``list_optimizers`` has them all), a class of
+        optimizer: a name such as ``"aida"`` (``list_optimizers`` returns them all), a class of
             optimizers, or a callable that is given the groups and the options.
         options: the optimizer's own options.
 
     Raises:
-        MisconfigurationException: the optimizer or an option is not known or out of range; or, at
-            the start of a fit, the module configures no optimizer or several, a scheduler cannot
-            drive the new optimizer, the strategy is DeepSpeed, which builds its own, or the
-            checkpoint is one of another optimizer.
+        MisconfigurationException: the optimizer or an option is unknown or out of range. At the
+            start of a fit: the module configures no optimizer or several, a scheduler cannot drive
+            the new optimizer, the strategy is DeepSpeed, which builds its own, or the checkpoint is
+            one of another optimizer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -105,7 +105,7 @@ class UseOptimizer(Callback):
             restore()
             return self._replace(pl_module, configure())
 
-        # The one place that all strategies ask, and where Lightning checks what it is given.
+        # All strategies ask here, and Lightning checks what it is given.
         pl_module.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
         self._restore = restore
 
@@ -127,7 +127,7 @@ class UseOptimizer(Callback):
         saved = checkpoint["callbacks"].get(self.state_key, {}).get("optimizer")
         if trainer.state.fn != TrainerFn.FITTING or (saved and saved == (self._name or saved)):
             return
-        # torch would take the state, to fail at the next step or to go on from wrong numbers.
+        # torch would load the state, and fail at the next step or go on from wrong numbers.
         raise MisconfigurationException(
             "UseOptimizer cannot resume from the checkpoint, "
             + (f"whose optimizer is {saved}, not {self._name}" if saved else "saved without it")

@@ -38,15 +38,16 @@ class Net(LightningModule):
 class TwoOptimizers(Net):
     """Manual optimization: the head at every batch, the features at every third one."""
 
-    def __init__(self, names, every=3):
-        super().__init__()
+    def __init__(self, names, every=3, **options):
+        super().__init__(**options)
         self.automatic_optimization = False
         self.names, self.every = names, every
 
     def configure_optimizers(self):
+        layers = (self.head, self.features)
         return [
-            build_optimizer(self.names[0], self.head),
-            build_optimizer(self.names[1], self.features),
+            build_optimizer(name, layer, **self.options)
+            for name, layer in zip(self.names, layers, strict=True)
         ]
 
     def training_step(self, batch, batch_idx):
@@ -77,6 +78,13 @@ def fit(folder, module, monitor, *callbacks, loggers=None, ckpt_path=None, **opt
     )
     trainer.fit(module, ckpt_path=ckpt_path)
     return trainer
+
+
+def age_events(folder):
+    """Rename the event files to be of a second before, for TensorBoard reads them in that order."""
+    for path in (folder / "run").glob("events.out.tfevents.*"):
+        *head, second, host = path.name.split(".", 4)
+        path.rename(path.with_name(".".join([*head, str(int(second) - 1), host])))
 
 
 def read(folder):

@@ -1,4 +1,4 @@
-"""What an optimizer's state tells of its steps, and statistics of a layer's tensors."""
+"""What an optimizer's state says about its steps, and statistics of a layer's tensors."""
 
 from aida_lightning.diagnostics.state import (
     effective_learning_rate,

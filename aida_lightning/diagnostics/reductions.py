@@ -1,11 +1,11 @@
-"""Statistics of one layer's tensors: pure functions that stay on the device, with no host sync."""
+"""Statistics of one layer's tensors: pure functions that never make the host wait for a device."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# Elements, below which one call of torch.var_mean takes less time than several calls.
+# With fewer elements one call of torch.var_mean takes less time than several calls.
 _FEW = 4096
 
 
@@ -16,9 +16,9 @@ def mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
         values: a real tensor of any shape with at least one element.
 
     Returns:
-        Two 0-dim tensors on ``values``' device, in its dtype or, for half precision, in float32.
-        The variance is that of the differences from the mean, so a spread far below the mean is
-        not lost.
+        Two 0-dim tensors on the device of ``values``, in its dtype or, for half precision, in
+        float32. The variance is that of the differences from the mean, so that a spread far below
+        the mean is not lost.
 
     Example:
         >>> import torch
@@ -29,8 +29,8 @@ def mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
     if values.device.type != "cpu" or values.numel() < _FEW:
         variance, mean = torch.var_mean(values, correction=0)
         return mean, variance
-    # On a CPU torch.var_mean takes the elements one by one, several sums with vector instructions
-    # are much faster. What the rounded mean is off by corrects both.
+    # On a CPU torch.var_mean takes the elements one by one; several sums with vector instructions
+    # are much faster. What the rounded mean is off by corrects both results.
     mean = values.mean()
     differences = values - mean
     off = differences.mean()
@@ -41,14 +41,14 @@ def mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
 def quantiles(values: Tensor, probabilities: Sequence[float]) -> list[Tensor]:
     """Compute quantiles over all elements, by linear interpolation between the nearest two.
 
-    These are ``torch.quantile``'s numbers, which refuses more than 2^24 elements in older torch.
+    The numbers are those of ``torch.quantile``, which refuses more than 2^24 elements in torch 2.6.
 
     Args:
         values: a real tensor of any shape and size with at least one element.
         probabilities: each in [0, 1].
 
     Returns:
-        A 0-dim tensor a probability; NaN where there is a NaN among the values.
+        A 0-dim tensor per probability; NaN where there is a NaN among the values.
 
     Example:
         >>> import torch
@@ -134,8 +134,8 @@ def histogram(values: Tensor, bins: int) -> Tensor:
 
     Returns:
         The counts, a tensor of shape (bins,) in int64. An element at an inner edge belongs to the
-        bin above it, and equal elements are all in the first one. Of values that are not all
-        finite, which have no bins of equal width, only the sum of the counts means anything.
+        bin above it, and equal elements are all in the first one. Where some values are not
+        finite, there are no bins of equal width, and only the sum of the counts has a meaning.
 
     Example:
         >>> import torch
@@ -152,7 +152,7 @@ def histogram(values: Tensor, bins: int) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Give a tensor of half precision in float32, any other as it is.
+    """Return a tensor of half precision in float32, and any other as it is.
 
     Example:
         >>> import torch
@@ -163,7 +163,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def real(values: Tensor) -> Tensor:
-    """Give a complex tensor as a real one with a last dimension of 2, any other as it is.
+    """Return a complex tensor as a real one with a last dimension of 2, and any other as it is.
 
     Example:
         >>> import torch

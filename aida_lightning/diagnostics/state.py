@@ -1,4 +1,4 @@
-"""The adaptive stepsizes of an optimizer, and what else its state tells: pure functions."""
+"""The adaptive stepsizes of an optimizer, and what else its state says: pure functions."""
 
 from functools import singledispatch
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
 
+from aida_lightning.diagnostics.reductions import real
 from aida_lightning.optim import LayerwiseOptimizer, Yogi
 
 
@@ -15,8 +16,9 @@ def stepsize(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any])
     r"""Compute the elementwise adaptive stepsizes of one layer from an optimizer's state.
 
     They are the :math:`s` of :math:`x \leftarrow x - \eta \, m / (1 - \beta_1^t) \, s`, without the
-    learning rate and without the correction of the momentum's bias. The family, Yogi and torch's
-    Adam, AdamW, NAdam and RAdam are known. To add an optimizer, register a function for its class.
+    learning rate and without the correction of the momentum's bias. The classes that are known are
+    those of the family, Yogi, and torch's Adam, AdamW, NAdam and RAdam. To add another, register a
+    function for it.
 
     Args:
         optimizer: the optimizer; its class chooses the function.
@@ -25,11 +27,10 @@ def stepsize(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any])
             group may be changed.
 
     Returns:
-        A tensor of any shape, on the state's device; reading a value of it on the host would make
-        a GPU wait.
+        A real tensor on the state's device, of any shape.
 
     Raises:
-        NotImplementedError: the class, and none of its bases, is known.
+        NotImplementedError: neither the class nor any of its bases is known.
 
     Example:
         >>> import torch
@@ -57,18 +58,18 @@ def has_stepsize(optimizer: Optimizer) -> bool:
 
 @singledispatch
 def stepsize_ceiling(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
-    r"""Give the largest value that an adaptive stepsize of a group can have, by its options.
+    r"""Return the largest value that an adaptive stepsize can have, by the options of its group.
 
     It is :math:`\sqrt{(1 - \beta_2) / \epsilon}` for the family, which adds :math:`\epsilon` to
-    :math:`v` at every step; AdaBelief and Adam+ add it to the denominator as well, and stay just
-    below. To add an optimizer, register a function for its class.
+    :math:`v` at every step. AdaBelief and Adam+ add it to the denominator as well, so that their
+    ceiling is just below. To add an optimizer, register a function for its class.
 
     Args:
         optimizer: the optimizer; its class chooses the function.
         group: the parameter group.
 
     Returns:
-        The ceiling, or None where the class has none that is known.
+        The ceiling, or None where none is known of the class.
 
     Example:
         >>> import torch
@@ -83,20 +84,20 @@ def stepsize_ceiling(optimizer: Optimizer, group: dict[str, Any]) -> float | Non
 def effective_learning_rate(
     group: dict[str, Any], state: dict[str, Any], lr: float | Tensor | None = None
 ) -> float | Tensor:
-    r"""Give :math:`\eta / (1 - \beta_1^t)`, what multiplied :math:`m \, s` in the last update.
+    r"""Return :math:`\eta / (1 - \beta_1^t)`, the factor of :math:`m \, s` in the last update.
 
-    Of NAdam it is :math:`\eta \, \mu_{t+1} / (1 - \prod_{i \le t+1} \mu_i)` with its momenta
+    For NAdam it is :math:`\eta \, \mu_{t+1} / (1 - \prod_{i \le t+1} \mu_i)` with its momenta
     :math:`\mu`.
 
     Args:
-        group: the parameter group that the layer is in; without ``betas`` there is no correction
-            of the momentum's bias, and the learning rate itself is given.
+        group: the parameter group that the layer is in. Without ``betas`` there is no correction
+            of the momentum's bias, and the learning rate itself is returned.
         state: ``optimizer.state[parameter]`` of the layer.
-        lr: the learning rate of that update; None for the one that is in the group now.
+        lr: the learning rate of that update. None, the default, takes the group's present one.
 
     Returns:
-        A float, or a 0-dim tensor on the device of the learning rate or of the step if either is a
-        tensor there, which is not read on the host.
+        A float; or a 0-dim tensor on the device, which is not read on the host, if the learning
+        rate is a tensor or the step is one on a GPU.
 
     Example:
         >>> round(effective_learning_rate({"lr": 1e-3, "betas": (0.9, 0.999)}, {"step": 1}), 6)
@@ -130,19 +131,19 @@ def last_update(
 ) -> Tensor | None:
     r"""Compute from a layer's state what its last step added to the parameter.
 
-    It is :math:`-\eta \, m / (1 - \beta_1^t) \, s`, and decoupled weight decay's part. It is known
-    of the family; in half precision it is the update before :math:`x` was rounded.
+    It is :math:`-\eta \, m / (1 - \beta_1^t) \, s`, plus the part of a decoupled weight decay. Only
+    the family's is known. In half precision it is the update from before :math:`x` was rounded.
 
     Args:
         optimizer: the optimizer; its class chooses the function.
         group: the parameter group that the layer is in.
         state: ``optimizer.state[parameter]`` of the layer, which is not empty.
         param: the parameter, which no one has changed since.
-        lr: the learning rate of that update; None for the one that is in the group now.
+        lr: the learning rate of that update. None, the default, takes the group's present one.
 
     Returns:
-        A tensor of the parameter's shape (complex parameters: a last dimension of 2 is added), or
-        None where the class is not known: then only a copy of the parameter from before tells.
+        A real tensor of the parameter's shape (complex parameters: a last dimension of 2 is added),
+        or None where the class is not known. Only a copy from before the step helps then.
 
     Example:
         >>> import torch
@@ -183,10 +184,9 @@ def _(
     s = optimizer._stepsize(group, state)
     if optimizer.layer_mean == "stepsize":
         s = s.mean()
-    x, m = (torch.view_as_real(t) if t.is_complex() else t for t in (param, state["exp_avg"]))
-    update = m * s * -effective_learning_rate(group, state, lr)
+    update = real(state["exp_avg"]) * s * -effective_learning_rate(group, state, lr)
     if group["decoupled_weight_decay"] and group["weight_decay"]:
-        decay = (group["lr"] if lr is None else lr) * group["weight_decay"]
+        x, decay = real(param), (group["lr"] if lr is None else lr) * group["weight_decay"]
         # x = (1 - decay) * x_before + update
         update = x - (x - update) / (1 - decay)
     return update
@@ -198,9 +198,7 @@ def _(
 @stepsize.register(Yogi)
 @torch.no_grad()
 def _adam(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    v = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
-    if v.is_complex():
-        v = torch.view_as_real(v)
+    v = real(state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])
     correction2 = 1 - group["betas"][1] ** _double(state["step"])
     s: Tensor = v.sqrt().div_(correction2.sqrt()).add_(group["eps"]).reciprocal_()
     return s
@@ -215,7 +213,7 @@ def _radam(optimizer: RAdam, group: dict[str, Any], state: dict[str, Any]) -> Te
     rectification = ((length - 4) * (length - 2) * longest) / (
         (longest - 4) * (longest - 2) * length
     )
-    v = torch.view_as_real(v) if (v := state["exp_avg_sq"]).is_complex() else v
+    v = real(state["exp_avg_sq"])
     # RAdam adds eps before the bias correction. While the average is too short it does not adapt.
     adaptive = (rectification * (1 - beta2**t)).sqrt() / (v.sqrt() + group["eps"])
     return torch.where((length > 5).to(v.device), adaptive.to(v.dtype), 1.0)

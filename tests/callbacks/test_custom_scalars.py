@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
-from toy import Net, TwoOptimizers, fit, read
+from toy import Net, TwoOptimizers, age_events, fit, read
 
 from aida_lightning.callbacks import StepsizeMonitor
 from aida_lightning.logs.custom_scalars import last_layout
@@ -156,7 +156,7 @@ def test_the_page_has_a_band_around_each_layers_mean(server, logdir):
 
 
 def layout_of(folder, **options):
-    """Give what TensorBoard serves of a run: each category's title, and its charts'."""
+    """Return the titles that TensorBoard serves of a run, of categories and their charts."""
     logger = TensorBoardLogger(folder, name="", version="run", **options)
     layout = last_layout(logger)
     return {c.title: [chart.title for chart in c.chart] for c in layout.category}
@@ -174,7 +174,7 @@ def test_the_page_shows_no_point_of_a_resumed_run_twice(tmp_path, option):
     callbacks = [StepsizeMonitor(every_n_steps=1), checkpoint]
     with pytest.raises(RuntimeError, match="stopped"):
         fit(tmp_path, Net(), *callbacks, Stops(), enable_checkpointing=True)
-    time.sleep(1 - time.time() % 1)  # the seconds in their names give the files' order
+    age_events(tmp_path)
     path = tmp_path / "saved" / "step=8.ckpt"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")
@@ -256,6 +256,26 @@ def test_a_prefix_of_the_logger_is_a_part_of_the_tags(tmp_path):
         "a.b-stepsize_mean/features.weight"
     ]
     assert band.chart[0].margin.series[0].lower == "a.b-stepsize_mean_minus_std/features.weight"
+
+
+class Alike(Net):
+    """Has a layer whose name is matched by another's when that is taken for an expression."""
+
+    def __init__(self):
+        super().__init__()
+        self.head_weight = nn.Parameter(torch.ones(2, 2))
+
+    def loss(self, batch):
+        return super().loss(batch) + self.head_weight.square().sum()
+
+
+def test_the_expression_of_a_line_finds_its_own_layer_alone(tmp_path):
+    fit(tmp_path, Alike(), StepsizeMonitor(statistics="mean"))
+    (category,) = last_layout(TensorBoardLogger(tmp_path, name="", version="run")).category
+    tags = [tag for tag in read(tmp_path) if tag.startswith("stepsize")]
+    found = [[t for t in tags if re.match(line, t)] for line in category.chart[0].multiline.tag]
+    assert sorted(found) == [[tag] for tag in sorted(tags)]
+    assert len(found) == 3
 
 
 def test_it_can_be_switched_off(tmp_path):

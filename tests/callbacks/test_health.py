@@ -9,8 +9,7 @@ from toy import Net, TwoOptimizers, fit
 from aida_lightning import Aida
 from aida_lightning.callbacks import StepsizeMonitor
 from aida_lightning.callbacks._health import Health
-from aida_lightning.callbacks._points import Point
-from aida_lightning.callbacks._statistics import AT_THE_CEILING
+from aida_lightning.callbacks._measures import AT_THE_CEILING, Point
 from aida_lightning.diagnostics import stepsize_ceiling
 
 pytestmark = [
@@ -28,7 +27,7 @@ def health_warnings(folder, module, monitor, **options):
 
 
 def without_gradient(name, **options):
-    """Give a module whose features have gradients of zero."""
+    """Return a module whose features have gradients of zero."""
     module = Net(name, **options)
     module.features.weight.register_hook(torch.zeros_like)
     return module

@@ -41,14 +41,6 @@ class Remembers(Logger):
         return [entry for entry in self.logged if any("stepsize" in name for name in entry[1])]
 
 
-class LikeWandb(Remembers):
-    """WandbLogger: "/" separates, the step becomes a metric, and the metrics are copied."""
-
-    def log_metrics(self, metrics, step=None):
-        assert self.group_separator == "/"
-        super().log_metrics({**metrics, "trainer/global_step": step}, step)
-
-
 class LikeMLFlow(Remembers):
     """MLFlowLogger: "/" separates, and its client is given numbers, never tensors or strings."""
 
@@ -70,17 +62,13 @@ def names(separator):
     return {f"stepsize_{s}{separator}{layer}" for s in ("mean", "std") for layer in layers}
 
 
-@pytest.mark.parametrize(
-    ("kind", "separator"), [(LikeWandb, "/"), (LikeMLFlow, "/"), (LikeNeptune, ".")]
-)
+@pytest.mark.parametrize(("kind", "separator"), [(LikeMLFlow, "/"), (LikeNeptune, ".")])
 def test_a_logged_step_is_one_call_with_the_loggers_separator(tmp_path, kind, separator):
     logger = kind()
     fit(tmp_path, Net(), StepsizeMonitor(), loggers=[logger])
     assert [step for step, _ in logger.stepsizes] == [4, 9]
-    for step, metrics in logger.stepsizes:
-        extra = {"trainer/global_step"} if kind is LikeWandb else set()
-        assert metrics.keys() == names(separator) | extra
-        assert metrics.get("trainer/global_step", step) == step
+    for _, metrics in logger.stepsizes:
+        assert metrics.keys() == names(separator)
 
 
 def test_several_optimizers_names_go_first_with_the_separator(tmp_path):
@@ -95,7 +83,7 @@ def test_several_optimizers_names_go_first_with_the_separator(tmp_path):
 
 
 def test_several_loggers_get_the_same_numbers(tmp_path):
-    others = [LikeWandb(), LikeMLFlow(), LikeNeptune()]
+    others = [LikeMLFlow(), LikeNeptune()]
     loggers = [
         TensorBoardLogger(tmp_path, name="", version="run"),
         CSVLogger(tmp_path, name="", version="csv"),
@@ -115,7 +103,7 @@ def test_several_loggers_get_the_same_numbers(tmp_path):
                 assert metrics[own_name] == pytest.approx(value, rel=1e-6)
 
 
-def test_a_csv_has_a_row_a_logged_step(tmp_path):
+def test_a_csv_has_a_row_per_logged_step(tmp_path):
     logger = CSVLogger(tmp_path, name="", version="csv")
     fit(tmp_path, Net(), StepsizeMonitor(every_n_steps=4), loggers=[logger])
     with open(tmp_path / "csv" / "metrics.csv", encoding="utf-8") as file:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,11 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import SessionLog
-from toy import Net, fit
+from toy import Net, age_events, fit
 
 from aida_lightning.callbacks import StepsizeMonitor
 from aida_lightning.logs.events import read_folder
+from aida_lightning.logs.restart import drop_orphans
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -54,8 +54,7 @@ class Counting(Net):
 
 def train(folder, *callbacks, every=4, ckpt=None, logger=None, monitor=None, **options):
     """Train 24 steps, a checkpoint after every 4th and each epoch, and log every step."""
-    # Event files are read in the order of the seconds in their names.
-    time.sleep(1 - time.time() % 1)
+    age_events(folder)
     saved = folder / "saved"
     return fit(
         folder,
@@ -77,7 +76,7 @@ def _count_anew():
 
 
 def shown(folder):
-    """Give the (step, value) pairs of each tag that TensorBoard shows."""
+    """Return the (step, value) pairs of each tag that TensorBoard shows."""
     events = EventAccumulator(str(folder / "run"), size_guidance={"scalars": 0})
     events.Reload()
     return {
@@ -134,6 +133,38 @@ def test_accumulated_gradients_are_resumed_in_step(tmp_path):
         assert [step for step, _ in shown(tmp_path)[tag]] == list(range(12)), tag
 
 
+class SavesAfterFiveBatches(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 4:
+            trainer.save_checkpoint(Path(trainer.default_root_dir, "saved", "fifth.ckpt"))
+
+
+def test_a_checkpoint_between_two_steps_is_resumed_in_step(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, SavesAfterFiveBatches(), Stops(5), accumulate_grad_batches=2)
+    train(tmp_path, accumulate_grad_batches=2, ckpt="fifth")
+    assert restarts(tmp_path) == [2]
+    for tag in [*LAYERS, "taken"]:
+        assert [step for step, _ in shown(tmp_path)[tag]] == list(range(12)), tag
+
+
+class SavesAtTheStart(Callback):
+    def on_train_start(self, trainer, module):
+        trainer.save_checkpoint(Path(trainer.default_root_dir, "saved", "start.ckpt"))
+
+
+def test_a_monitor_that_was_stopped_in_a_batch_saves_the_next_runs_start_in_step(tmp_path):
+    monitor = StepsizeMonitor(every_n_steps=1)
+    with pytest.raises(Killed):
+        train(tmp_path, Stops(17), monitor=monitor)
+    with pytest.raises(Killed):
+        train(tmp_path, SavesAtTheStart(), Stops(15), monitor=monitor, ckpt="epoch=0")
+    train(tmp_path, ckpt="start")
+    assert restarts(tmp_path) == [12, 12]
+    for tag in [*LAYERS, "taken"]:
+        assert [step for step, _ in shown(tmp_path)[tag]] == list(range(24)), tag
+
+
 def test_a_run_that_is_killed_again_and_again(tmp_path):
     for stops, ckpt in [(11, None), (14, "step=8"), (10, "step=4"), (19, "step=8")]:
         with pytest.raises(Killed):
@@ -159,6 +190,15 @@ def test_numbers_at_steps_of_someones_own_are_not_hidden(tmp_path):
         train(tmp_path, LogsSamples(), ckpt="step=8")
     assert restarts(tmp_path) == []
     assert set(before) <= set(shown(tmp_path)["by_samples"])
+
+
+def test_what_was_logged_in_the_moment_of_the_checkpoint_is_not_hidden(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    logger.experiment.add_scalar("theirs", 1.0, 8, walltime=100.0)
+    with pytest.warns(UserWarning, match="'theirs' had been logged at step 8 before"):
+        drop_orphans(logger, 8, 100.0, ["theirs"])
+    logger.finalize("success")
+    assert restarts(tmp_path) == []
 
 
 def test_nothing_is_dropped_where_nothing_was_resumed(tmp_path):
@@ -212,7 +252,7 @@ def test_what_a_run_that_ended_logged_of_its_test_stays(tmp_path):
 
 def train_with_lazy_loggers(folder, *callbacks, version="first", **options):
     """Train with loggers that write nothing before they are told to, or closed."""
-    time.sleep(1 - time.time() % 1)
+    age_events(folder)
     loggers = [
         TensorBoardLogger(folder, name="", version="run", max_queue=10**6, flush_secs=10**6),
         CSVLogger(folder, name="", version=version, flush_logs_every_n_steps=10**6),

@@ -134,8 +134,8 @@ def test_an_epochs_end_is_measured_by_its_last_step(tmp_path, name, lr):
 class Adversaries(TwoOptimizers):
     """Each has its gradient changed, and perhaps forgotten, after its step."""
 
-    def __init__(self, forgets, every=1):
-        super().__init__(["aida", "aida"], every)
+    def __init__(self, forgets, every=1, **options):
+        super().__init__(["aida", "aida"], every, **options)
         self.forgets = forgets
         self.cosines = {}
 
@@ -178,7 +178,10 @@ def test_a_gradient_that_is_gone_at_the_epochs_end_has_no_cosine(tmp_path):
 
 
 class FallsWithTheEpoch(Adversaries):
-    """The features train in the first epoch only, and both rates fall at each epoch's end."""
+    """The features train in the first epoch only, and both rates fall at each epoch's end.
+
+    A rate that is a tensor falls in place.
+    """
 
     def training_step(self, batch, batch_idx):
         self.every = 1 if not self.current_epoch else 1000
@@ -190,9 +193,10 @@ class FallsWithTheEpoch(Adversaries):
                 group["lr"] *= 0.1
 
 
-def test_a_step_of_an_earlier_epoch_keeps_its_learning_rate(tmp_path):
+@pytest.mark.parametrize("make_lr", [float, torch.tensor])
+def test_a_step_of_an_earlier_epoch_keeps_its_learning_rate(tmp_path, make_lr):
     monitor = StepsizeMonitor(logging_interval="epoch", statistics="effective_mean")
-    fit(tmp_path, FallsWithTheEpoch(False), monitor, max_epochs=3)
+    fit(tmp_path, FallsWithTheEpoch(False, lr=make_lr(1e-3)), monitor, max_epochs=3)
     values = read(tmp_path)["Aida-1/stepsize_effective_mean/features.weight"]
     assert len({*values.values()}) == 1
     assert len(values) == 3

@@ -1,5 +1,6 @@
 """The monitor's numbers, read back with TensorBoard's own reader."""
 
+import contextlib
 import math
 import warnings
 
@@ -8,7 +9,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from toy import Net, TwoOptimizers, fit, read
@@ -192,22 +193,6 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
     assert steps == [4, 9, 14, 19, 24, 29, 34]
 
 
-def test_every_logger_gets_the_numbers_with_its_own_separator(tmp_path):
-    class Dotted(CSVLogger):
-        @property
-        def group_separator(self):
-            return "."
-
-    loggers = [Dotted(tmp_path, name="", version="dotted"), CSVLogger(tmp_path, "", "plain")]
-    fit(tmp_path, Net(), StepsizeMonitor(), loggers=loggers)
-    headers = [
-        (tmp_path / version / "metrics.csv").read_text().splitlines()[0].split(",")
-        for version in ("dotted", "plain")
-    ]
-    assert "stepsize_mean.head.weight" in headers[0]
-    assert "stepsize_std/head.weight" in headers[1]
-
-
 def test_an_optimizer_without_stepsizes_gives_one_warning_and_the_run_goes_on(tmp_path):
     with pytest.warns(UserWarning, match="StepsizeMonitor logs nothing of SGD") as caught:
         trainer = fit(tmp_path, Net("sgd"), StepsizeMonitor(every_n_steps=1))
@@ -261,9 +246,10 @@ def test_the_run_is_the_same_with_and_without_the_monitor(tmp_path):
 
 
 def test_hooks_are_removed_after_training(tmp_path):
-    module = Net()
-    trainer = fit(tmp_path, module, StepsizeMonitor(every_n_steps=1))
-    assert not trainer.optimizers[0]._optimizer_step_post_hooks
+    trainer = fit(tmp_path, Net(), StepsizeMonitor(every_n_steps=1))
+    (optimizer,) = trainer.optimizers
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
 
 
 def test_two_processes_train_alike_and_only_rank_zero_writes(tmp_path):
@@ -353,6 +339,32 @@ class SkipsEverySecondBatch(Net):
 def test_a_batch_that_was_left_out_is_not_a_step(tmp_path):
     fit(tmp_path, SkipsEverySecondBatch(), StepsizeMonitor(every_n_steps=1))
     assert sorted(read(tmp_path)["stepsize_mean/head.weight"]) == [1, 3, 5, 7, 9, 11]
+
+
+class OneStepRaises(Net):
+    """The third step raises, which the training step catches."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+
+        def closure():
+            optimizer.zero_grad()
+            self.manual_backward(loss := self.loss(batch))
+            if batch_idx == 2:
+                raise ArithmeticError
+            return loss
+
+        with contextlib.suppress(ArithmeticError):
+            optimizer.step(closure)
+
+
+def test_a_step_that_raised_is_none_and_those_after_it_are_logged(tmp_path):
+    fit(tmp_path, OneStepRaises(), StepsizeMonitor(every_n_steps=1))
+    assert sorted(read(tmp_path)["stepsize_mean/head.weight"]) == [0, 1, *range(3, 12)]
 
 
 def test_an_optimizer_that_starts_late_is_counted_by_its_own_steps(tmp_path):

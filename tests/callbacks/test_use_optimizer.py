@@ -109,7 +109,10 @@ SCHEDULERS = {
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
     "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, [0.01, 0.1], total_steps=12),
     "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 10, power=2.0),
-    "ReduceLROnPlateau": lambda o: ReduceLROnPlateau(o, factor=0.3, patience=0, min_lr=1e-3),
+    # The first group ends at the least rate, the second by the least reduction.
+    "ReduceLROnPlateau": lambda o: ReduceLROnPlateau(
+        o, factor=0.3, patience=0, min_lr=4e-3, eps=5.5e-3
+    ),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 4), lr_scheduler.CosineAnnealingLR(o, 6)], [4]
     ),
@@ -313,8 +316,8 @@ def test_the_parameters_are_those_of_the_old_optimizer_with_the_modules_names(tm
 class Text:
     """What stands in for the demos' data, which is downloaded."""
 
-    def __init__(self, cls, **options):
-        self.cls, self.options = cls, options
+    def __init__(self, cls):
+        self.cls = cls
 
     def __call__(self):
         class Offline(self.cls):
@@ -378,9 +381,6 @@ def test_the_module_is_left_as_it_was(tmp_path):
 
 
 class Fails(Callback):
-    def on_fit_start(self, trainer, module):
-        raise RuntimeError("on purpose")
-
     def setup(self, trainer, module, stage):
         raise RuntimeError("on purpose")
 
@@ -460,7 +460,6 @@ def test_lightnings_callbacks_see_the_new_optimizer(tmp_path):
         def configure_optimizers(self):
             return Adam(self.parameters(), lr=self.lr)
 
-    rates = Rates()
     callbacks = [
         # First, as a callback that asks for the optimizers when the fit starts.
         LearningRateFinder(
@@ -470,7 +469,6 @@ def test_lightnings_callbacks_see_the_new_optimizer(tmp_path):
         StepsizeMonitor(every_n_steps=2),
         LearningRateMonitor(),
         StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1),
-        rates,
     ]
     trainer, module = train(
         tmp_path,

@@ -176,6 +176,15 @@ def test_no_groups_are_no_layers():
     assert optimizer.step(lambda: 2.0) == 2.0
 
 
+def test_unnamed_groups_that_join_named_ones_have_names_of_their_own():
+    first, *others = (nn.Parameter(torch.ones(1)) for _ in range(3))
+    optimizer = optim.Aida([("weight", first)])
+    for param in others:
+        optimizer.add_param_group({"params": [param]})
+    names = [group["param_names"] for group in optimizer.param_groups]
+    assert names == [["weight"], ["group_1.0"], ["group_2.0"]]
+
+
 def test_a_set_of_parameters_is_refused_beside_named_ones():
     optimizer = optim.Aida(nn.Linear(2, 1).named_parameters())
     with pytest.raises(TypeError, match="set"):

@@ -1,0 +1,233 @@
+"""What is sampled: the optimizers' steps are counted and, now and then, their layers measured."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from aida_lightning.callbacks._layers import check_count
+from aida_lightning.callbacks._measures import LayerStep, Number, Row, take_measures
+from aida_lightning.callbacks._merging import measure_shared
+from aida_lightning.diagnostics import has_stepsize, last_update, stepsize_ceiling
+from aida_lightning.optim._sharding import is_distributed
+
+
+@dataclass
+class OptimizerSampler(ABC):
+    """Counts the steps of one optimizer that had a gradient to take, and samples some of them.
+
+    Every process counts and samples at the same steps, so that a sample may merge over processes
+    what each has of a layer.
+
+    Args:
+        trainer: the Trainer.
+        name: the optimizer's name.
+        optimizer: the optimizer.
+        find_layers: gives the names of the parameters to watch, those of no optimizer among them.
+        measures: names of what to measure.
+        steps: how many were taken so far; None until the first batch if no count was restored.
+    """
+
+    trainer: Trainer
+    name: str
+    optimizer: Optimizer
+    find_layers: Callable[[], dict[Tensor, str]]
+    measures: list[str]
+    steps: int | None = None
+    _depth: int = 0  # of the steps that are under way, a subclass's and that of its base
+    _sample: dict[str, Row] | None = None
+    _before: dict[Tensor, Tensor] = field(default_factory=dict)
+    _lrs: dict[int, Number] = field(default_factory=dict)
+    _handles: list[RemovableHandle] = field(default_factory=list)
+
+    @property
+    def prefix(self) -> str:
+        """The name that goes first in tags, empty where there is only one optimizer."""
+        return self.name if len(self.trainer.optimizers) > 1 else ""
+
+    @abstractmethod
+    def is_due(self) -> bool:
+        """Tell whether the step that is under way is one to sample."""
+
+    def attach(self) -> None:
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def begin_batch(self) -> None:
+        self._depth = 0  # which it is not where a step raised
+        if self.steps is None:
+            self.steps = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+
+    def end_step(self) -> None:
+        """Count a step, and sample it if it is due."""
+        if self.is_due():
+            self.sample()
+        self.steps = 1 + (self.steps or 0)
+
+    def end_epoch(self) -> None:
+        """Sample the last step now if the epoch's last batch took none."""
+        if self._sample is None:
+            self._before = {}  # of a step that was not taken
+            # The gradient may have changed since.
+            self.sample(without="gradient_cosine")
+
+    @torch.no_grad()
+    def sample(self, without: str | None = None) -> None:
+        """Take the measures, on the device. Of several steps in one batch the last one counts."""
+        measures = [name for name in self.measures if name != without]
+        groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
+        # A gradient scaler leaves it to torch's fused optimizers to skip a step. Whether they did,
+        # this is not 0 then, is known on the device only.
+        flag = getattr(self.optimizer, "found_inf", None)
+        skipped: Row = {} if flag is None else {"skipped": flag.reshape(())}
+        names = {p: n for p, n in self.find_layers().items() if p in groups and p.numel()}
+        rows: dict[Tensor, Row] = {}
+        shared: dict[Tensor, LayerStep | None] = {}
+        for param in names:
+            layer = self._layer_step(param, groups[param])
+            if is_distributed(param):
+                shared[param] = layer
+            elif layer is not None:
+                rows[param] = take_measures(layer, measures)
+        rows |= measure_shared(shared, measures)
+        self._sample = {name: rows[p] | skipped for p, name in names.items() if p in rows}
+        self._before = {}
+
+    def take_sample(self) -> dict[str, Row] | None:
+        """Hand over what was measured of each layer, by name; None if nothing was since."""
+        sample, self._sample = self._sample, None
+        return sample
+
+    # torch calls the hooks again where a subclass's step calls that of its base.
+    def _before_step(self, *_: Any) -> None:
+        self._depth += 1
+        if self._depth == 1 and self._needs_copies and self.is_due():
+            layers = self.find_layers()
+            params = (p for group in self.optimizer.param_groups for p in group["params"])
+            self._before = {param: param.detach().clone() for param in params if param in layers}
+
+    def _after_step(self, *_: Any) -> None:
+        self._depth -= 1
+        params = (p for group in self.optimizer.param_groups for p in group["params"])
+        if not self._depth and any(param.grad is not None for param in params):
+            self.end_step()
+
+    @property
+    def _needs_copies(self) -> bool:
+        known = last_update.dispatch(type(self.optimizer)) is not last_update.dispatch(object)
+        return "update_norm" in self.measures and not known
+
+    def _layer_step(self, param: Tensor, group: dict[str, Any]) -> LayerStep | None:
+        if not (state := self.optimizer.state.get(param)):
+            return None
+        lr = self._lrs.get(id(group), group["lr"])
+        return LayerStep(self.optimizer, group, state, param, lr, self._before.get(param))
+
+
+@dataclass
+class StepSampler(OptimizerSampler):
+    """Samples every n-th step."""
+
+    every_n_steps: int = field(kw_only=True)
+
+    def is_due(self) -> bool:
+        return (1 + (self.steps or 0)) % self.every_n_steps == 0
+
+
+@dataclass
+class EpochSampler(OptimizerSampler):
+    """Samples the steps of an epoch's last batch, and keeps the learning rates of others."""
+
+    def is_due(self) -> bool:
+        # The Trainer counts the steps of all optimizers.
+        trainer = self.trainer
+        ends = 0 <= trainer.max_steps <= trainer.global_step + len(trainer.optimizers)
+        return ends or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+    def end_step(self) -> None:
+        # A scheduler may change them before the epoch's end, and a tensor in place.
+        self._lrs = {
+            id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
+            for group in self.optimizer.param_groups
+        }
+        super().end_step()
+
+
+def attach_samplers(
+    trainer: Trainer,
+    find_layers: Callable[[], dict[Tensor, str]],
+    measures: Iterable[str],
+    steps: Mapping[str, int],
+    every_n_steps: int | None,
+) -> list[OptimizerSampler]:
+    """Start to sample the optimizers that have adaptive stepsizes, and warn of what others lack.
+
+    Args:
+        trainer: the Trainer.
+        find_layers: gives the names of the parameters to watch, those of no optimizer among them.
+        measures: names of what to measure; some may be there twice.
+        steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
+        every_n_steps: the steps between two samples; None samples at each epoch's end.
+    """
+    samplers: list[OptimizerSampler] = []
+    measures = [*dict.fromkeys(measures)]
+    for name, optimizer in _named(trainer.optimizers):
+        kind = type(optimizer).__name__
+        if not has_stepsize(optimizer):
+            rank_zero_warn(
+                f"StepsizeMonitor logs nothing of {kind}, which has no adaptive stepsizes that are "
+                "known; if it has any, register a function for its class with "
+                "`aida_lightning.stepsize.register`."
+            )
+            continue
+        ceilings = [stepsize_ceiling(optimizer, group) for group in optimizer.param_groups]
+        if "ceiling_share" in measures and None in ceilings:
+            rank_zero_warn(
+                f"StepsizeMonitor logs no ceiling_share of {kind}, whose adaptive stepsizes have "
+                "no ceiling that is known."
+            )
+        common = (trainer, name, optimizer, find_layers, measures, steps.get(name))
+        if every_n_steps:
+            samplers.append(StepSampler(*common, every_n_steps=every_n_steps))
+        else:
+            samplers.append(EpochSampler(*common))
+        samplers[-1].attach()
+    return samplers
+
+
+def check_interval(logging_interval: object, every_n_steps: object) -> None:
+    """Raise unless the interval is known, and no number of steps is given for one of epochs."""
+    check_count("every_n_steps", every_n_steps)
+    if logging_interval not in ("step", "epoch"):
+        raise MisconfigurationException(
+            f"logging_interval must be 'step' or 'epoch', got {logging_interval!r}"
+        )
+    if logging_interval == "epoch" and every_n_steps is not None:
+        raise MisconfigurationException(
+            f"every_n_steps={every_n_steps} has no meaning with logging_interval='epoch'"
+        )
+
+
+def _named(optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Optimizer]]:
+    """Name the optimizers by their classes; those of one class are Adam, Adam-1, Adam-2."""
+    seen: Counter[str] = Counter()
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        yield f"{name}-{seen[name]}" if seen[name] else name, optimizer
+        seen[name] += 1
