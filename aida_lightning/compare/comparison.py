@@ -1,10 +1,10 @@
 """Trains one model from one initialisation under several optimizers, and reports."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -114,19 +114,9 @@ def _with_optimizers(
         return loaded
     choose_optimizers(loaded.experiment.optimizers, loaded.experiment.optimizer_options)
     methods = pick_methods(loaded.experiment.optimizers, optimizers)
-    plain = [_plain(asdict(method)) for method in methods]
-    return replace(
-        loaded,
-        config={**loaded.config, "optimizers": plain},
-        experiment=replace(loaded.experiment, optimizers=methods),
-    )
-
-
-def _plain(value: Any) -> Any:
-    """As a loaded file has it, without tuples."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [*map(_plain, value)] if isinstance(value, list | tuple) else value
+    # As a loaded file has them, without tuples.
+    listed = json.loads(json.dumps([asdict(method) for method in methods]))
+    return replace(loaded, config={**loaded.config, "optimizers": listed})
 
 
 def _check_numbers(loaded: LoadedExperiment) -> None:

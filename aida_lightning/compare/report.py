@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from aida_lightning.compare.experiment import Experiment, short_key
+from aida_lightning.compare.experiment import Experiment
 from aida_lightning.compare.methods import Published, method_label
 from aida_lightning.compare.results import RunResult
 from aida_lightning.figures.draw import write_figures
@@ -156,7 +156,7 @@ def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
     others = [
         f"{key}={value}"
         for key, value in experiment.changes.items()
-        if short_key(key) not in _TOLD_OTHERWISE and (key, value) != ("data", "sample")
+        if key not in _TOLD_OTHERWISE and (key, value) != ("data", "sample")
     ]
     if others:
         lines.append(f"Changed: {', '.join(others)}")
@@ -234,7 +234,7 @@ def format_seconds(seconds: float) -> str:
 
 def _compares(experiment: Experiment) -> bool:
     """Whether the data and the metric are those that the paper's numbers are of."""
-    keys = {short_key(key) for key in experiment.changes} - _COMPARABLE
+    keys = experiment.changes.keys() - _COMPARABLE
     return not any(key.partition(".")[0] in ("data", "metric") for key in keys)
 
 

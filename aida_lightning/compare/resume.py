@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from aida_lightning.compare.experiment import flat
 from aida_lightning.compare.methods import OptimizerChoice, UsageError
 from aida_lightning.compare.results import RunResult, measure, measured_by
 from aida_lightning.logs.metric import Metric
@@ -141,8 +142,8 @@ def run_settings(
 
 def settings_digest(config: Mapping[str, Any]) -> str:
     """Eight letters that follow from what all runs of an experiment have in common."""
-    flat = {key: v for key, v in _flat(_common(config)).items() if key not in _INCIDENTAL}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
+    settings = {k: v for k, v in flat(_common(config)).items() if k not in _INCIDENTAL}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def check_same_comparison(folder: Path, config: Mapping[str, Any]) -> None:
@@ -246,20 +247,13 @@ def _flush(trainer: Trainer) -> None:
                 logger.experiment.flush()
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        items = {f"{key}.{name}" if key else str(name): v for name, v in value.items()}
-        return {k: v for name, item in items.items() for k, v in _flat(item, name).items()}
-    return {key: value}
-
-
 def _common(config: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("model", "data", "trainer", "callbacks", "optimizer_options")
     return {key: config.get(key) for key in keys}
 
 
 def _refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    old, new = _flat(there), _flat(here)
+    old, new = flat(there), flat(here)
     differences = [
         f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
         for key in dict.fromkeys([*old, *new])
