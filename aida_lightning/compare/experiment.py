@@ -1,6 +1,6 @@
 """A comparison of optimizers as data: one YAML file says all of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,19 +9,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from aida_lightning.compare.methods import Method
 from aida_lightning.figures import FigureName
 from aida_lightning.logs.metric import Metric
-
-
-def flat(content: Any, key: str = "") -> dict[str, Any]:
-    """Return the values in nested mappings by their dotted keys."""
-    if isinstance(content, Mapping) and content:
-        items = {f"{key}.{name}" if key else str(name): v for name, v in content.items()}
-        return {k: v for name, item in items.items() for k, v in flat(item, name).items()}
-    return {key: content}
-
-
-def short_key(key: str) -> str:
-    """Return a dotted key without `init_args`, which it may leave out."""
-    return key.replace(".init_args.", ".")
 
 
 class ModelFactory(Protocol):

@@ -18,8 +18,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
-from aida_lightning.compare.experiment import Experiment, Paper, flat, short_key
+from aida_lightning.compare.experiment import Experiment, Paper
 from aida_lightning.compare.methods import Method, Published, UsageError
+from aida_lightning.compare.settings import flat, short_key
 from aida_lightning.compare.sources import class_paths
 from aida_lightning.logs.metric import Metric
 
@@ -44,6 +45,12 @@ class LoadedExperiment:
         parser = _parser()
         config = parser.parse_object(deepcopy(self.config))  # which it would write to
         return Experiment(**vars(parser.instantiate(config)))
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        """The arguments of the Trainer, every default written out."""
+        options: dict[str, Any] = self.config["trainer"]["init_args"]
+        return options
 
 
 def list_experiments() -> dict[str, str]:

@@ -1,29 +1,33 @@
 """What a comparison found: a row a run in `results.csv`, a row a method on the terminal."""
 
 import csv
+import io
 import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+from rich.filesize import decimal
 from rich.table import Table
 
 from aida_lightning.compare.experiment import Experiment
+from aida_lightning.compare.folder import write_whole
 from aida_lightning.compare.methods import Published, method_label
 from aida_lightning.compare.results import RunResult
+from aida_lightning.compare.settings import INCIDENTAL
 from aida_lightning.figures.draw import write_figures
 from aida_lightning.logs.events import EventsError
 from aida_lightning.logs.metric import Metric
 from aida_lightning.logs.runs import read_runs
 
 _DASH = "–"
-_INCIDENTAL = {"data.root", "data.download", "data.num_workers"}
 # What of the data and the metric may be changed, and the paper's numbers compare all the same.
-_COMPARABLE = {*_INCIDENTAL, "data.batch_size", "metric.title"}
+_COMPARABLE = {*INCIDENTAL, "data.batch_size", "metric.title"}
 # Changes that the table shows in another way, or that do not change a result.
-_TOLD_OTHERWISE = {*_INCIDENTAL, "seeds", "trainer.accelerator", "trainer.max_epochs"}
+_TOLD_OTHERWISE = {*INCIDENTAL, "seeds", "trainer.max_epochs"}
 
 
 def write_csv(results: Sequence[RunResult], experiment: Experiment, path: Path) -> None:
@@ -33,26 +37,25 @@ def write_csv(results: Sequence[RunResult], experiment: Experiment, path: Path) 
     and `paper_std` the paper's in the table's unit.
     """
     name = experiment.metric.name
-    unfinished = path.with_suffix(".csv.tmp")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        columns = ["label", "method", "optimizer", "options", "seed"]
-        columns += ["metric", f"best_{name}", f"last_{name}", "floor", "paper_mean", "paper_std"]
-        columns += ["wall_time_s", "optimizer_state_bytes", "epochs", "paper_epochs", "status"]
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        for result in results:
-            paper = published(experiment, result)
-            row = asdict(result) | {
-                "options": json.dumps(result.options, default=str),
-                f"best_{name}": result.best,
-                f"last_{name}": result.last,
-                "paper_mean": paper.mean if paper else None,
-                "paper_std": paper.std if paper else None,
-                "paper_epochs": experiment.paper.epochs if experiment.paper else None,
-                "wall_time_s": f"{result.wall_time_s:.2f}",
-            }
-            writer.writerow(row)
-    unfinished.replace(path)
+    columns = ["label", "method", "optimizer", "options", "seed"]
+    columns += ["metric", f"best_{name}", f"last_{name}", "floor", "paper_mean", "paper_std"]
+    columns += ["wall_time_s", "optimizer_state_bytes", "epochs", "paper_epochs", "status"]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, extrasaction="ignore")
+    writer.writeheader()
+    for result in results:
+        paper = published(experiment, result)
+        row = asdict(result) | {
+            "options": json.dumps(result.options, default=str),
+            f"best_{name}": result.best,
+            f"last_{name}": result.last,
+            "paper_mean": paper.mean if paper else None,
+            "paper_std": paper.std if paper else None,
+            "paper_epochs": experiment.paper.epochs if experiment.paper else None,
+            "wall_time_s": f"{result.wall_time_s:.2f}",
+        }
+        writer.writerow(row)
+    write_whole(path, table.getvalue())
 
 
 def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table:
@@ -92,8 +95,8 @@ def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table
         cells += [_spread([run.last for run in rows], metric)]
         if has_paper:
             cells += _beside_paper(rows, experiment)
-        cells += [format_seconds(statistics.mean(run.wall_time_s for run in rows))]
-        cells += [format_bytes(max(sizes)) if sizes else _DASH, _completed(all_of_method)]
+        cells += [str(timedelta(seconds=round(statistics.mean(run.wall_time_s for run in rows))))]
+        cells += [decimal(max(sizes)) if sizes else _DASH, _completed(all_of_method)]
         table.add_row(*cells)
     return table
 
@@ -202,34 +205,6 @@ def draw_experiment(
         except EventsError as error:
             problems.append(f"no {name}: {error}")
     return paths, problems
-
-
-def format_bytes(count: int) -> str:
-    """Writes a number of bytes for people.
-
-    Example:
-        >>> format_bytes(78_007_376)
-        '74.4 MiB'
-    """
-    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{count} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Writes a time for people.
-
-    Example:
-        >>> format_seconds(83.2)
-        '1 min 23 s'
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _compares(experiment: Experiment) -> bool:

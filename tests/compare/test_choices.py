@@ -2,8 +2,13 @@
 
 import pytest
 
-from aida_lightning.compare.choices import choose_optimizers, parse_choice, pick_methods
-from aida_lightning.compare.methods import Method, UsageError, method_label
+from aida_lightning.compare.choices import parse_choice, pick_methods
+from aida_lightning.compare.methods import (
+    Method,
+    UsageError,
+    choose_optimizers,
+    method_label,
+)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from aida_lightning.commands import main
 from aida_lightning.compare import comparison as comparing
+from aida_lightning.compare import folder as folders
 from aida_lightning.compare.comparison import compare
 from aida_lightning.compare.loading import load_experiment
 from aida_lightning.compare.methods import UsageError
@@ -148,7 +149,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
     def unsupported(lock):
         raise NotImplementedError("no flock")
 
-    monkeypatch.setattr(comparing.FileLock, "acquire", unsupported)
+    monkeypatch.setattr(folders.FileLock, "acquire", unsupported)
     command = ["compare", write_experiment(tmp_path), "--output", str(tmp_path / "out")]
     assert main(command) == 2
     error = capsys.readouterr().err

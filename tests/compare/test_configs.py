@@ -3,9 +3,10 @@
 import pytest
 from compare.test_loading import ISSUED
 
-from aida_lightning.compare.choices import choose_optimizers
+from aida_lightning.compare.comparison import check_experiment
 from aida_lightning.compare.loading import load_experiment
-from aida_lightning.compare.run import check_experiment, train_run
+from aida_lightning.compare.methods import choose_optimizers
+from aida_lightning.compare.run import train_run
 
 # Two steps on the sample.
 SHORT = {

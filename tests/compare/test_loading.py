@@ -8,13 +8,12 @@ from compare.tiny import EXPERIMENT, TinyClassifier, write_experiment
 
 from aida_lightning.commands import main
 from aida_lightning.compare import comparison as comparing
-from aida_lightning.compare.choices import choose_optimizers
 from aida_lightning.compare.loading import (
     find_experiment,
     list_experiments,
     load_experiment,
 )
-from aida_lightning.compare.methods import Method, UsageError
+from aida_lightning.compare.methods import Method, UsageError, choose_optimizers
 
 MONITOR = EXPERIMENT["callbacks"][0]["class_path"]
 TINY_MODEL, TINY_DATA = (EXPERIMENT[part]["class_path"] for part in ("model", "data"))

@@ -19,7 +19,7 @@ from aida_lightning.compare import comparison as comparing
 from aida_lightning.compare.comparison import compare
 from aida_lightning.compare.loading import load_experiment
 from aida_lightning.compare.methods import UsageError
-from aida_lightning.compare.resume import settings_digest
+from aida_lightning.compare.settings import settings_digest
 from aida_lightning.logs.curves import read_scalars
 from aida_lightning.logs.metric import Metric
 
