@@ -83,16 +83,13 @@ class Resumable(Callback):
         }
 
     @override
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         _flush(trainer)
 
     def _reseed(self, epoch: int, rank: int) -> None:
         self._seeded = epoch
-        for_torch, for_numpy, for_python = np.random.SeedSequence(
-            (self.seed, epoch, rank)
-        ).generate_state(3)
+        seeds = np.random.SeedSequence((self.seed, epoch, rank))
+        for_torch, for_numpy, for_python = seeds.generate_state(3)
         torch.manual_seed(int(for_torch))
         np.random.seed(for_numpy)
         random.seed(int(for_python))
@@ -113,14 +110,7 @@ class OptimizerStateSize(Callback):
         self._logged = state_dict["logged"]
 
     @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self._logged is None:  # after the first step, so that an interrupted run has it too
             self._log(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
@@ -141,11 +131,7 @@ class OptimizerStateSize(Callback):
             self._logged = size
             # float32, as in a plain scalar event, cannot hold every size above 16 MiB.
             trainer.logger.experiment.add_scalar(
-                tags.STATE_BYTES,
-                size,
-                step,
-                new_style=True,
-                double_precision=True,
+                tags.STATE_BYTES, size, step, new_style=True, double_precision=True
             )
 
 
@@ -169,11 +155,7 @@ class _FiniteLoss(EarlyStopping):
 
     def __init__(self) -> None:
         super().__init__(
-            "train_loss",
-            patience=sys.maxsize,
-            strict=False,
-            check_finite=True,
-            check_on_train_epoch_end=True,
+            "train_loss", patience=sys.maxsize, strict=False, check_on_train_epoch_end=True
         )
 
 

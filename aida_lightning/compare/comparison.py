@@ -123,7 +123,7 @@ def _train_all(
     plan = [(optimizer, seed) for seed in experiment.seeds for optimizer in chosen]
     results: list[RunResult] = []
     for number, (optimizer, seed) in enumerate(plan, start=1):
-        run = run_folder(folder, optimizer, seed)
+        run = run_folder(folder, optimizer.label, seed)
         title = f"[{number}/{len(plan)}] {optimizer.label}, seed {seed}"
         result = finished_run(run, experiment.metric)
         if result is not None:
@@ -140,8 +140,7 @@ def _train_all(
             console.print("The same command goes on from the last checkpoint.")
             break
     console.print(results_table(results, experiment))
-    _, problems = draw_experiment(experiment, results, folder)
-    for problem in problems:
+    for problem in draw_experiment(experiment, results, folder):
         console.print(f"There is {problem}")
     console.print(f"Results, figures and event files: {folder}", soft_wrap=True, highlight=False)
     console.print(f"tensorboard --logdir {folder}", soft_wrap=True, highlight=False)

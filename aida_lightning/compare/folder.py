@@ -52,9 +52,14 @@ class ResumePoint:
     seconds: float = 0.0
 
 
-def run_folder(folder: Path, optimizer: OptimizerChoice, seed: int) -> Path:
-    """Return the folder of a run in that of its comparison."""
-    return folder / optimizer.folder / f"seed_{seed}"
+def run_folder(folder: Path, label: str, seed: int) -> Path:
+    """Return the folder of a run in that of its comparison.
+
+    Example:
+        >>> run_folder(Path("runs"), "Aida K=2", 0).as_posix()
+        'runs/Aida_K=2/seed_0'
+    """
+    return folder / label.replace(" ", "_") / f"seed_{seed}"
 
 
 def check_folder(
@@ -91,7 +96,7 @@ def check_folder(
         )
     for optimizer in optimizers:
         for seed in seeds:
-            run = run_folder(folder, optimizer, seed)
+            run = run_folder(folder, optimizer.label, seed)
             with contextlib.suppress(DamagedFileError):  # which is told when that run's turn comes
                 if (noted := _read_settings(run)) is not None:
                     settings = run_settings(config, optimizer, seed)

@@ -54,19 +54,19 @@ class LoadedExperiment:
 
 
 def list_experiments() -> dict[str, str]:
-    """Returns the name of each experiment that is shipped, and its one line."""
+    """Return the one line of each experiment that is shipped, by its name."""
     paths = sorted(_CONFIGS.glob("*.yaml"), key=lambda path: path.stem)
-    return {path.stem: str(_read(path)["description"]) for path in paths}
+    return {path.stem: str(_read_content(path)["description"]) for path in paths}
 
 
 def find_experiment(name: str) -> Path:
-    """Finds the file of an experiment.
+    """Find the file of an experiment.
 
     Args:
-        name: The name of one that is shipped, or the path of a YAML file.
+        name: the name of one that is shipped, or the path of a YAML file.
 
     Raises:
-        UsageError: If there is neither; the nearest names are given.
+        UsageError: there is neither; the message has the nearest names.
     """
     shipped = _CONFIGS / f"{name}.yaml"
     if shipped.is_file():
@@ -84,17 +84,17 @@ def find_experiment(name: str) -> Path:
 def load_experiment(
     name: str, overrides: Mapping[str, Any] | None = None, sample: bool = False
 ) -> LoadedExperiment:
-    """Reads and checks an experiment. Nothing of it is built yet.
+    """Read and check an experiment, of which nothing is built yet.
 
     Args:
-        name: The name of one that is shipped, or the path of a YAML file.
-        overrides: Values by dotted key that replace those of the file, as
+        name: the name of one that is shipped, or the path of a YAML file.
+        overrides: values by dotted key that replace those of the file, as
             `{"trainer.max_epochs": 1}`.
-        sample: Makes the changes that the file has under `sample`.
+        sample: make the changes that the file has under `sample`.
 
     Raises:
-        UsageError: If there is no such file, or it or a value is not allowed; the message names
-            the file, the key, the value and what would be right.
+        UsageError: there is no such file, or it or a value is not allowed; the message names the
+            file, the key, the value and what would be right.
 
     Example:
         >>> loaded = load_experiment("digits_vgg11", {"trainer.max_epochs": 1})
@@ -102,7 +102,7 @@ def load_experiment(
         1
     """
     path = find_experiment(name)
-    given = _read(path)
+    given = _read_content(path)
     parser = _parser()
     with _refused_as(str(path), given):
         content = parser.parse_path(str(path), defaults=False)
@@ -120,9 +120,14 @@ def load_experiment(
         noted = {**_differences(unchanged, config), "data": "sample"}
     else:
         noted = _differences(in_file, config)
-    config.changes = {short_key(key): value for key, value in config.changes.items()} | noted
+    before = {short_key(key): value for key, value in config.changes.items()}
+    if "data.class_path" in noted:
+        before.pop("data", None)  # other data than the sample that a comparison was of
+    config.changes = before | noted
     _settle_trainer(config.trainer.init_args, resolve_name(config.model.class_path))
-    return LoadedExperiment(_name(path), yaml.safe_load(parser.dump(config, skip_unset=False)))
+    return LoadedExperiment(
+        _experiment_name(path), yaml.safe_load(parser.dump(config, skip_unset=False))
+    )
 
 
 def _parser() -> ArgumentParser:
@@ -131,7 +136,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _name(path: Path) -> str:
+def _experiment_name(path: Path) -> str:
     if path.stem != "config":
         return path.stem
     # A comparison's own; its folder has the name of the experiment, and a digest perhaps.
@@ -139,7 +144,7 @@ def _name(path: Path) -> str:
 
 
 def _changed(parser: ArgumentParser, content: Namespace, changes: Mapping[str, Any]) -> Namespace:
-    """Return what a file says, without defaults, after changes by dotted key."""
+    """Return a file's content, without defaults, after changes by dotted key."""
     content = content.clone()
     if isinstance(content.get("paper"), Namespace):
         content.paper = vars(content.paper)  # else jsonargparse takes no key below it
@@ -165,7 +170,7 @@ def _differences(before: Namespace, after: Namespace) -> dict[str, str]:
 
 
 def _take_out(content: Any, key: str) -> None:
-    """Takes out what a change replaces, for jsonargparse would merge the two."""
+    """Take out what a change replaces, for jsonargparse would merge the two."""
     values = vars(content) if isinstance(content, Namespace) else content
     if not isinstance(values, dict):
         return
@@ -179,7 +184,7 @@ def _take_out(content: Any, key: str) -> None:
 
 
 def _settle_trainer(options: Namespace, model: Any) -> None:
-    """Sets what Lightning would choose by itself, and otherwise than a comparison needs it."""
+    """Set what Lightning would choose by itself, and not as a comparison needs it."""
     if options.devices == "auto":
         options.devices = 1
     if options.strategy == "auto" and options.devices not in (1, "1", [0]):
@@ -193,7 +198,7 @@ def _settle_trainer(options: Namespace, model: Any) -> None:
         options.enable_model_summary = False
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

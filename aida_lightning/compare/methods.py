@@ -68,11 +68,6 @@ class OptimizerChoice:
     label: str
     method: str
 
-    @property
-    def folder(self) -> str:
-        """The name of its folder: the label with underscores for spaces."""
-        return self.label.replace(" ", "_")
-
 
 def choose_optimizers(
     methods: Sequence[Method], common: Mapping[str, Any] | None = None

@@ -1,8 +1,9 @@
-"""What a comparison found: a row a run in `results.csv`, a row a method on the terminal."""
+"""What a comparison found: a row per run in `results.csv`, a row per method on the terminal."""
 
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from aida_lightning.compare.experiment import Experiment
-from aida_lightning.compare.folder import write_whole
+from aida_lightning.compare.folder import run_folder, write_whole
 from aida_lightning.compare.methods import Published, method_label
 from aida_lightning.compare.results import RunResult
 from aida_lightning.compare.settings import INCIDENTAL
@@ -31,7 +32,7 @@ _TOLD_OTHERWISE = {*INCIDENTAL, "seeds", "trainer.max_epochs"}
 
 
 def write_csv(results: Sequence[RunResult], experiment: Experiment, path: Path) -> None:
-    """Writes one row a run, with the paper's number beside it; a reader never sees half a file.
+    """Write one row per run, with the paper's number beside it; a reader never sees half a file.
 
     The columns `best_<metric>` and `last_<metric>` have the metric as it was logged, `paper_mean`
     and `paper_std` the paper's in the table's unit.
@@ -59,7 +60,7 @@ def write_csv(results: Sequence[RunResult], experiment: Experiment, path: Path) 
 
 
 def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table:
-    """Draws up one row a method, with the paper's number and the difference from it.
+    """Draw up one row per method, with the paper's number and the difference from it.
 
     Means and sample standard deviations are over the completed seeds. Of a grid the best point
     stands for the method, and is named.
@@ -102,25 +103,21 @@ def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table
 
 
 def representatives(results: Sequence[RunResult], metric: Metric) -> dict[str, list[RunResult]]:
-    """Chooses for each method the runs of the point of its grid with the best reported value."""
-    chosen: dict[str, list[RunResult]] = {}
-    for method in dict.fromkeys(result.method for result in results):
-        by_label: dict[str, list[RunResult]] = {}
-        for result in results:
-            if result.method == method:
-                by_label.setdefault(result.label, []).append(result)
-        sign = 1 if metric.better == "max" else -1
-        values = {
-            name: sign * value
-            for name, runs in by_label.items()
-            if (value := reported(_counted(runs), metric)) is not None
-        }
-        chosen[method] = by_label[max(values or by_label, key=lambda name: values.get(name, 0.0))]
-    return chosen
+    """Choose for each method the runs of the point of its grid with the best reported value."""
+    by_method: dict[str, dict[str, list[RunResult]]] = {}
+    for result in results:
+        by_label = by_method.setdefault(result.method, {})
+        by_label.setdefault(result.label, []).append(result)
+
+    def rank(runs: list[RunResult]) -> float:
+        value = reported(_counted(runs), metric)
+        return -math.inf if value is None else value if metric.better == "max" else -value
+
+    return {method: max(labels.values(), key=rank) for method, labels in by_method.items()}
 
 
 def reported(runs: Sequence[RunResult], metric: Metric) -> float | None:
-    """The value that the paper's number stands for, of the runs of one label, in its unit."""
+    """Return the value of one label's runs that the paper's number stands for, in its unit."""
     values = [run.best if metric.report == "best" else run.last for run in runs]
     known = _scaled(values, metric)
     if not known or not np.isfinite(known).all():
@@ -129,7 +126,7 @@ def reported(runs: Sequence[RunResult], metric: Metric) -> float | None:
 
 
 def published(experiment: Experiment, result: RunResult) -> Published | None:
-    """The paper's number for a run; None beside another metric or other data than its own."""
+    """Return the paper's number for a run; None beside other data or another metric."""
     if result.metric != experiment.metric.name or not _compares(experiment):
         return None
     found = [
@@ -139,7 +136,7 @@ def published(experiment: Experiment, result: RunResult) -> Published | None:
 
 
 def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
-    """Says where the paper's numbers are from, and in what the runs were not the paper's."""
+    """Say where the paper's numbers are from, and in what the runs were not the paper's."""
     lines = [
         f"{result.label}, seed {result.seed}: {result.status}."
         for result in results
@@ -170,21 +167,16 @@ def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
 
 def draw_experiment(
     experiment: Experiment, results: Sequence[RunResult], folder: Path
-) -> tuple[list[Path], list[str]]:
-    """Draws an experiment's figures from the runs of a comparison.
+) -> list[str]:
+    """Draw an experiment's figures from the runs of a comparison into its folder.
 
     Of a method with a grid, the point that stands for it is drawn, under the method's label.
 
-    Args:
-        experiment: The experiment.
-        results: The runs.
-        folder: The comparison's.
-
     Returns:
-        The pictures written, and what could not be drawn for want of what.
+        what could not be drawn, and for want of what.
     """
     shown = {
-        (folder / run.label.replace(" ", "_") / f"seed_{run.seed}").resolve(): method
+        run_folder(folder, run.label, run.seed).resolve(): method
         for method, runs in representatives(results, experiment.metric).items()
         for run in runs
     }
@@ -192,23 +184,22 @@ def draw_experiment(
     metric = experiment.metric
     if len(names) == 1 and names != {metric.name}:
         metric = replace(metric, name=names.pop(), title=f"{metric.label}, by a proxy")
-    paths: list[Path] = []
-    problems: list[str] = []
     try:
         found = {run.path: run for run in read_runs([folder])}
     except EventsError as error:
-        return [], [str(error)]
+        return [str(error)]
     runs = [replace(found[path], label=shown[path]) for path in shown if path in found]
+    problems = []
     for name in experiment.figures:
         try:
-            paths += write_figures(runs, {"": runs}, folder, [name], ("png",), metric, None)
+            write_figures(runs, {"": runs}, folder, [name], ("png",), metric, None)
         except EventsError as error:
             problems.append(f"no {name}: {error}")
-    return paths, problems
+    return problems
 
 
 def _compares(experiment: Experiment) -> bool:
-    """Whether the data and the metric are those that the paper's numbers are of."""
+    """Return whether the data and the metric are those that the paper's numbers are of."""
     keys = experiment.changes.keys() - _COMPARABLE
     return not any(key.partition(".")[0] in ("data", "metric") for key in keys)
 

@@ -1,4 +1,4 @@
-"""What one run gave, read from its event files."""
+"""The result of a run, read from its event files."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import logging
 import signal
-import threading
 import time
 import traceback
 import warnings
@@ -28,7 +27,7 @@ from aida_lightning.compare.folder import (
 )
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.compare.methods import OptimizerChoice
-from aida_lightning.compare.results import RunResult, Status, measure_run
+from aida_lightning.compare.results import RunResult, measure_run
 from aida_lightning.compare.settings import run_settings
 from aida_lightning.registry import get_optimizer_class
 
@@ -45,7 +44,7 @@ def train_run(
     folder: Path,
     keep_checkpoint: bool = False,
 ) -> RunResult:
-    """Train one run, from its last checkpoint if there is one, and reads its event files.
+    """Train one run, from its last checkpoint if there is one, and read its event files.
 
     Whatever goes wrong is reported in the result, not raised, so that the other runs go on.
 
@@ -57,29 +56,26 @@ def train_run(
         keep_checkpoint: keep the last checkpoint of a run that is finished.
     """
     point = ResumePoint()
-    status: Status = "completed"
-    message = ""
+    failure: dict[str, str] = {}
     start = time.perf_counter()
     with quiet(), _sigint_handler_restored():
         try:
             point = begin_run(folder, run_settings(loaded.config, optimizer, seed))
             _fit(loaded, optimizer, seed, folder, point)
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
-            status = "interrupted"
+            failure = {"status": "interrupted", "message": ""}
         except Exception as error:  # any failure of one run is that run's alone
-            status, message = "failed", _summary(error)
+            failure = {"status": "failed", "message": _summary(error)}
             with contextlib.suppress(OSError):  # of a folder that cannot be written to
                 (folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
     seconds = point.seconds + time.perf_counter() - start
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    measured = measure_run(folder, loaded.experiment.metric)
-    epochs = _epochs(folder)
-    finished = status == "completed" and epochs > 0
-    if status == "completed" and not finished:
-        status, message = "failed", _NOT_TRAINED
-    if not finished:
-        measured |= {"status": status, "message": message}
+    epochs = 0
+    with contextlib.suppress(DamagedFileError):  # then none is known of
+        epochs = resume_point(folder).epochs
+    if not failure and epochs == 0:
+        failure = {"status": "failed", "message": _NOT_TRAINED}
     result = RunResult(
         label=optimizer.label,
         method=optimizer.method,
@@ -88,18 +84,11 @@ def train_run(
         seed=seed,
         wall_time_s=seconds,
         epochs=epochs,
-        **measured,
+        **(measure_run(folder, loaded.experiment.metric) | failure),
     )
-    if finished:
+    if not failure:
         finish_run(folder, result, keep_checkpoint)
     return result
-
-
-def _epochs(folder: Path) -> int:
-    try:
-        return resume_point(folder).epochs
-    except DamagedFileError:
-        return 0  # as far as is known
 
 
 def _fit(
@@ -119,10 +108,7 @@ def _fit(
         # TensorBoard then forgets what a killed run logged after its last checkpoint.
         purge_step=point.steps if any(folder.glob("*tfevents*")) else None,
     )
-    trainer = experiment.trainer(
-        logger=logger,
-        callbacks=run_callbacks(loaded, seed, folder),
-    )
+    trainer = experiment.trainer(logger=logger, callbacks=run_callbacks(loaded, seed, folder))
     pl.seed_everything(seed, workers=True, verbose=False)
     data = experiment.data()
     # Whatever the data module draws, all start from the same weights.
@@ -198,11 +184,9 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _sigint_handler_restored() -> Iterator[None]:
     """Give Ctrl-C back its meaning, which Lightning takes from it when it was pressed once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        with contextlib.suppress(ValueError):  # of another thread than the main one
+            signal.signal(signal.SIGINT, handler)

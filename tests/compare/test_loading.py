@@ -138,6 +138,15 @@ def test_other_data_than_the_samples_are_not_called_the_sample(tmp_path):
     assert "model.width" not in noted
 
 
+def test_other_data_in_a_comparisons_file_are_not_its_sample(tmp_path):
+    sampled = load_experiment(write_experiment(tmp_path), sample=True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(sampled.config))
+    again = load_experiment(str(tmp_path / "config.yaml"), {"data": DIGITS}).experiment
+    assert sampled.experiment.changes == {"data": "sample"}
+    assert "data" not in again.changes
+    assert again.changes["data.class_path"] == DIGITS
+
+
 @pytest.mark.parametrize("again", [False, True], ids=["a user's file", "a comparison's file"])
 @pytest.mark.parametrize(
     ("key", "value", "found"),
