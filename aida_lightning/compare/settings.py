@@ -7,14 +7,14 @@ from typing import Any
 
 from aida_lightning.compare.methods import OptimizerChoice, UsageError
 
-# What may differ when a run goes on, for example on another machine.
-_INCIDENTAL = {
-    "data.init_args.root",
-    "data.init_args.download",
-    "data.init_args.num_workers",
-    "trainer.init_args.accelerator",
-    "trainer.init_args.default_root_dir",
-    "trainer.init_args.enable_progress_bar",
+# What may differ when a run goes on, for example on another machine; short keys.
+INCIDENTAL = {
+    "data.root",
+    "data.download",
+    "data.num_workers",
+    "trainer.accelerator",
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
 }
 
 
@@ -34,9 +34,6 @@ def flat(content: Any, key: str = "") -> dict[str, Any]:
 def short_key(key: str) -> str:
     """Return a dotted key without `init_args`, which it may leave out."""
     return key.replace(".init_args.", ".")
-
-
-INCIDENTAL = {short_key(key) for key in _INCIDENTAL}
 
 
 def run_settings(
@@ -85,4 +82,4 @@ def refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, A
 
 
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat(settings).items() if key not in _INCIDENTAL}
+    return {key: v for key, v in flat(settings).items() if short_key(key) not in INCIDENTAL}
