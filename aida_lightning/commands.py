@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from aida_lightning import __version__
-from aida_lightning._options import compare_parser, figures_parser, summary_parser
+from aida_lightning._parsers import LIGHTNING, command_parser
 from aida_lightning.compare.choices import parse_choice
 from aida_lightning.compare.methods import UsageError
 from aida_lightning.logs.events import EventsError
@@ -19,49 +18,27 @@ INTERRUPTED = 130
 
 # Of each data module its class, and the batch size that suits the networks.
 _DATA_MODULES = {"digits": ("DigitsDataModule", 32), "cifar10": ("CIFAR10DataModule", 128)}
-# Options of `compare` that stand for one key of the experiment's file.
-_KEYS = {
-    "epochs": "trainer.max_epochs",
-    "limit_train_batches": "trainer.limit_train_batches",
-    "limit_val_batches": "trainer.limit_val_batches",
-    "accelerator": "trainer.accelerator",
-    "devices": "trainer.devices",
-    "strategy": "trainer.strategy",
-    "monitor_every_n_steps": "trainer.log_every_n_steps",
-    "seeds": "seeds",
-    "model": "model.init_args.model",
-    "root": "data.init_args.root",
-    "batch_size": "data.init_args.batch_size",
-    "weight_decay": "optimizer_options.weight_decay",
-}
-# Those of LightningCLI, which takes over before anything is parsed.
-_LIGHTNING = {
-    "fit": "Train a LightningModule, with the optimizers by name (LightningCLI).",
-    "validate": "Evaluate one on its validation data.",
-    "test": "Evaluate one on its test data.",
-    "predict": "Let one predict.",
-}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
-        argv: The arguments after the program's name; by default those of this process.
+        argv: the arguments after the program's name; by default those of this process.
 
     Returns:
-        The exit code: 0, or 1 if a run failed or diverged, 2 if a request was refused, 130 after
+        the exit code: 0, or 1 if a run failed or diverged, 2 if a request was refused, 130 after
         Ctrl-C.
     """
     # A console script's own folder is there instead, and the user's classes are here.
     if not {"", os.getcwd()}.intersection(sys.path):
         sys.path.insert(0, os.getcwd())
     given = sys.argv[1:] if argv is None else argv
-    if given and given[0] in _LIGHTNING:
+    if given and given[0] in LIGHTNING:
         from aida_lightning.cli import main as lightning_main
 
         return lightning_main(argv)
-    arguments = _parser().parse_args(argv)
+    arguments = command_parser().parse_args(argv)
     command = arguments.command
     try:
         return _COMMANDS[command](arguments[command])
@@ -71,35 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="aida-lightning",
-        description="Layerwise-adaptive optimizers compared, and the paper's figures.",
-        version=__version__,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand(
-        "compare",
-        compare_parser(),
-        help="Train the same model under several optimizers and report: an experiment of the "
-        "paper, or your own.",
-    )
-    commands.add_subcommand(
-        "figures",
-        figures_parser(),
-        help="Draw the paper's figures of any runs side by side, from event files alone.",
-    )
-    commands.add_subcommand(
-        "summary",
-        summary_parser(),
-        help="Print each layer's adaptive stepsizes as they were logged last.",
-    )
-    for name, help in _LIGHTNING.items():
-        commands.add_subcommand(name, ArgumentParser(), help=help)  # to be listed
-    return parser
 
 
 def _compare(options: Namespace) -> int:
@@ -127,7 +75,7 @@ def _compare(options: Namespace) -> int:
 
 
 def _overrides(options: Namespace) -> dict[str, Any]:
-    """The keys of the experiment's file that the options replace, in the order of their weight."""
+    """Return what replaces keys of the experiment's file; of two for one key, the later holds."""
     overrides: dict[str, Any] = {}
     if (data := options.get("data", "sample")) != "sample":
         name, arguments = parse_choice(data)
@@ -138,7 +86,8 @@ def _overrides(options: Namespace) -> dict[str, Any]:
         overrides["data"] = f"aida_lightning.datamodules.{class_name}"
         arguments.setdefault("batch_size", batch_size)
         overrides |= {f"data.init_args.{key}": value for key, value in arguments.items()}
-    overrides |= {key: options[option] for option, key in _KEYS.items() if option in options}
+    if "changes" in options:
+        overrides |= options.changes.items()
     if "lr_scheduler" in options:
         name, arguments = parse_choice(options.lr_scheduler)
         overrides["model.init_args.lr_scheduler"] = name
@@ -190,7 +139,7 @@ def _summary(options: Namespace) -> int:
 
 
 def _expanded(logdirs: list[str]) -> list[str]:
-    """Expands globs that no shell has expanded; folders whose names look like one stay."""
+    """Expand globs that no shell has expanded; folders whose names look like one stay."""
     found: list[str] = []
     for logdir in logdirs:
         matches = sorted(path for path in glob.glob(logdir, recursive=True) if Path(path).is_dir())

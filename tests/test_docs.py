@@ -17,8 +17,8 @@ from lightning.pytorch import seed_everything
 
 import aida_lightning
 from aida_lightning.commands import main
-from aida_lightning.compare.choices import choose_optimizers
 from aida_lightning.compare.loading import list_experiments, load_experiment
+from aida_lightning.compare.methods import choose_optimizers
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -77,7 +77,7 @@ PARTS = [
     "experiments",
     "_arguments",
     "cli",
-    "_options",
+    "_parsers",
     "commands",
 ]
 

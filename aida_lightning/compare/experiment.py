@@ -11,18 +11,13 @@ from aida_lightning.figures import FigureName
 from aida_lightning.logs.metric import Metric
 
 
-def short_key(key: str) -> str:
-    """Returns the key of a change without `init_args`, which it may leave out."""
-    return key.replace(".init_args.", ".")
-
-
 class ModelFactory(Protocol):
-    """Builds the module of a run; what a file says of it is filled in already."""
+    """What builds the module of a run; what a file says of it is filled in already."""
 
     def __call__(
         self, *, optimizer: str, optimizer_options: dict[str, Any], vocab_size: int = ...
     ) -> LightningModule:
-        """Returns a new module that trains with an optimizer.
+        """Build a new module that trains with an optimizer.
 
         A module that has a vocabulary is told the size of the data module's.
         """
@@ -30,10 +25,10 @@ class ModelFactory(Protocol):
 
 
 class TrainerFactory(Protocol):
-    """Builds the Trainer of a run; what a file says of it is filled in already."""
+    """What builds the Trainer of a run; what a file says of it is filled in already."""
 
     def __call__(self, *, logger: Any, callbacks: list[Callback]) -> Trainer:
-        """Returns a new Trainer."""
+        """Build a new Trainer."""
         ...
 
 
@@ -42,8 +37,8 @@ class Paper:
     """Where the numbers beside the methods are from.
 
     Args:
-        source: The table or figure, and the paper.
-        epochs: The epochs that each run was trained for.
+        source: the table or figure, and the paper.
+        epochs: the epochs that each run was trained for.
     """
 
     source: str
@@ -52,22 +47,22 @@ class Paper:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a file holds. Classes are written as LightningCLI takes them, by class_path.
+    """What an experiment's file holds, with classes by class_path as LightningCLI takes them.
 
     Args:
-        description: One line for the list of experiments.
-        model: The LightningModule, without its optimizer.
-        data: The LightningDataModule.
-        trainer: Arguments of the Trainer.
-        optimizers: The methods to compare.
-        optimizer_options: Options for every optimizer that takes them and has none of its own.
-        sample: Keys of the file, dotted, and their values for a small first try without download.
-        callbacks: Callbacks that each run gets anew.
-        seeds: Seeds of initialisation and data order; every optimizer trains once with each.
-        metric: The number to compare.
-        figures: The paper's figures to draw.
-        paper: Where the paper's numbers are from, if there are any.
-        changes: What was changed from the file on the command line; a comparison notes it itself.
+        description: one line for the list of experiments.
+        model: the LightningModule, without its optimizer.
+        data: the LightningDataModule.
+        trainer: arguments of the Trainer.
+        optimizers: the methods to compare.
+        optimizer_options: options for every optimizer that takes them and has none of its own.
+        sample: keys of the file, dotted, and their values for a small first try without download.
+        callbacks: callbacks that each run gets anew.
+        seeds: seeds of initialisation and data order; every optimizer trains once with each.
+        metric: the number to compare.
+        figures: the paper's figures to draw.
+        paper: where the paper's numbers are from, if there are any.
+        changes: what differs from the file by the command line; a comparison notes it itself.
     """
 
     description: str

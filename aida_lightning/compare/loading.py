@@ -1,22 +1,27 @@
 """Experiments by name or path: found, read, changed by options, and checked."""
 
-import inspect
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch import Trainer
 
-from aida_lightning.compare.experiment import Experiment, Paper, short_key
-from aida_lightning.compare.methods import UsageError
+from aida_lightning.compare.experiment import Experiment, Paper
+from aida_lightning.compare.methods import Method, Published, UsageError
+from aida_lightning.compare.settings import flat, short_key
+from aida_lightning.compare.sources import class_paths
 from aida_lightning.logs.metric import Metric
 
 _CONFIGS = Path(str(files("aida_lightning.compare") / "configs"))
@@ -27,30 +32,41 @@ class LoadedExperiment:
     """An experiment, and the text that it can be loaded from again.
 
     Args:
-        name: The name of its file without the ending.
-        config: Its file's content, every default written out.
-        experiment: The experiment, ready to build its parts.
+        name: the name of its file without the ending.
+        config: its file's content, every default written out.
     """
 
     name: str
     config: dict[str, Any]
-    experiment: Experiment
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The experiment, ready to build its parts."""
+        parser = _parser()
+        config = parser.parse_object(deepcopy(self.config))  # which it would write to
+        return Experiment(**vars(parser.instantiate(config)))
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        """The arguments of the Trainer, every default written out."""
+        options: dict[str, Any] = self.config["trainer"]["init_args"]
+        return options
 
 
 def list_experiments() -> dict[str, str]:
-    """Returns the name of each experiment that is shipped, and its one line."""
+    """Return the one line of each experiment that is shipped, by its name."""
     paths = sorted(_CONFIGS.glob("*.yaml"), key=lambda path: path.stem)
-    return {path.stem: str(_read(path)["description"]) for path in paths}
+    return {path.stem: str(_read_content(path)["description"]) for path in paths}
 
 
 def find_experiment(name: str) -> Path:
-    """Finds the file of an experiment.
+    """Find the file of an experiment.
 
     Args:
-        name: The name of one that is shipped, or the path of a YAML file.
+        name: the name of one that is shipped, or the path of a YAML file.
 
     Raises:
-        UsageError: If there is neither; the nearest names are given.
+        UsageError: there is neither; the message has the nearest names.
     """
     shipped = _CONFIGS / f"{name}.yaml"
     if shipped.is_file():
@@ -68,17 +84,17 @@ def find_experiment(name: str) -> Path:
 def load_experiment(
     name: str, overrides: Mapping[str, Any] | None = None, sample: bool = False
 ) -> LoadedExperiment:
-    """Reads and checks an experiment. Nothing of it is built yet.
+    """Read and check an experiment, of which nothing is built yet.
 
     Args:
-        name: The name of one that is shipped, or the path of a YAML file.
-        overrides: Values by dotted key that replace those of the file, as
+        name: the name of one that is shipped, or the path of a YAML file.
+        overrides: values by dotted key that replace those of the file, as
             `{"trainer.max_epochs": 1}`.
-        sample: Makes the changes that the file has under `sample`.
+        sample: make the changes that the file has under `sample`.
 
     Raises:
-        UsageError: If there is no such file, or it or a value is not allowed; the message names
-            the file, the key, the value and what would be right.
+        UsageError: there is no such file, or it or a value is not allowed; the message names the
+            file, the key, the value and what would be right.
 
     Example:
         >>> loaded = load_experiment("digits_vgg11", {"trainer.max_epochs": 1})
@@ -86,75 +102,75 @@ def load_experiment(
         1
     """
     path = find_experiment(name)
-    _read(path)
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_class_arguments(Experiment, as_group=False)
-    with _refused_as(str(path)):
-        config = before = parser.parse_path(str(path))
+    given = _read_content(path)
+    parser = _parser()
+    with _refused_as(str(path), given):
         content = parser.parse_path(str(path), defaults=False)
-    if content.get("paper"):
-        content.paper = vars(content.paper)  # else jsonargparse takes no key below it
-    changes = {**(overrides or {})}
-    if sample and not config.sample:
-        raise UsageError(f"{path}: sample: the experiment has none, name the data itself")
-    made = {**_kept(config.sample if sample else {}, changes), **changes}
-    for key in _replaced(made):
-        _take_out(content, key)
-    with _refused_as(f"{path} as changed on the command line"):
-        arguments = [f"--{key}={_written(value)}" for key, value in made.items()]
-        config = parser.parse_args(arguments, namespace=content)
-    if sample and not {"data", "data.class_path"}.intersection(changes):
-        noted = {**_noted(changes, before, config), "data": "sample"}
+        in_file = parser.parse_object(content.as_dict())
+    changes = dict(overrides or {})
+    given = {**in_file.as_dict(), **in_file.sample, **changes}
+    with _refused_as(f"{path} as changed on the command line", given):
+        if sample:
+            if not in_file.sample:
+                raise UsageError(f"{path}: sample: the experiment has none, name the data itself")
+            content = _changed(parser, content, in_file.sample)
+        unchanged = parser.parse_object(content.as_dict())
+        config = parser.parse_object(_changed(parser, content, changes).as_dict())
+    if sample and config.data.class_path == unchanged.data.class_path:
+        noted = {**_differences(unchanged, config), "data": "sample"}
     else:
-        noted = _noted(made, before, config)
-    config.changes = {**config.changes, **noted}
+        noted = _differences(in_file, config)
+    before = {short_key(key): value for key, value in config.changes.items()}
+    if "data.class_path" in noted:
+        before.pop("data", None)  # other data than the sample that a comparison was of
+    config.changes = before | noted
     _settle_trainer(config.trainer.init_args, resolve_name(config.model.class_path))
     return LoadedExperiment(
-        name=_name(path),
-        config=yaml.safe_load(parser.dump(config, skip_unset=False)),
-        experiment=Experiment(**vars(parser.instantiate(config))),
+        _experiment_name(path), yaml.safe_load(parser.dump(config, skip_unset=False))
     )
 
 
-def _name(path: Path) -> str:
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(Experiment, as_group=False)
+    return parser
+
+
+def _experiment_name(path: Path) -> str:
     if path.stem != "config":
         return path.stem
     # A comparison's own; its folder has the name of the experiment, and a digest perhaps.
     return re.sub(r"-[0-9a-f]{8}$", "", path.absolute().parent.name)
 
 
-def _replaced(changes: Collection[str]) -> list[str]:
-    """The keys that changes replace: their own, and what is said of a metric of another name."""
-    named = ["metric.title", "metric.percent"] if "metric.name" in changes else []
-    return [*changes, *named]
+def _changed(parser: ArgumentParser, content: Namespace, changes: Mapping[str, Any]) -> Namespace:
+    """Return a file's content, without defaults, after changes by dotted key."""
+    content = content.clone()
+    if isinstance(content.get("paper"), Namespace):
+        content.paper = vars(content.paper)  # else jsonargparse takes no key below it
+    for key in changes:
+        _take_out(content, key)
+    metric = content.get("metric.name", Metric.name)
+    if changes.get("metric.name", metric) != metric:  # and another title and unit
+        _take_out(content, "metric.title")
+        _take_out(content, "metric.percent")
+    arguments = [f"--{key}={_as_text(value)}" for key, value in changes.items()]
+    return parser.parse_args(arguments, namespace=content, defaults=False)
 
 
-def _kept(sample: Mapping[str, Any], changes: Collection[str]) -> dict[str, Any]:
-    """What of the sample no change replaces, neither the key nor one around it."""
-    replaced = tuple(f"{key}." for key in _replaced(changes))
-    return {key: value for key, value in sample.items() if not f"{key}.".startswith(replaced)}
-
-
-def _noted(changes: Mapping[str, Any], before: Namespace, after: Namespace) -> dict[str, str]:
-    """The changes by which a value is another one than in the file."""
-    old, new = dict(before.items()), dict(after.items())
-    changed = {short_key(f"{key}.") for key in {**old, **new} if old.get(key) != new.get(key)}
-    return {key: _written(changes[key]) for key in changes if _counts(key, changes, changed)}
-
-
-def _counts(key: str, changes: Collection[str], changed: Collection[str]) -> bool:
-    """Whether a change is to blame for another value: where several might be, the most specific."""
-    own = short_key(f"{key}.")
-    shorts = (short_key(f"{change}.") for change in changes)
-    inner = tuple(short for short in shorts if short.startswith(own) and short != own)
-    return any(
-        own.startswith(value) or (value.startswith(own) and not value.startswith(inner))
-        for value in changed
-    )
+def _differences(before: Namespace, after: Namespace) -> dict[str, str]:
+    """Return the keys whose values differ, with their values after."""
+    old, new = flat(before.as_dict()), flat(after.as_dict())
+    return {
+        short_key(key): _as_text(new.get(key))
+        for key in {**old, **new}
+        # What another class does not take is told by its class path.
+        if old.get(key) != new.get(key) and (key in new or ".init_args." not in key)
+    }
 
 
 def _take_out(content: Any, key: str) -> None:
-    """Takes out what a change replaces, for jsonargparse would merge the two."""
+    """Take out what a change replaces, for jsonargparse would merge the two."""
     values = vars(content) if isinstance(content, Namespace) else content
     if not isinstance(values, dict):
         return
@@ -168,7 +184,7 @@ def _take_out(content: Any, key: str) -> None:
 
 
 def _settle_trainer(options: Namespace, model: Any) -> None:
-    """Sets what Lightning would choose by itself, and otherwise than a comparison needs it."""
+    """Set what Lightning would choose by itself, and not as a comparison needs it."""
     if options.devices == "auto":
         options.devices = 1
     if options.strategy == "auto" and options.devices not in (1, "1", [0]):
@@ -182,7 +198,7 @@ def _settle_trainer(options: Namespace, model: Any) -> None:
         options.enable_model_summary = False
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -197,37 +213,34 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _refused_as(source: str) -> Iterator[None]:
+def _refused_as(source: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Name the source of a value that is refused, and the nearest of the keys that there are."""
     try:
         yield
     except ArgumentError as error:
-        raise UsageError(f"{source}: {_explained(str(error))}") from error
+        message = " ".join(str(error).partition(" Got value: Namespace(")[0].split()).rstrip(".")
+        raise UsageError(f"{source}: {message}{_nearest(message, given)}") from error
 
 
-def _explained(message: str) -> str:
-    """Makes one line of jsonargparse's message: the key, what is wrong, and what would be right."""
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    # Of nested messages the innermost says what is wrong, the outer ones repeat the whole value.
-    text = message.rpartition('Parser key "')[2].partition('":\n')[2] or message
-    if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message, re.I):
-        parent = unknown[1].rpartition(".")[0]
-        parts: dict[str, Any] = {"": Experiment, "metric": Metric, "paper": Paper}
-        if parent in parts:
-            known = ", ".join(field.name for field in fields(parts[parent]))
-            return f"{unknown[1]}: unknown key, there are {known}"
-    text = re.sub(r"Type .*? expects a function or a callable class: ", "", text)
-    text = re.sub(r"\.? ?Got value: Namespace\(.*", "", " ".join(text.split()))
-    if "Problem with given class_path" in message:  # of a part that may be null, too
-        text = re.sub(r"^Does not validate.*?class_path '[\w.]+': ", "", text)
-        text = text.partition(" - Expected a <class 'NoneType'>")[0]
-    lacking = re.search(r"Option '(\w+)' is not accepted", message)
-    classes = re.findall(r"class_path[= ]'([\w.]+)'", message)
-    if lacking and classes:
-        options = [*inspect.signature(resolve_name(classes[-1])).parameters]
-        nearest = get_close_matches(lacking[1], options, n=3, cutoff=0.5) or options
-        text += f", {classes[-1]} has: {', '.join(nearest)}"
-    return f"{'.'.join(keys)}: {text}" if keys else text
+def _nearest(message: str, given: Mapping[str, Any]) -> str:
+    """Return the nearest keys that there are for each key in a message that there is not."""
+    classes = [Experiment, Paper, Metric, Method, Published, Trainer]
+    with suppress(AttributeError, ImportError, ValueError):
+        classes += [resolve_name(path) for path in class_paths(given)]
+    known = {name for cls in classes for name in signature(cls).parameters}
+    unknown = {part for key in _keys(given) for part in key.split(".")} - known
+    named = unknown.intersection(re.split(r"\W+", message))
+    nearest = [near for key in sorted(named) for near in get_close_matches(key, known)]
+    return f"; did you mean: {', '.join(nearest)}?" if nearest else ""
 
 
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _keys(content: Any) -> Iterator[str]:
+    if isinstance(content, Mapping):
+        yield from content
+    for value in content.values() if isinstance(content, Mapping) else content:
+        if isinstance(value, Mapping | list):
+            yield from _keys(value)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,13 +1,16 @@
-"""The methods of an experiment: optimizers with options, labels, and grids of options."""
+"""The optimizers of a comparison, as a file lists them, and the runs that each of them means."""
 
+import inspect
+import itertools
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 _NAMES = {"AdamPlus": "Adam+"}
 _SYMBOLS = {"k": "K"}
 # What a comparison writes beside the folders of the runs.
-_OWN_FILES = re.compile(r"config\.yaml|results\.csv(\.tmp)?|fig\d+\.\w+", re.IGNORECASE)
+_OWN_FILES = re.compile(r"config\.yaml|results\.csv|fig\d+\.\w+", re.IGNORECASE)
 # Of a file's name, in nearly every file system.
 _LONGEST = 255
 
@@ -21,8 +24,8 @@ class Published:
     """What a paper reports of one optimizer.
 
     Args:
-        mean: The metric, over the paper's seeds, in the unit of the table.
-        std: Its standard deviation, where the paper gives one.
+        mean: the metric, over the paper's seeds, in the unit of the table.
+        std: its standard deviation, where the paper gives one.
     """
 
     mean: float
@@ -34,12 +37,12 @@ class Method:
     """An optimizer of an experiment, as its file lists it.
 
     Args:
-        name: Its name in the registry.
-        options: Its keyword arguments.
-        label: What to call it in tables, figures and folders; by default its name and options.
-        grid: Lists of values for further options. Every combination is trained, and the best
+        name: the optimizer's name in the registry.
+        options: its keyword arguments.
+        label: what to call it in tables, figures and folders; by default its name and options.
+        grid: lists of values for further options. Every combination is trained, and the best
             stands for the method.
-        paper: What the paper reports of it.
+        paper: what the paper reports of it.
     """
 
     name: str
@@ -54,31 +57,65 @@ class OptimizerChoice:
     """One combination of options that was found to be accepted.
 
     Args:
-        name: The optimizer's name in the registry.
-        options: Its keyword arguments.
-        label: What to call it in tables, figures and folders; no two of a comparison are equal.
-        method: The label of the method that it is a combination of; the label itself without grid.
-        paper: What the paper reports of the method.
+        name: the optimizer's name in the registry.
+        options: its keyword arguments.
+        label: what to call it in tables, figures and folders; no two of a comparison are equal.
+        method: the label of the method that it is a combination of; the label itself without grid.
     """
 
     name: str
     options: dict[str, Any]
     label: str
     method: str
-    paper: Published | None = None
 
-    @property
-    def folder(self) -> str:
-        """The name of its folder: the label with underscores for spaces."""
-        return self.label.replace(" ", "_")
+
+def choose_optimizers(
+    methods: Sequence[Method], common: Mapping[str, Any] | None = None
+) -> list[OptimizerChoice]:
+    """Look up optimizers in the registry, lay out their grids, and try all options.
+
+    Args:
+        methods: the optimizers.
+        common: options for every optimizer that takes them and was not given its own.
+
+    Raises:
+        UsageError: a name or an option is unknown, a value is refused, or two labels are equal.
+
+    Example:
+        >>> grid = {"eps": [1e-8, 1e-16], "lr": [0.01]}
+        >>> [choice.label for choice in choose_optimizers([Method("adabelief", grid=grid)])]
+        ['AdaBelief eps=1e-08 lr=0.01', 'AdaBelief eps=1e-16 lr=0.01']
+    """
+    if not methods:
+        raise UsageError("optimizers: at least one is needed")
+    chosen: dict[str, OptimizerChoice] = {}
+    for method in methods:
+        for options, suffix in _combinations(method):
+            try:
+                tried = _try_options(method.name, options, common or {})
+                label = method_label(method)
+                full = folder_label(f"{label} {suffix}")
+            except UsageError:
+                raise
+            except Exception as error:  # whatever a constructor raises refuses the request
+                shown = ",".join(f"{key}={value}" for key, value in options.items())
+                asked = f"{method.name}:{shown}".rstrip(":")
+                raise UsageError(f"optimizers: {asked}: {error}") from error
+            if full.lower() in chosen:
+                raise UsageError(
+                    f"optimizers: two are called {full!r}; tell them apart with a label, as in "
+                    f"{method.name}:label=NAME"
+                )
+            chosen[full.lower()] = OptimizerChoice(method.name, tried, full, label)
+    return list(chosen.values())
 
 
 def method_label(method: Method) -> str:
-    """What a method is called: its label, or its class with the options that it was given.
+    """Return a method's label, by default its class with the options that it was given.
 
     Raises:
-        UsageError: If the label cannot name a folder.
-        ValueError: If there is no such optimizer.
+        UsageError: the label cannot name a folder.
+        ValueError: there is no such optimizer.
 
     Example:
         >>> method_label(Method("aida", {"k": 1}))
@@ -95,10 +132,10 @@ def method_label(method: Method) -> str:
 
 
 def folder_label(text: str) -> str:
-    """Returns a label as it can be read back from a folder's name, with single blanks.
+    """Return a label as it can be read back from a folder's name, with single blanks.
 
     Raises:
-        UsageError: If it cannot name a folder beside the comparison's own files.
+        UsageError: the label cannot name a folder beside the comparison's own files.
 
     Example:
         >>> folder_label("Adam weight_decay=0.1")
@@ -106,15 +143,42 @@ def folder_label(text: str) -> str:
     """
     # Figures read labels back from folder names, where an underscore stands for a space.
     clean = re.sub(r"[\s_]+", " ", text).strip()
+    unusable = f"optimizers: the label {text!r} cannot name a folder"
     if not clean or clean.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', clean):
-        raise UsageError(f"optimizers: the label {text!r} cannot name a folder")
+        raise UsageError(unusable)
     if _OWN_FILES.fullmatch(clean):
         raise UsageError(
             f"optimizers: the label {text!r} is the name of one of the files beside it"
         )
     if (size := len(clean.encode())) > _LONGEST:
         raise UsageError(
-            f"optimizers: the label {text!r} cannot name a folder: it has {size} bytes, of which "
-            f"there can be {_LONGEST}; give a short one with the option label"
+            f"{unusable}: it has {size} bytes, of which there can be {_LONGEST}; give a short one "
+            "with the option label"
         )
     return clean
+
+
+def _combinations(method: Method) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the options of each point of the grid, and what tells the point from the others."""
+    for key, values in method.grid.items():
+        if not values:
+            raise UsageError(f"optimizers: {method.name}: the grid of {key!r} has no value")
+    for combination in itertools.product(*method.grid.values()):
+        point = dict(zip(method.grid, combination, strict=True))
+        suffix = " ".join(f"{key}={value}" for key, value in point.items())
+        yield {**method.options, **point}, suffix
+
+
+def _try_options(
+    name: str, options: Mapping[str, Any], common: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return an optimizer's options, the common ones included, that it was built with."""
+    import torch
+
+    from aida_lightning.registry import build_optimizer, get_optimizer_class
+
+    accepted = inspect.signature(get_optimizer_class(name)).parameters
+    complete = {**{key: v for key, v in common.items() if key in accepted}, **options}
+    complete = {key: tuple(v) if isinstance(v, list) else v for key, v in complete.items()}
+    build_optimizer(name, torch.nn.Linear(2, 2), **complete)
+    return complete

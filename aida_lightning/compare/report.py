@@ -1,62 +1,66 @@
-"""What a comparison found: a row a run in `results.csv`, a row a method on the terminal."""
+"""What a comparison found: a row per run in `results.csv`, a row per method on the terminal."""
 
 import csv
+import io
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+from rich.filesize import decimal
 from rich.table import Table
 
-from aida_lightning.compare.experiment import Experiment, short_key
+from aida_lightning.compare.experiment import Experiment
+from aida_lightning.compare.folder import run_folder, write_whole
 from aida_lightning.compare.methods import Published, method_label
 from aida_lightning.compare.results import RunResult
+from aida_lightning.compare.settings import INCIDENTAL
 from aida_lightning.figures.draw import write_figures
 from aida_lightning.logs.events import EventsError
 from aida_lightning.logs.metric import Metric
 from aida_lightning.logs.runs import read_runs
 
 _DASH = "–"
-_INCIDENTAL = {"data.root", "data.download", "data.num_workers"}
 # What of the data and the metric may be changed, and the paper's numbers compare all the same.
-_COMPARABLE = {*_INCIDENTAL, "data.batch_size", "metric.title"}
+_COMPARABLE = {*INCIDENTAL, "data.batch_size", "metric.title"}
 # Changes that the table shows in another way, or that do not change a result.
-_TOLD_OTHERWISE = {*_INCIDENTAL, "seeds", "trainer.accelerator", "trainer.max_epochs"}
+_TOLD_OTHERWISE = {*INCIDENTAL, "seeds", "trainer.max_epochs"}
 
 
 def write_csv(results: Sequence[RunResult], experiment: Experiment, path: Path) -> None:
-    """Writes one row a run, with the paper's number beside it; a reader never sees half a file.
+    """Write one row per run, with the paper's number beside it; a reader never sees half a file.
 
     The columns `best_<metric>` and `last_<metric>` have the metric as it was logged, `paper_mean`
     and `paper_std` the paper's in the table's unit.
     """
     name = experiment.metric.name
-    unfinished = path.with_suffix(".csv.tmp")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        columns = ["label", "method", "optimizer", "options", "seed"]
-        columns += ["metric", f"best_{name}", f"last_{name}", "floor", "paper_mean", "paper_std"]
-        columns += ["wall_time_s", "optimizer_state_bytes", "epochs", "paper_epochs", "status"]
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        for result in results:
-            paper = published(experiment, result)
-            row = asdict(result) | {
-                "options": json.dumps(result.options, default=str),
-                f"best_{name}": result.best,
-                f"last_{name}": result.last,
-                "paper_mean": paper.mean if paper else None,
-                "paper_std": paper.std if paper else None,
-                "paper_epochs": experiment.paper.epochs if experiment.paper else None,
-                "wall_time_s": f"{result.wall_time_s:.2f}",
-            }
-            writer.writerow(row)
-    unfinished.replace(path)
+    columns = ["label", "method", "optimizer", "options", "seed"]
+    columns += ["metric", f"best_{name}", f"last_{name}", "floor", "paper_mean", "paper_std"]
+    columns += ["wall_time_s", "optimizer_state_bytes", "epochs", "paper_epochs", "status"]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, extrasaction="ignore")
+    writer.writeheader()
+    for result in results:
+        paper = published(experiment, result)
+        row = asdict(result) | {
+            "options": json.dumps(result.options, default=str),
+            f"best_{name}": result.best,
+            f"last_{name}": result.last,
+            "paper_mean": paper.mean if paper else None,
+            "paper_std": paper.std if paper else None,
+            "paper_epochs": experiment.paper.epochs if experiment.paper else None,
+            "wall_time_s": f"{result.wall_time_s:.2f}",
+        }
+        writer.writerow(row)
+    write_whole(path, table.getvalue())
 
 
 def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table:
-    """Draws up one row a method, with the paper's number and the difference from it.
+    """Draw up one row per method, with the paper's number and the difference from it.
 
     Means and sample standard deviations are over the completed seeds. Of a grid the best point
     stands for the method, and is named.
@@ -92,32 +96,28 @@ def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table
         cells += [_spread([run.last for run in rows], metric)]
         if has_paper:
             cells += _beside_paper(rows, experiment)
-        cells += [format_seconds(statistics.mean(run.wall_time_s for run in rows))]
-        cells += [format_bytes(max(sizes)) if sizes else _DASH, _completed(all_of_method)]
+        cells += [str(timedelta(seconds=round(statistics.mean(run.wall_time_s for run in rows))))]
+        cells += [decimal(max(sizes)) if sizes else _DASH, _completed(all_of_method)]
         table.add_row(*cells)
     return table
 
 
 def representatives(results: Sequence[RunResult], metric: Metric) -> dict[str, list[RunResult]]:
-    """Chooses for each method the runs of the point of its grid with the best reported value."""
-    chosen: dict[str, list[RunResult]] = {}
-    for method in dict.fromkeys(result.method for result in results):
-        by_label: dict[str, list[RunResult]] = {}
-        for result in results:
-            if result.method == method:
-                by_label.setdefault(result.label, []).append(result)
-        sign = 1 if metric.better == "max" else -1
-        values = {
-            name: sign * value
-            for name, runs in by_label.items()
-            if (value := reported(_counted(runs), metric)) is not None
-        }
-        chosen[method] = by_label[max(values or by_label, key=lambda name: values.get(name, 0.0))]
-    return chosen
+    """Choose for each method the runs of the point of its grid with the best reported value."""
+    by_method: dict[str, dict[str, list[RunResult]]] = {}
+    for result in results:
+        by_label = by_method.setdefault(result.method, {})
+        by_label.setdefault(result.label, []).append(result)
+
+    def rank(runs: list[RunResult]) -> float:
+        value = reported(_counted(runs), metric)
+        return -math.inf if value is None else value if metric.better == "max" else -value
+
+    return {method: max(labels.values(), key=rank) for method, labels in by_method.items()}
 
 
 def reported(runs: Sequence[RunResult], metric: Metric) -> float | None:
-    """The value that the paper's number stands for, of the runs of one label, in its unit."""
+    """Return the value of one label's runs that the paper's number stands for, in its unit."""
     values = [run.best if metric.report == "best" else run.last for run in runs]
     known = _scaled(values, metric)
     if not known or not np.isfinite(known).all():
@@ -126,7 +126,7 @@ def reported(runs: Sequence[RunResult], metric: Metric) -> float | None:
 
 
 def published(experiment: Experiment, result: RunResult) -> Published | None:
-    """The paper's number for a run; None beside another metric or other data than its own."""
+    """Return the paper's number for a run; None beside other data or another metric."""
     if result.metric != experiment.metric.name or not _compares(experiment):
         return None
     found = [
@@ -136,7 +136,7 @@ def published(experiment: Experiment, result: RunResult) -> Published | None:
 
 
 def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
-    """Says where the paper's numbers are from, and in what the runs were not the paper's."""
+    """Say where the paper's numbers are from, and in what the runs were not the paper's."""
     lines = [
         f"{result.label}, seed {result.seed}: {result.status}."
         for result in results
@@ -156,7 +156,7 @@ def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
     others = [
         f"{key}={value}"
         for key, value in experiment.changes.items()
-        if short_key(key) not in _TOLD_OTHERWISE and (key, value) != ("data", "sample")
+        if key not in _TOLD_OTHERWISE and (key, value) != ("data", "sample")
     ]
     if others:
         lines.append(f"Changed: {', '.join(others)}")
@@ -167,21 +167,16 @@ def notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
 
 def draw_experiment(
     experiment: Experiment, results: Sequence[RunResult], folder: Path
-) -> tuple[list[Path], list[str]]:
-    """Draws an experiment's figures from the runs of a comparison.
+) -> list[str]:
+    """Draw an experiment's figures from the runs of a comparison into its folder.
 
     Of a method with a grid, the point that stands for it is drawn, under the method's label.
 
-    Args:
-        experiment: The experiment.
-        results: The runs.
-        folder: The comparison's.
-
     Returns:
-        The pictures written, and what could not be drawn for want of what.
+        what could not be drawn, and for want of what.
     """
     shown = {
-        (folder / run.label.replace(" ", "_") / f"seed_{run.seed}").resolve(): method
+        run_folder(folder, run.label, run.seed).resolve(): method
         for method, runs in representatives(results, experiment.metric).items()
         for run in runs
     }
@@ -189,52 +184,23 @@ def draw_experiment(
     metric = experiment.metric
     if len(names) == 1 and names != {metric.name}:
         metric = replace(metric, name=names.pop(), title=f"{metric.label}, by a proxy")
-    paths: list[Path] = []
-    problems: list[str] = []
     try:
         found = {run.path: run for run in read_runs([folder])}
     except EventsError as error:
-        return [], [str(error)]
+        return [str(error)]
     runs = [replace(found[path], label=shown[path]) for path in shown if path in found]
+    problems = []
     for name in experiment.figures:
         try:
-            paths += write_figures(runs, {"": runs}, folder, [name], ("png",), metric, None)
+            write_figures(runs, {"": runs}, folder, [name], ("png",), metric, None)
         except EventsError as error:
             problems.append(f"no {name}: {error}")
-    return paths, problems
-
-
-def format_bytes(count: int) -> str:
-    """Writes a number of bytes for people.
-
-    Example:
-        >>> format_bytes(78_007_376)
-        '74.4 MiB'
-    """
-    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{count} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Writes a time for people.
-
-    Example:
-        >>> format_seconds(83.2)
-        '1 min 23 s'
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return problems
 
 
 def _compares(experiment: Experiment) -> bool:
-    """Whether the data and the metric are those that the paper's numbers are of."""
-    keys = {short_key(key) for key in experiment.changes} - _COMPARABLE
+    """Return whether the data and the metric are those that the paper's numbers are of."""
+    keys = experiment.changes.keys() - _COMPARABLE
     return not any(key.partition(".")[0] in ("data", "metric") for key in keys)
 
 

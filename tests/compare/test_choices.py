@@ -1,9 +1,17 @@
 """Optimizers as a user asks for them."""
 
+from pathlib import Path
+
 import pytest
 
-from aida_lightning.compare.choices import choose_optimizers, parse_choice, pick_methods
-from aida_lightning.compare.methods import Method, UsageError, method_label
+from aida_lightning.compare.choices import parse_choice, pick_methods
+from aida_lightning.compare.folder import run_folder
+from aida_lightning.compare.methods import (
+    Method,
+    UsageError,
+    choose_optimizers,
+    method_label,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +47,9 @@ def test_what_cannot_be_read_is_refused(text):
 )
 def test_labels_tell_the_options_and_name_the_folder(text, label, folder):
     (chosen,) = choose_optimizers(pick_methods([], [text]))
-    assert (chosen.label, chosen.folder) == (label, folder)
-    assert chosen.folder.replace("_", " ") == chosen.label
+    found = run_folder(Path(), chosen.label, 0).parent.name
+    assert (chosen.label, found) == (label, folder)
+    assert found.replace("_", " ") == chosen.label
 
 
 METHODS = [
@@ -80,7 +89,7 @@ def test_a_grid_is_every_combination_and_all_stand_for_one_method():
         {"weight_decay": 0.5, "eps": eps, "lr": lr} for eps in grid["eps"] for lr in grid["lr"]
     ]
     assert {choice.method for choice in chosen} == {"AdaBelief weight decay=0.5"}
-    assert len({choice.folder for choice in chosen}) == 4
+    assert len({choice.label for choice in chosen}) == 4
 
 
 def test_weight_decay_reaches_every_optimizer_that_takes_it_and_has_none_of_its_own():
@@ -126,4 +135,4 @@ def test_a_point_of_a_grid_that_cannot_name_a_folder_is_refused():
 
 def test_the_label_of_a_point_of_a_grid_is_its_folders():
     (chosen,) = choose_optimizers([Method("aida", grid={"weight_decay": [0.1]})])
-    assert (chosen.label, chosen.folder) == ("Aida weight decay=0.1", "Aida_weight_decay=0.1")
+    assert run_folder(Path(), chosen.label, 0) == Path("Aida_weight_decay=0.1/seed_0")

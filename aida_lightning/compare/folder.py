@@ -1,0 +1,226 @@
+"""The folder of a comparison and those of its runs: what is in them, and where a run goes on."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from aida_lightning.compare.callbacks import CHECKPOINT, Resumable
+from aida_lightning.compare.methods import OptimizerChoice, UsageError
+from aida_lightning.compare.results import RunResult, measure_run, measured_by
+from aida_lightning.compare.settings import common_settings, refuse_differences, run_settings
+from aida_lightning.logs.metric import Metric
+
+_T = TypeVar("_T")
+
+_CONFIG = "config.yaml"
+_LOCK = ".lock"
+_SETTINGS = "run.yaml"
+_RESULT = "result.json"
+
+
+class DamagedFileError(RuntimeError):
+    """A file that a run goes on from cannot be read."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be read ({reason}): put a good copy there or move it away; without "
+            f"its {CHECKPOINT} a run starts anew"
+        )
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on.
+
+    Args:
+        checkpoint: the checkpoint, or None for a run from the start.
+        epochs: the epochs that were trained.
+        steps: the batches after which an optimizer stepped.
+        seconds: how long they took.
+    """
+
+    checkpoint: Path | None = None
+    epochs: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+def run_folder(folder: Path, label: str, seed: int) -> Path:
+    """Return the folder of a run in that of its comparison.
+
+    Example:
+        >>> run_folder(Path("runs"), "Aida K=2", 0).as_posix()
+        'runs/Aida_K=2/seed_0'
+    """
+    return folder / label.replace(" ", "_") / f"seed_{seed}"
+
+
+def check_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    optimizers: Sequence[OptimizerChoice],
+    seeds: Sequence[int],
+) -> None:
+    """Refuse a folder that holds anything but a comparison with the same settings.
+
+    Optimizers, seeds and the metric may differ.
+
+    Raises:
+        UsageError: the folder cannot be used; the message names what differs.
+    """
+    with _refused_access(folder):
+        exists = folder.exists()
+        if exists and not folder.is_dir():
+            raise UsageError(f"output: {folder} is no folder")
+        holds_more = exists and {path.name for path in folder.iterdir()} - {_LOCK}
+    if holds_more:
+        try:
+            there = yaml.safe_load((folder / _CONFIG).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            there = None
+        # Other programs write a config.yaml, too, and people do; none has the changes that we note.
+        if not isinstance(there, dict) or "changes" not in there:
+            raise UsageError(
+                f"output: {folder} exists and is not empty, and has no {_CONFIG} of a comparison; "
+                "nothing is overwritten. Give a new folder, or one of the same comparison"
+            )
+        refuse_differences(
+            f"{folder} holds a comparison", common_settings(there), common_settings(config)
+        )
+    for optimizer in optimizers:
+        for seed in seeds:
+            run = run_folder(folder, optimizer.label, seed)
+            with contextlib.suppress(DamagedFileError):  # which is told when that run's turn comes
+                if (noted := _read_settings(run)) is not None:
+                    settings = run_settings(config, optimizer, seed)
+                    refuse_differences(f"{run} holds a run", noted, settings)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep others out of it; the lock is gone when its process is."""
+    lock = FileLock(folder / _LOCK, timeout=0)
+    with _refused_access(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the experiment that repeats a comparison into its folder."""
+    with _refused_access(folder):
+        write_whole(folder / _CONFIG, _as_yaml(config))
+
+
+def begin_run(folder: Path, settings: Mapping[str, Any]) -> ResumePoint:
+    """Make a run's folder with a note of its settings, and return where the run goes on.
+
+    Raises:
+        DamagedFileError: a file of the run that is there already cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _read_settings(folder)
+    _read_result(folder)
+    point = resume_point(folder)
+    write_whole(folder / _SETTINGS, _as_yaml(settings))
+    return point
+
+
+def resume_point(folder: Path) -> ResumePoint:
+    """Read from a run's last checkpoint how far it got.
+
+    Raises:
+        DamagedFileError: the checkpoint cannot be read.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return ResumePoint()
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return ResumePoint(path, **checkpoint["callbacks"][Resumable.__qualname__])
+    except Exception as error:  # torch raises nearly anything
+        raise DamagedFileError(path, type(error).__name__) from error
+
+
+def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
+    """Mark a run as finished, and remove what only its going on had needed."""
+    write_whole(folder / _RESULT, json.dumps(asdict(result), indent=2, default=str))
+    if not keep_checkpoint:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def finished_run(folder: Path, metric: Metric) -> RunResult | None:
+    """Return the result of a run that is finished, or None.
+
+    By another metric than it was finished with, it is measured again, from its event files.
+    """
+    try:
+        _read_settings(folder)
+        result = _read_result(folder)
+    except DamagedFileError:
+        return None  # the run's begin tells
+    if result is None or measured_by(result, metric):
+        return result
+    return replace(result, **measure_run(folder, metric))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file as a whole, so that neither a reader nor a kill finds half of it."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8", newline="")
+    beside.replace(path)
+
+
+@contextlib.contextmanager
+def _refused_access(folder: Path) -> Iterator[None]:
+    """Name a folder that cannot be looked into, written to or locked."""
+    try:
+        yield
+    except Timeout as error:
+        raise UsageError(
+            f"output: another comparison is at work in {folder}: wait until it has ended, or give "
+            "another folder. If there is none, the folder's file system may not support locks"
+        ) from error
+    except NotImplementedError as error:
+        raise UsageError(
+            f"output: {folder} cannot be locked, its file system may not support it ({error}): "
+            "give a folder on another one"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"output: {error}") from error
+
+
+def _as_yaml(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+
+
+def _read_settings(folder: Path) -> dict[str, Any] | None:
+    def parse(text: str) -> dict[str, Any]:
+        settings: dict[str, Any] = yaml.safe_load(text)
+        settings["seed"]  # the last of them: nothing is cut off
+        return settings
+
+    return _read_file(folder / _SETTINGS, parse)
+
+
+def _read_result(folder: Path) -> RunResult | None:
+    return _read_file(folder / _RESULT, lambda text: RunResult(**json.loads(text)))
+
+
+def _read_file(path: Path, parse: Callable[[str], _T]) -> _T | None:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise DamagedFileError(path, type(error).__name__) from error
