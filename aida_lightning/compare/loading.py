@@ -18,10 +18,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
+from aida_lightning.compare.classes import class_paths
 from aida_lightning.compare.experiment import Experiment, Paper
 from aida_lightning.compare.methods import Method, Published, UsageError
 from aida_lightning.compare.settings import flat, short_key
-from aida_lightning.compare.sources import class_paths
 from aida_lightning.logs.metric import Metric
 
 _CONFIGS = Path(str(files("aida_lightning.compare") / "configs"))
