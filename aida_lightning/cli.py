@@ -20,7 +20,7 @@ from typing_extensions import override
 # A callback's bare name, as in --trainer.callbacks+=StepsizeMonitor, is looked for among the
 # classes that are imported.
 import aida_lightning.callbacks  # noqa: F401
-from aida_lightning._arguments import NamesArgumentParser
+from aida_lightning._names import NamesArgumentParser
 from aida_lightning.mixin import OptimizerMixin
 from aida_lightning.registry import get_optimizer_class, list_optimizers
 

@@ -74,7 +74,7 @@ PARTS = [
     "example_modules",
     "compare",
     "experiments",
-    "_arguments",
+    "_names",
     "cli",
     "_options",
     "commands",
