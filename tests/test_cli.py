@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
@@ -358,6 +359,19 @@ def test_optimizers_that_are_linked_to_the_model_have_names_too():
     assert second["init_args"]["lr"] == 0.5
 
 
+class SeveralCLI(AidaCLI):
+    def add_arguments_to_parser(self, parser):
+        parser.add_optimizer_args(nested_key="first")
+        parser.add_optimizer_args(nested_key="second")
+
+
+def test_one_of_several_optimizers_may_be_given_and_not_two():
+    made = cli(Net, "--second=laida", cls=SeveralCLI)
+    assert isinstance(made.model.configure_optimizers(), LAida)
+    with pytest.raises(MisconfigurationException, match="at most one optimizer"):
+        cli(Net, "--first=aida", "--second=laida", cls=SeveralCLI)
+
+
 class FixedCLI(AidaCLI):
     def add_arguments_to_parser(self, parser):
         parser.add_optimizer_args(Aida)
@@ -382,13 +396,18 @@ def test_a_class_may_be_fixed():
     assert optimizer.defaults["k"] == 5
 
 
-def test_options_that_cannot_be_are_refused_before_the_run(capsys):
+class Unbuilt(Declared):
+    def __init__(self):
+        raise AssertionError("The model is built.")
+
+
+def test_options_that_cannot_be_are_refused_before_the_model_is_built(capsys):
     for args, message in (
         (["--optimizer=aida", "--optimizer.lr=-1"], "--optimizer Aida: Invalid learning rate: -1"),
         (["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"], "needs --optimizer"),
     ):
         with pytest.raises(SystemExit, match="2"):
-            cli(Declared, *args)
+            cli(Unbuilt, *args)
         assert message in capsys.readouterr().err
 
 
