@@ -1,11 +1,12 @@
 """LightningCLI with the optimizers by name: ``AidaCLI(Model)``, and ``aida-lightning fit``."""
 
-from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
-from jsonargparse._util import import_object
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import (
     LightningArgumentParser,
@@ -14,13 +15,12 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import nn
 from typing_extensions import override
 
 # A callback's bare name, as in --trainer.callbacks+=StepsizeMonitor, is looked for among the
 # classes that are imported.
 import aida_lightning.callbacks  # noqa: F401
-from aida_lightning._arguments import NamesArgumentParser
+from aida_lightning._names import NamesArgumentParser
 from aida_lightning.mixin import OptimizerMixin
 from aida_lightning.registry import get_optimizer_class, list_optimizers
 
@@ -40,8 +40,8 @@ class AidaCLI(LightningCLI):
     and its ``optimizer`` included, and over its LR scheduler.
 
     Args:
-        args: as those of ``LightningCLI``.
-        kwargs: as those of ``LightningCLI``; a ``parser_class`` has to derive from
+        args: the positional arguments of ``LightningCLI``.
+        kwargs: its keyword arguments. A ``parser_class`` has to derive from
             ``NamesArgumentParser`` for names to be known.
 
     Example:
@@ -58,40 +58,44 @@ class AidaCLI(LightningCLI):
         super().__init__(*args, **kwargs)
 
     @override
-    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
-        if not self.auto_configure_optimizers:
-            return
-        parser = self._parser(subcommand)
-        optimizers = self._chosen(parser._optimizers)
-        lr_schedulers = parser._lr_schedulers
-        schedulers = self._chosen(lr_schedulers)
-        if len(optimizers) > 1 or len(schedulers) > 1:
-            super()._add_configure_optimizers_method_to_model(subcommand)  # raises
-        if not optimizers:
-            if schedulers and all(isinstance(base, tuple) for base, _ in lr_schedulers.values()):
+    def instantiate_classes(self) -> None:
+        optimizers, lr_schedulers = self._automatic(self.config)
+        # LightningCLI itself refuses several.
+        late = self.auto_configure_optimizers and max(len(optimizers), len(lr_schedulers)) < 2
+        if late:
+            self.auto_configure_optimizers = False  # it would build the optimizer here
+            parser = self._parser(self.subcommand)
+            is_fixed = any(isinstance(base, type) for base, _ in parser._lr_schedulers.values())
+            if optimizers:
+                _check_options(parser, optimizers[0])
+            elif lr_schedulers and not is_fixed:
                 parser.error(
                     "--lr_scheduler needs --optimizer; the model's own optimizer has the LR "
                     "scheduler that the model gives it"
                 )
-            return
-        _check_options(parser, optimizers[0])
-        if loses := _loses(self.model):
-            rank_zero_warn(f"{type(self.model).__name__}.{loses} gives way to --optimizer")
-        # Not a method that holds the CLI: the model may be sent to other processes.
-        self.model.configure_optimizers = partial(
-            _configure, self.model, self.configure_optimizers, optimizers[0], *schedulers
-        )
+        super().instantiate_classes()
+        if late and optimizers:
+            model, specs = self.model, chain(*self._automatic(self.config_init))
+            if loses := _loses(model):
+                rank_zero_warn(f"{type(model).__name__}.{loses} gives way to --optimizer")
+            # Not a method that holds the CLI: the model may be sent to other processes.
+            model.configure_optimizers = partial(
+                _configure, model, self.configure_optimizers, *specs
+            )
 
-    def _chosen(self, registered: Mapping[str, tuple[Any, str]]) -> list[dict[str, Any]]:
-        """Return the class path and the options of what was given to be used automatically."""
-        chosen = []
-        for key, (base, link_to) in registered.items():
-            given = self._get(self.config_init, key)
-            if not isinstance(base, tuple):
-                path = f"{base.__module__}.{base.__qualname__}"
-                given = {"class_path": path, "init_args": given or {}}
-            if link_to == "AUTOMATIC" and given:
-                chosen.append(given)
+    def _automatic(self, config: Namespace) -> tuple[list[Any], list[Any]]:
+        """Return the optimizers and the LR schedulers that are given and linked to nothing."""
+        parser = self._parser(self.subcommand)
+        chosen: tuple[list[Any], list[Any]] = [], []
+        # Lightning has no public record of what was added.
+        for found, added in zip(chosen, (parser._optimizers, parser._lr_schedulers), strict=True):
+            for key, (base, link_to) in added.items():
+                given = config.get(str(self.subcommand), config).get(key)
+                if isinstance(base, type):
+                    path = f"{base.__module__}.{base.__qualname__}"
+                    given = {"class_path": path, "init_args": given or {}}
+                if link_to == "AUTOMATIC" and given:
+                    found.append(given)
         return chosen
 
 
@@ -108,7 +112,7 @@ def main(args: list[str] | None = None) -> int:
         SystemExit: the arguments were refused, or asked for no run (``--help``); the code is that
             to exit with.
     """
-    # These too are found by their bare names then.
+    # Their classes then go by bare names, in configuration files too. It takes 0.1 s.
     import aida_lightning.datamodules
     import aida_lightning.example_modules  # noqa: F401
 
@@ -127,28 +131,22 @@ def main(args: list[str] | None = None) -> int:
 def _loses(model: LightningModule) -> str | None:
     """Name what the model says of its optimizer, other than a mixin's name of it."""
     if not isinstance(model, OptimizerMixin):
-        overridden = is_overridden("configure_optimizers", model)
-        return "configure_optimizers" if overridden else None
+        return "configure_optimizers" if is_overridden("configure_optimizers", model) else None
     declared = ("optimizer_options", "lr_scheduler")
     return " and ".join(name for name in declared if getattr(model, name)) or None
 
 
-def _configure(
-    model: LightningModule,
-    configure: Callable[..., Any],
-    optimizer: dict[str, Any],
-    scheduler: dict[str, Any] | None = None,
-) -> Any:
+def _configure(model: Any, configure: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
     built = instantiate_class(model.parameters(), optimizer)
-    return configure(model, built, instantiate_class(built, scheduler) if scheduler else None)
+    return configure(model, built, lr_scheduler and instantiate_class(built, lr_scheduler))
 
 
-def _check_options(parser: LightningArgumentParser, optimizer: dict[str, Any]) -> None:
+def _check_options(parser: LightningArgumentParser, optimizer: Any) -> None:
     """Refuse an option out of range now, not when the data is there and the model is built."""
-    cls = import_object(optimizer["class_path"])
+    cls = resolve_name(optimizer["class_path"])
     if cls not in map(get_optimizer_class, list_optimizers()):
         return  # it may refuse the parameter below
     try:
-        instantiate_class([nn.Parameter(torch.zeros(1))], optimizer)
+        instantiate_class([torch.nn.Parameter(torch.zeros(1))], optimizer)
     except (TypeError, ValueError, RuntimeError) as error:
         parser.error(f"--optimizer {cls.__name__}: {error}")

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
@@ -86,10 +87,13 @@ def test_a_name_in_any_case_stands_for_its_class(typed, path):
         ["--optimizer=aida", "--optimizer.kk=1"],
         ["--optimizer=aida", "--optimizer.init_args.kk=1"],
         ["--config=own.yaml"],
+        ["--config=aida.yaml", "--optimizer.kk=1"],
+        ["--optimizer=aida_lightning.Aida", "--optimizer.kk=1"],
     ],
 )
 def test_an_option_that_does_not_exist_gives_those_that_do(given):
     Path("own.yaml").write_text("optimizer: {class_path: aida, init_args: {kk: 1}}")
+    Path("aida.yaml").write_text("optimizer: aida")
     with pytest.raises(ArgumentError, match=r"Aida has no option 'kk', it has: lr, betas, .* k, "):
         parsed(*given)
 
@@ -125,6 +129,63 @@ def test_names_are_taken_wherever_an_optimizer_is_given(tmp_path):
     assert "k" not in other["optimizer"]["init_args"]
 
 
+@pytest.mark.parametrize("default", ["l-aida", {"class_path": "l-aida"}])
+def test_a_name_may_be_the_default(default):
+    made = parser()
+    made.set_defaults({"optimizer": default})
+    assert made.parse_args(["--optimizer.k=3"]).optimizer.class_path == "aida_lightning.LAida"
+
+
+def test_null_is_no_name():
+    assert parsed("--optimizer=aida", "--optimizer=null")["optimizer"] is None
+
+
+class OwnCLI(LightningCLI):
+    def add_arguments_to_parser(self, parser):
+        parser.add_optimizer_args(nested_key="first", link_to="model.first")
+        parser.add_lr_scheduler_args(nested_key="then", link_to="model.second")
+
+
+@pytest.mark.parametrize("place", ["the subcommand's", "the command's", "defaults", "a dictionary"])
+def test_names_are_taken_by_subcommands_of_a_cli_of_ones_own(place):
+    config = {"first": "l-aida", "then": {"class_path": "steplr", "init_args": {"step_size": 2}}}
+    config["trainer"] = {"accelerator": "cpu", "logger": False, "fast_dev_run": 1}
+    whole = {"subcommand": "fit", "fit": config}
+    Path("config.yaml").write_text(yaml.safe_dump({"fit": config}))
+    Path("fit.yaml").write_text(yaml.safe_dump(config))
+    args = {
+        "the subcommand's": ["fit", "--config=fit.yaml"],
+        "the command's": ["--config=config.yaml", "fit"],
+        "defaults": ["fit"],
+        "a dictionary": whole,
+    }[place]
+    options = {"fit": {"default_config_files": ["fit.yaml"]}} if place == "defaults" else {}
+    made = OwnCLI(
+        TakesOptimizers,
+        args=args,
+        parser_class=NamesArgumentParser,
+        parser_kwargs=options,
+        seed_everything_default=7,
+    )
+    first, second = made.model.given
+    assert first["class_path"] == "aida_lightning.LAida"
+    assert second["class_path"] == "torch.optim.lr_scheduler.StepLR"
+    assert whole["fit"]["first"] == "l-aida"
+
+
+def test_what_else_is_called_like_an_optimizer_stays():
+    class Named(Net):
+        def __init__(self, optimizer: str = "", init_args: dict | None = None):
+            super().__init__()
+            self.given = optimizer, init_args
+
+    Path("own.yaml").write_text("model: {optimizer: aida, init_args: {optimizer: sgd}}")
+    model = cli(Named, "--config=own.yaml", "--optimizer=adam").model
+    assert model.given == ("aida", {"optimizer": "sgd"})
+    assert cli(Named, "--model.optimizer=aida").model.given[0] == "aida"
+    assert isinstance(model.configure_optimizers(), Adam)
+
+
 def test_the_environment_may_name_an_optimizer(monkeypatch):
     monkeypatch.setitem(os.environ, "PL_OPTIMIZER", "aida")
     config = parsed(default_env=True, env_prefix="PL")
@@ -148,23 +209,24 @@ def test_a_name_may_be_in_json():
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (["--optimizer=aidaa"], "\"optimizer\": Unknown optimizer 'aidaa', did you mean: aida"),
-        (["--optimizer.class_path=aidaa"], "aidaa"),
+        (["--optimizer=aidaa"], "optimizer: Unknown optimizer 'aidaa', did you mean: aida"),
+        (["--optimizer.class_path=aidaa"], "optimizer.class_path: Unknown optimizer 'aidaa', did"),
         (["--optimizer.help=aidaa"], "optimizer.help: Unknown optimizer 'aidaa', did you mean"),
+        (["--config={optimizer: aidaa}"], "optimizer: Unknown optimizer 'aidaa', did you mean"),
         (
             ["--optimizer=aida", "--optimizer.momentum=0.9"],
             r"Aida has no option 'momentum', it has: lr",
         ),
         (["--optimizer=aida", "--optimizer.k=one"], "Expected a <class 'int'>"),
-        (["--optimizer={aida"], "optimizer"),
+        (["--optimizer={aida"], "Given value: {aida"),
         (["--lr_scheduler=StepLR"], "step_size"),
         (["--lr_scheduler=multisteplr"], "milestones"),
         (["--optimizer=torch.optim.SGDD"], "has no attribute 'SGDD'"),
-        (["--lr_scheduler=Step"], "\"lr_scheduler\": Unknown LR scheduler 'Step', there are: .*St"),
+        (["--lr_scheduler=Step"], "lr_scheduler: Unknown LR scheduler 'Step', there are: .*St"),
     ],
 )
 def test_what_is_not_known_is_refused(args, match):
-    with pytest.raises(Exception, match=match):
+    with pytest.raises(ArgumentError, match=match):
         parsed(*args)
 
 
@@ -297,6 +359,19 @@ def test_optimizers_that_are_linked_to_the_model_have_names_too():
     assert second["init_args"]["lr"] == 0.5
 
 
+class SeveralCLI(AidaCLI):
+    def add_arguments_to_parser(self, parser):
+        parser.add_optimizer_args(nested_key="first")
+        parser.add_optimizer_args(nested_key="second")
+
+
+def test_one_of_several_optimizers_may_be_given_and_not_two():
+    made = cli(Net, "--second=laida", cls=SeveralCLI)
+    assert isinstance(made.model.configure_optimizers(), LAida)
+    with pytest.raises(MisconfigurationException, match="at most one optimizer"):
+        cli(Net, "--first=aida", "--second=laida", cls=SeveralCLI)
+
+
 class FixedCLI(AidaCLI):
     def add_arguments_to_parser(self, parser):
         parser.add_optimizer_args(Aida)
@@ -321,13 +396,18 @@ def test_a_class_may_be_fixed():
     assert optimizer.defaults["k"] == 5
 
 
-def test_options_that_cannot_be_are_refused_before_the_run(capsys):
+class Unbuilt(Declared):
+    def __init__(self):
+        raise AssertionError("The model is built.")
+
+
+def test_options_that_cannot_be_are_refused_before_the_model_is_built(capsys):
     for args, message in (
         (["--optimizer=aida", "--optimizer.lr=-1"], "--optimizer Aida: Invalid learning rate: -1"),
         (["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"], "needs --optimizer"),
     ):
         with pytest.raises(SystemExit, match="2"):
-            cli(Declared, *args)
+            cli(Unbuilt, *args)
         assert message in capsys.readouterr().err
 
 

@@ -75,7 +75,7 @@ PARTS = [
     "example_modules",
     "compare",
     "experiments",
-    "_arguments",
+    "_names",
     "cli",
     "_parsers",
     "commands",

@@ -1,0 +1,168 @@
+"""A parser of command lines and configurations that takes optimizers and LR schedulers by name."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from pkgutil import resolve_name
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
+from lightning.pytorch.cli import LightningArgumentParser, ReduceLROnPlateau
+from torch.optim import Optimizer, lr_scheduler
+from typing_extensions import override
+
+from aida_lightning.mixin import SCHEDULERS, scheduler_class
+from aida_lightning.registry import check_options, get_optimizer_class, list_optimizers
+
+
+class NamesArgumentParser(LightningArgumentParser):
+    """Take optimizers and LR schedulers by name, in any case, wherever their classes may be given.
+
+    A name becomes its class path before anything is parsed: on the command line, in configuration
+    files (of the default ``parser_mode``), in dictionaries, and in environment variables if
+    ``default_env`` is set. Those variables of this process are overwritten.
+
+    Give it as ``parser_class`` to a LightningCLI of your own that is not an ``AidaCLI``.
+
+    Example:
+        >>> parser = NamesArgumentParser()
+        >>> parser.add_optimizer_args()
+        >>> config = parser.parse_args(["--optimizer", "aida", "--optimizer.k", "1"])
+        >>> config.optimizer.class_path, config.optimizer.init_args.k
+        ('aida_lightning.Aida', 1)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("parser_mode", "names")
+        super().__init__(*args, **kwargs)
+        self._paths_of: dict[str, Callable[[str], str]] = {}
+        self._commands: Any = None
+        self._unknown: dict[str, str] = {}
+
+    @override
+    def add_subclass_arguments(
+        self, baseclass: Any, nested_key: str, *args: Any, **kwargs: Any
+    ) -> None:
+        first = baseclass[0] if isinstance(baseclass, tuple) else baseclass
+        kinds = [kind for base, kind in _KINDS.items() if issubclass(first, base)]
+        for _, names, path_of in kinds:
+            self._paths_of[nested_key] = path_of
+            kwargs["help"] = (
+                f"{', '.join(names)}, in any case; or the path or the name of another class. "
+                f"--{nested_key}.help NAME lists its options."
+            )
+        super().add_subclass_arguments(baseclass, nested_key, *args, **kwargs)
+        if kinds and (group := (self.groups or {}).get(nested_key)):
+            group.title = kinds[0][0]  # was what the base class's docstring says
+
+    @override
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        self._commands = super().add_subcommands(*args, **kwargs)
+        return self._commands
+
+    @override
+    def set_defaults(self, *args: Any, **kwargs: Any) -> None:
+        super().set_defaults(*map(self._with_paths, args), **self._with_paths(kwargs))
+
+    @override
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
+        given = [*(sys.argv[1:] if args is None else args)]
+        for place, argument in enumerate(given):
+            option, equals, value = str(argument).partition("=")
+            if option.startswith("--") and equals:
+                given[place] = f"{option}={self._with_paths(value, option[2:])}"
+            elif option.startswith("--") and place + 1 < len(given):
+                given[place + 1] = self._with_paths(given[place + 1], option[2:])
+        return super().parse_args(given, *others, **kwargs)
+
+    @override
+    def parse_object(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().parse_object(self._with_paths(obj), *args, **kwargs)
+
+    @override
+    def parse_string(self, *args: Any, **kwargs: Any) -> Any:
+        return self._loading(super().parse_string, *args, **kwargs)
+
+    @override
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Any:
+        prefix = f"{self.env_prefix}_".replace("-", "_") if self.env_prefix else ""
+        for key in self._paths_of if self.default_env else ():  # the environment is read next
+            variable = (prefix + key).replace(".", "__").upper()
+            if variable in os.environ:
+                os.environ[variable] = self._with_paths(os.environ[variable], key)
+        return self._loading(super().get_defaults, *args, **kwargs)
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        hints = [hint for name, hint in self._unknown.items() if name in message]
+        for path, option in {*re.findall(r"class_path '(.+?)':\s+Option '(.+?)' is", message)}:
+            try:
+                check_options(resolve_name(path), [option])
+            except (TypeError, ValueError) as error:
+                hints.append(str(error))
+        super().error("\n".join([h for h in hints if h not in message] + [message]), ex)
+
+    @override
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        text = super().format_help(*args, **kwargs)
+        return re.sub(r",\s+known\s+subclasses:\s+torch\.optim[^)]*", "", text)  # the names say it
+
+    def _loading(self, parse: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        token = _with_paths.set(self._with_paths)
+        try:
+            return parse(*args, **kwargs)
+        finally:
+            _with_paths.reset(token)
+
+    def _all_paths_of(self) -> dict[str, Callable[[str], str]]:
+        """Return the look-up of each key, those of subcommands included."""
+        found = dict(self._paths_of)
+        for command, parser in self._commands.choices.items() if self._commands else ():
+            found |= {f"{command}.{key}": of for key, of in parser._all_paths_of().items()}
+        return found
+
+    def _with_paths(self, value: Any, key: str = "") -> Any:
+        """Return the value of a key, or by default those of all keys, with paths for names."""
+        if isinstance(value, Namespace):
+            value = value.as_dict()
+        if isinstance(value, dict):
+            return {k: self._with_paths(v, f"{key}.{k}".lstrip(".")) for k, v in value.items()}
+        path_of = self._all_paths_of().get(re.sub(r"\.(class_path|help)$", "", key))
+        if path_of and isinstance(value, str):
+            try:
+                loaded = get_loader("yaml")(value)
+                if isinstance(loaded, dict):
+                    return json.dumps(self._with_paths(loaded, key))
+                return value if "." in value or loaded is None else path_of(value)
+            except yaml.YAMLError:
+                pass  # which is reported when it is parsed
+            except ValueError as error:  # it may be the name of another class
+                self._unknown[value] = f"{key}: {error}"
+        return value
+
+
+def _optimizer_path(name: str) -> str:
+    cls = get_optimizer_class(name)
+    package = "torch.optim" if cls.__module__.startswith("torch.") else "aida_lightning"
+    return f"{package}.{cls.__name__}"
+
+
+def _scheduler_path(name: str) -> str:
+    cls = scheduler_class(name)
+    if cls is lr_scheduler.ReduceLROnPlateau:
+        cls = ReduceLROnPlateau  # Lightning's knows the metric to monitor
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+_KINDS: dict[type, tuple[str, list[str], Callable[[str], str]]] = {
+    Optimizer: ("Optimizer", list_optimizers(), _optimizer_path),
+    lr_scheduler.LRScheduler: ("LR scheduler", SCHEDULERS, _scheduler_path),
+}
+
+# A loader is given a text alone, and what is named in it depends on the parser.
+_with_paths: ContextVar[Callable[[Any], Any]] = ContextVar("_with_paths", default=lambda it: it)
+set_loader("names", lambda text: _with_paths.get()(get_loader("yaml")(text)), (yaml.YAMLError,))
