@@ -13,16 +13,10 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from aida_lightning.optim._checks import (
-    check_betas,
-    check_lr,
-    check_non_negative,
-    check_order,
-    check_positive,
-)
 from aida_lightning.optim._kernels.dispatch import Batch, dispatch, update
 from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
 from aida_lightning.optim._kernels.tracking import Track, needs_inner_products
+from aida_lightning.optim._options import check_options
 from aida_lightning.optim._sharding import (
     SharedLayers,
     aligned,
@@ -285,14 +279,7 @@ class LayerwiseOptimizer(Optimizer):
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    check_lr(options["lr"])
-    check_betas(options["betas"])
-    check_positive("epsilon", options["eps"])
-    check_non_negative("weight_decay", options["weight_decay"])
-    if "k" in options:
-        check_order(options["k"])
-    if "xi" in options:
-        check_positive("xi", options["xi"])
+    check_options(options)
     if options["fused"] and options["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     if options["fused"] and (options["differentiable"] or options["capturable"]):

@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from aida_lightning.optim.fromage import Fromage
-from aida_lightning.optim.msvag import MSVAG
-from aida_lightning.optim.yogi import Yogi
+from aida_lightning.optim import MSVAG, Fromage, Yogi
 
 BASELINES = [Yogi, MSVAG, Fromage]
 SHAPES: list[tuple[int, ...]] = [(), (0,), (1,), (5,), (4, 3), (2, 3, 2, 2)]
