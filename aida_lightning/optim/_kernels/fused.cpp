@@ -175,11 +175,11 @@ struct Step {
                 double mm = 0, gg = 0, mg = 0, rr = 0;
 #pragma omp simd reduction(+ : mm, gg, mg, rr)
                 for (int64_t i = 0; i < count; ++i) {
-                    S gi = sign * S(g[i]);
-                    if constexpr (coupled) gi += decay * S(x[i]);
-                    m[i] = T(lerp(S(m[i]), gi));
-                    const S mi = S(m[i]);  // as rounded, for the other sweep reads it so
-                    const double a = mi, b = gi;
+                    S g_i = sign * S(g[i]);
+                    if constexpr (coupled) g_i += decay * S(x[i]);
+                    m[i] = T(lerp(S(m[i]), g_i));
+                    const S m_i = S(m[i]);  // as rounded, for the other sweep reads it so
+                    const double a = m_i, b = g_i;
                     mm += a * a;
                     gg += b * b;
                     mg += a * b;
@@ -214,22 +214,22 @@ struct Step {
                 if (options.beta2 == 0) std::fill(v, v + count, S(0));
 #pragma omp simd reduction(+ : sum)
                 for (int64_t i = 0; i < count; ++i) {
-                    const S xi = S(x[i]);
-                    S gi = 0, mi = S(m[i]);
-                    if constexpr (tracked != OF_M) gi = sign * S(g[i]);
-                    if constexpr (tracked != OF_M && coupled) gi += decay * xi;
+                    const S x_i = S(x[i]);
+                    S g_i = 0, m_i = S(m[i]);
+                    if constexpr (tracked != OF_M) g_i = sign * S(g[i]);
+                    if constexpr (tracked != OF_M && coupled) g_i += decay * x_i;
                     if constexpr (momentum_too) {
-                        mi = lerp(mi, gi);
-                        m[i] = T(mi);
+                        m_i = lerp(m_i, g_i);
+                        m[i] = T(m_i);
                     }
                     S d = 0;  // m and g may be infinite, and 0 times them NaN
-                    if constexpr (tracked != OF_G) d = alpha * mi;
-                    if constexpr (tracked != OF_M) d += beta * gi;
-                    const S vi = beta2 * v[i] + (weight * d * d + eps);
-                    v[i] = vi;
-                    const S s = 1 / (std::sqrt(vi) * unbias + second_eps);
+                    if constexpr (tracked != OF_G) d = alpha * m_i;
+                    if constexpr (tracked != OF_M) d += beta * g_i;
+                    const S v_i = beta2 * v[i] + (weight * d * d + eps);
+                    v[i] = v_i;
+                    const S s = 1 / (std::sqrt(v_i) * unbias + second_eps);
                     if constexpr (keep_x) sum += s;
-                    if constexpr (!keep_x) x[i] = T(xi * shrink + scale * (mi * s));
+                    if constexpr (!keep_x) x[i] = T(x_i * shrink + scale * (m_i * s));
                 }
                 if constexpr (keep_x) sums[0] = sum;
             });
