@@ -4,10 +4,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from aida_lightning.optim._kernels.tracking import (
-    gradient,
-    mutual_projection,
-    projected_gradient,
-    residual,
+    GRADIENT,
+    MUTUAL_PROJECTION,
+    PROJECTED_GRADIENT,
+    RESIDUAL,
 )
 from aida_lightning.optim._options import describe_options, options_of
 from aida_lightning.optim.layerwise import LayerwiseOptimizer
@@ -42,7 +42,7 @@ class Aida(LayerwiseOptimizer):
     Source: arXiv 2203.13273, Algorithm 3, eq. 12-14.
     """
 
-    track = mutual_projection
+    track = MUTUAL_PROJECTION
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class AidaGrad(LayerwiseOptimizer):
     momentum.
     """
 
-    track = projected_gradient
+    track = PROJECTED_GRADIENT
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class AdaBelief(LayerwiseOptimizer):
     Source: arXiv 2203.13273, eq. 6, 7; Zhuang et al., NeurIPS 2020.
     """
 
-    track = residual
+    track = RESIDUAL
     eps_in_denominator = True
 
     def __init__(
@@ -250,7 +250,7 @@ class AdamPlus(AdaBelief):
     Source: arXiv 2203.13273, caption of Fig. 1.
     """
 
-    track = gradient
+    track = GRADIENT
 
 
 @describe_options

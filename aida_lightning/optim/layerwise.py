@@ -15,7 +15,7 @@ from torch.optim.optimizer import (
 
 from aida_lightning.optim._kernels.dispatch import Batch, dispatch, update
 from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
-from aida_lightning.optim._kernels.tracking import Track, needs_inner_products
+from aida_lightning.optim._kernels.tracking import Track
 from aida_lightning.optim._options import check_options
 from aida_lightning.optim._sharding import (
     SharedLayers,
@@ -43,7 +43,7 @@ class LayerwiseOptimizer(Optimizer):
     :math:`\sqrt{(1 - \beta_2) / \epsilon}`, 316.2 at the defaults.
 
     Attributes:
-        track: which vector, one of the functions of ``aida_lightning.optim._kernels.tracking``.
+        track: which vector, one of the tracks of ``aida_lightning.optim._kernels.tracking``.
         layer_mean: ``"statistic"`` replaces :math:`d^2` by its mean over the layer, ``"stepsize"``
             does so to :math:`s`, None to neither.
         eps_in_denominator: whether :math:`s = 1 / (\sqrt{v / (1 - \beta_2^t)} + \epsilon)`.
@@ -236,7 +236,7 @@ class LayerwiseOptimizer(Optimizer):
 
     @property
     def _takes_layer_sums(self) -> bool:
-        return self.layer_mean is not None or needs_inner_products(type(self).track)
+        return self.layer_mean is not None or not self.track.is_constant
 
     def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> str:
         if group["fused"]:
@@ -261,7 +261,7 @@ class LayerwiseOptimizer(Optimizer):
     def _rule(self, group: dict[str, Any]) -> UpdateRule:
         lr, (beta1, beta2) = group["lr"], group["betas"]
         return UpdateRule(
-            track=type(self).track,
+            track=self.track,
             layer_mean=self.layer_mean,
             eps_in_denominator=self.eps_in_denominator,
             k=group.get("k", 0),

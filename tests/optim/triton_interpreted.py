@@ -14,6 +14,7 @@ from triton.runtime import interpreter
 
 from aida_lightning import optim
 from aida_lightning.optim._kernels import triton as kernel
+from aida_lightning.optim._kernels.tracking import Track
 from aida_lightning.optim._state import new_state
 
 OPTIMIZERS = sorted(reference.MEMBERS)
@@ -329,7 +330,7 @@ def test_a_vector_that_needs_other_sums_is_refused():
         return 1 / m_sq, 0.0
 
     class Another(optim.Aida):
-        track = staticmethod(sign_of_momentum)
+        track = Track(sign_of_momentum)
 
     optimizer = Another([nn.Parameter(torch.ones(3))])
     optimizer.state[optimizer.param_groups[0]["params"][0]] = new_state(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from aida_lightning.optim._kernels.rule import Layers, UpdateRule, finite_sums
-from aida_lightning.optim._kernels.tracking import gradient, projected_gradient, residual
 
 # Floats or 0-dim tensors, one a layer; torch's stubs have no overload that takes either.
 ScalarList: TypeAlias = Any
@@ -45,9 +44,7 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
         move(layers, rule, torch.stack(_stepsizes(vs, corrections2, rule)))
         return None
 
-    # A multiple of the momentum needs no more of them.
-    needed = rule.track is not projected_gradient
-    gs, scratch = _gradients(layers, rule) if needed else ([], False)
+    gs, scratch = _gradients(layers, rule) if rule.track.of_gradient else ([], False)
     if sums is None:
         ms = _update_momenta(layers, gs, rule)
     else:
@@ -103,9 +100,9 @@ def _update_momenta(layers: Layers, gs: list[Tensor], rule: UpdateRule) -> list[
 def _tracked_vectors(
     gs: list[Tensor], ms: list[Tensor], rule: UpdateRule, sums: Tensor | None, scratch: bool
 ) -> list[Tensor]:
-    if rule.track is gradient:
+    if not rule.track.of_momentum:
         return gs
-    if rule.track is residual:
+    if rule.track.is_constant:
         if not scratch:
             return list(torch._foreach_sub(gs, ms))
         torch._foreach_sub_(gs, ms)  # its square is that of m - g
@@ -114,7 +111,7 @@ def _tracked_vectors(
     coefficients = rule.coefficients(*finite_sums(sums)[:, :3].unbind(1))
     alphas, betas = (torch.as_tensor(c, device=sums.device).expand(len(ms)) for c in coefficients)
     ls: tuple[ScalarList, ScalarList] = (list(alphas.unbind()), list(betas.unbind()))
-    if rule.track is projected_gradient:
+    if not rule.track.of_gradient:
         return list(torch._foreach_mul(ms, ls[0]))
     if scratch:
         torch._foreach_mul_(gs, ls[1])

@@ -22,13 +22,7 @@ from aida_lightning.optim._kernels.rule import (
     finite_sums,
     reciprocal_root,
 )
-from aida_lightning.optim._kernels.tracking import (
-    Coefficients,
-    Scalar,
-    gradient,
-    projected_gradient,
-    residual,
-)
+from aida_lightning.optim._kernels.tracking import Coefficients, Scalar
 
 # Elements: of larger blocks the caches lose some, and in smaller ones threads wait for each other.
 BLOCK = 1 << 19
@@ -94,10 +88,10 @@ def _momentum_of_layer(
 
 def _sums(m: Tensor, g: Tensor, rule: UpdateRule, scratch: Tensor | None) -> list[Tensor]:
     """Take the sums that the rule's coefficients and mean depend on; the others are 0."""
-    if rule.track is gradient:
+    if not rule.track.of_momentum:
         zero = m.new_zeros(())
         return [zero, _inner(g, g), zero, zero, zero]
-    if rule.track is residual:
+    if rule.track.is_constant:
         of_pair = [m.new_zeros(())] * 3
     else:
         of_pair = [_inner(m, m), _inner(g, g), _inner(m, g)]
@@ -105,7 +99,7 @@ def _sums(m: Tensor, g: Tensor, rule: UpdateRule, scratch: Tensor | None) -> lis
         return of_pair
     r = torch.sub(m, g, out=scratch)  # may overwrite g, so that <r, g> is taken by m
     r_sq = _inner(r, r)
-    return [*of_pair, r_sq, of_pair[0] if rule.track is residual else _inner(r, m) - r_sq]
+    return [*of_pair, r_sq, of_pair[0] if rule.track.is_constant else _inner(r, m) - r_sq]
 
 
 def _update_layer(
@@ -184,16 +178,14 @@ def _tracked_vector(
 ) -> tuple[Tensor, float]:
     """Give a vector, and the factor that makes its square that of the tracked vector."""
     alpha, beta = coefficients
-    if rule.track is gradient:
+    if not rule.track.of_momentum:
         return g, 1.0
-    if rule.track is residual:
-        return torch.sub(g, m, out=scratch), 1.0
     if isinstance(alpha, Tensor):
-        if rule.track is projected_gradient:
+        if not rule.track.of_gradient:
             return torch.mul(m, alpha, out=scratch), 1.0
         return torch.mul(g, beta, out=scratch).addcmul_(m, alpha), 1.0
     assert isinstance(beta, float)
-    if rule.track is projected_gradient:
+    if not rule.track.of_gradient:
         return m, alpha**2
     # alpha m + beta g, divided by the larger of the two.
     if abs(alpha) > abs(beta):

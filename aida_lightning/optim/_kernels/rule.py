@@ -7,19 +7,10 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from aida_lightning.optim._kernels.tracking import (
-    Coefficients,
-    Scalar,
-    Track,
-    mutual_projection,
-    needs_inner_products,
-    projected_gradient,
-)
+from aida_lightning.optim._kernels.tracking import Coefficients, Scalar, Track
 
 LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
 LARGEST, TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
-# Their numbers in fused.cpp and triton_sweeps.py, where 0 stands for constant coefficients.
-_COMPILED: dict[Track, int] = {mutual_projection: 1, projected_gradient: 2}
 
 
 class Layers(NamedTuple):
@@ -77,7 +68,7 @@ class UpdateRule:
     @property
     def takes_sums(self) -> bool:
         """Whether the momentum and the gradient are summed over a layer before it is updated."""
-        return self.layer_mean == "statistic" or needs_inner_products(self.track)
+        return self.layer_mean == "statistic" or not self.track.is_constant
 
     @property
     def coupled_weight_decay(self) -> float:
@@ -86,7 +77,7 @@ class UpdateRule:
 
     def coefficients(self, m_sq: Scalar, g_sq: Scalar, m_dot_g: Scalar) -> Coefficients:
         """Give (alpha, beta) of the tracked vector ``alpha * m + beta * g``."""
-        return self.track(m_sq, g_sq, m_dot_g, k=self.k, xi=self.xi)
+        return self.track.function(m_sq, g_sq, m_dot_g, k=self.k, xi=self.xi)
 
     @property
     def compiled_track(self) -> tuple[int, float, float]:
@@ -95,14 +86,14 @@ class UpdateRule:
         Raises:
             NotImplementedError: they do not know it.
         """
-        if not needs_inner_products(self.track):
-            alpha, beta = self.coefficients(0.0, 0.0, 0.0)
-            return 0, float(alpha), float(beta)
-        if self.track not in _COMPILED:
+        if self.track.number is None:
             raise NotImplementedError(
-                f"no compiled kernel tracks `{self.track.__name__}`, leave `fused` out"
+                f"no compiled kernel tracks `{self.track.function.__name__}`, leave `fused` out"
             )
-        return _COMPILED[self.track], 0.0, 0.0
+        if not self.track.is_constant:
+            return self.track.number, 0.0, 0.0
+        alpha, beta = self.coefficients(0.0, 0.0, 0.0)
+        return self.track.number, float(alpha), float(beta)
 
     def squares(self, sums: Tensor) -> Tensor:
         """Give the squared norm of the tracked vector of each layer, of shape ``(n,)``.
@@ -114,7 +105,7 @@ class UpdateRule:
         alpha, beta = self.coefficients(m_sq, g_sq, m_dot_g)
         both = alpha + beta  # alpha m + beta g = alpha (m - g) + (alpha + beta) g
         squares = both**2 * g_sq
-        if needs_inner_products(self.track) or alpha:  # 0 times the NaN of a momentum is NaN
+        if self.track.of_momentum:  # 0 times the NaN of a momentum is NaN
             squares = squares + alpha**2 * r_sq + 2 * alpha * both * r_dot_g
         # What overflowed is infinite: its stepsize is 0.
         return squares.clamp(min=0).masked_fill(sums.isinf().any(1), torch.inf)
