@@ -1,14 +1,15 @@
-"""The loop: one layer after the other, with torch's operations; what other kernels are tested by.
+"""The blocked loop: one layer after the other, by torch's operations, which share scratch.
 
 On the CPU a large layer is swept in blocks that the caches hold, so that of many operations only
-the first reads memory, and all work in one block of scratch. Elsewhere a layer is one block.
+the first reads memory, and all of them work in one block of scratch. On other devices a layer is
+one block.
 
 Letters, as in the paper: x parameter, g gradient, m and v the moving averages of the gradient and
 of the squared tracked vector d, s the adaptive stepsize.
 """
 
 from collections.abc import Iterator, Sequence
-from math import ceil, isinf
+from math import isinf
 from typing import Any
 
 import torch
@@ -223,22 +224,29 @@ def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coe
 
 
 def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> Iterator[Any]:
-    """Cut a layer's tensors alike; before each block's comes scratch of its shape and this dtype.
+    """Give each block of a layer's tensors after scratch of its shape and this dtype.
 
-    There is none without a dtype, or where autograd would notice that it is overwritten.
+    There is no scratch without a dtype, or where autograd would notice that it is overwritten.
     """
-    x = tensors[0]
     if rule.differentiable or torch.compiler.is_compiling():
         yield None, *tensors
         return
+    blocks = _cut(tensors)
+    scratch = None if dtype is None else torch.empty_like(blocks[0][0], dtype=dtype)
+    for x, *others in blocks:
+        if scratch is not None and scratch.shape != x.shape:  # the last block is smaller
+            scratch = scratch[: x.numel()]
+        yield scratch, x, *others
+
+
+def _cut(tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """Cut a layer's tensors alike into blocks, of which the first is the largest."""
+    x = tensors[0]
     n = max(round(x.numel() / BLOCK), 1) if x.is_cpu else 1
-    # Of other layouts the sums would take copies.
-    if (n > 1 or not x.is_contiguous()) and (flat := _flattened(tensors)):
-        scratch = torch.empty(ceil(x.numel() / n), dtype=dtype, device=x.device) if dtype else None
-        for block in zip(*(vector.chunk(n) for vector in flat), strict=True):
-            yield None if scratch is None else scratch[: block[0].numel()], *block
-    else:
-        yield torch.empty_like(x, dtype=dtype) if dtype else None, *tensors
+    if n == 1 and x.is_contiguous():
+        return [tensors]
+    flat = _flattened(tensors)  # also one block: of another layout the sums would take copies
+    return [*zip(*(vector.chunk(n) for vector in flat), strict=True)] if flat else [tensors]
 
 
 def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
