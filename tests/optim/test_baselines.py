@@ -66,7 +66,7 @@ def assert_follows(
         for t in range(len(gradients)):
             close(seen[t][layer], history.x[t])
         state = built.state[params[layer]]
-        if state:
+        if history.m:
             close(state["exp_avg"], history.m[-1])
             close(state["exp_avg_sq"], history.v[-1])
             assert state["step"].item() == len(gradients)

@@ -1,4 +1,4 @@
-"""The nine members, both kernels, against the paper's boxes."""
+"""The nine members, with every kernel, against the paper's boxes."""
 
 import math
 
@@ -207,7 +207,7 @@ def test_a_parameter_without_gradient_is_skipped(name, kernel):
 @each_optimizer
 def test_a_zero_gradient_moves_nothing_and_stays_finite(name, kernel):
     start = [torch.ones(4), torch.ones(2, 3), torch.ones(())]
-    optimizer, params = train(name, start, [[torch.zeros_like(x) for x in start]] * 3)
+    optimizer, params = train(name, start, [[torch.zeros_like(x) for x in start]] * 3, **kernel)
     for param, x in zip(params, start, strict=True):
         assert torch.equal(param.data, x)
         assert torch.isfinite(optimizer.stepsize(param)).all()
