@@ -23,6 +23,7 @@ from aida_lightning.registry import build_optimizer, list_optimizers
 
 if TYPE_CHECKING:
     from aida_lightning.callbacks import StepsizeMonitor, UseOptimizer
+    from aida_lightning.checkpoint_io import DurableCheckpointIO
 
 __version__ = _version("aida-lightning")
 
@@ -34,6 +35,7 @@ __all__ = [
     "AdamPlus",
     "Aida",
     "AidaGrad",
+    "DurableCheckpointIO",
     "Fromage",
     "LAdaBelief",
     "LAdam",
@@ -49,11 +51,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # They are callbacks of Lightning, whose import takes seconds; the optimizers need none.
+    # They need Lightning, whose import takes seconds; the optimizers need none of it.
     if name in ("StepsizeMonitor", "UseOptimizer"):
         from aida_lightning import callbacks
 
         return getattr(callbacks, name)
+    if name == "DurableCheckpointIO":
+        from aida_lightning import checkpoint_io
+
+        return checkpoint_io.DurableCheckpointIO
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -32,7 +32,7 @@ def peak_of_a_step(optimizer: torch.optim.Optimizer) -> int:
 
 
 def main() -> None:
-    """Print one row an optimizer."""
+    """Print one row per optimizer."""
     print(f"| optimizer | state | {' | '.join(f'{kernel}, peak' for kernel in KERNELS)} |")
     print("| --- |" + " ---: |" * (1 + len(KERNELS)))
     for name in MEMBERS:

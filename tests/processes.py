@@ -1,4 +1,4 @@
-"""A group of processes on this machine, one a device: started once, always ended."""
+"""A group of processes on this machine, one per device: started once, always ended."""
 
 import multiprocessing
 import os

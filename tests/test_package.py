@@ -66,6 +66,7 @@ PARTS = [
     "optim",
     "registry",
     "mixin",
+    "checkpoint_io",
     "diagnostics",
     "logs",
     "figures",

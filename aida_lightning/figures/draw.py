@@ -1,4 +1,4 @@
-"""The paper's figures by name, drawn from event files alone."""
+"""The paper's figures, drawn by their names from event files alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,23 +32,23 @@ def draw_figures(
     metric: Metric | None = None,
     look: Look | None = None,
 ) -> list[Path]:
-    """Draws figures from the event files below some folders, all runs side by side.
+    """Draw figures from the event files below some folders, all runs side by side.
 
     Args:
-        logdirs: Folders that hold runs, at any depth.
-        output: The folder to write to; made if need be.
-        figures: Which ones.
-        formats: Endings of files that matplotlib writes: png, svg, pdf.
-        optimizers: Globs of the labels to show, in any case; None for all.
-        metric: What Figures 3, 7 and 8 show; by default the validation accuracy.
-        look: How to draw.
+        logdirs: folders that hold runs, at any depth.
+        output: the folder to write to, which is made if need be.
+        figures: the figures to draw.
+        formats: endings of files that matplotlib writes: png, svg, pdf.
+        optimizers: globs of the labels to show, in any case; None shows all.
+        metric: what Figures 3, 7 and 8 show; None is the validation accuracy.
+        look: how to draw; None is the default look.
 
     Returns:
-        The pictures written.
+        The paths of the pictures.
 
     Raises:
-        EventsError: If there is no such run, a folder does not exist, or the output cannot be
-            written.
+        EventsError: there is no such run or folder, a figure has nothing to show, or the output
+            cannot be written.
     """
     runs = _chosen(read_runs(logdirs), optimizers)
     # A panel each, in which labels need not tell the folders apart.
@@ -68,22 +68,22 @@ def write_figures(
     metric: Metric,
     look: Look | None,
 ) -> list[Path]:
-    """Draw figures of some runs and write them.
+    """Draw figures of runs that were read already, and write them.
 
     Args:
-        runs: All of them.
-        groups: The runs of each panel of Figures 3, 7 and 8, by its title.
-        output: The folder to write to; made if need be.
-        figures: Which ones.
-        formats: Endings of files that matplotlib writes.
-        metric: What Figures 3, 7 and 8 show.
-        look: How to draw.
+        runs: all runs.
+        groups: the runs of each panel of Figures 3, 7 and 8, by the panel's title.
+        output: the folder to write to, which is made if need be.
+        figures: the figures to draw.
+        formats: endings of files that matplotlib writes.
+        metric: what Figures 3, 7 and 8 show.
+        look: how to draw; None is the default look.
 
     Returns:
-        The pictures written.
+        The paths of the pictures.
 
     Raises:
-        EventsError: If a figure has nothing to show, or the output cannot be written.
+        EventsError: a figure has nothing to show, or the output cannot be written.
     """
     paths = []
     for name in figures:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from aida_lightning.figures.plotting import (
     Look,
-    finish,
+    finish_panels,
     legend_below,
     marker,
     optimizer_colors,
@@ -29,18 +29,19 @@ _LONG = 20
 def metric_curves(
     groups: Mapping[str, Sequence[LoggedRun]], metric: Metric, look: Look | None = None
 ) -> Figure:
-    """Draws a metric over the epochs, a line an optimizer, one panel a group of runs.
+    """Draw a metric over the epochs: one line per optimizer, one panel per group of runs.
 
-    Lines are means over the seeds; where there are several, a band of one standard deviation goes
-    with them. Of long runs the steep first tenth may leave the frame, for the sake of the rest.
+    Lines are means over the seeds. Where there are several seeds, a band of one standard deviation
+    goes with the line. The steep first tenth of long runs may leave the frame, for the sake of the
+    rest.
 
     Args:
-        groups: The runs of each panel, by its title.
-        metric: The metric.
-        look: How to draw.
+        groups: the runs of each panel, by the panel's title.
+        metric: the metric to draw.
+        look: how to draw; None is the default look.
 
     Raises:
-        EventsError: If no run logged the metric.
+        EventsError: no run logged the metric.
     """
     look = look or Look()
     logged = {
@@ -68,7 +69,7 @@ def metric_curves(
                 axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
     name = metric.label + (" in %" if metric.in_percent else "")
     linear = replace(look, log_y=False) if metric.in_percent and look.log_y is None else look
-    finish(axes, columns, x_name, name, linear)
+    finish_panels(axes, columns, x_name, name, linear)
     _frame(axes)
     handles = {line.get_label(): line for axis in axes for line in axis.get_lines()}
     legend_below(figure, list(handles.values()), 2 * columns + 1)

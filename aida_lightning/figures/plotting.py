@@ -36,12 +36,13 @@ class Look:
     """How to draw.
 
     Args:
-        layers: Layers to show: names, globs of names, or numbers from 1 at the input; None for
-            those of the paper.
-        smooth: Weight of the past in an exponential moving average, from 0 to below 1, as
-            TensorBoard's slider has it.
-        log_x: Draws the x axis logarithmically.
-        log_y: Draws the y axis logarithmically or not; None where it would hide much otherwise.
+        layers: the layers to show: names, globs of names, or numbers from 1 at the input. None
+            shows those of the paper.
+        smooth: the weight of the past in an exponential moving average, in [0, 1), as TensorBoard's
+            slider has it.
+        log_x: whether the x axis is logarithmic.
+        log_y: whether the y axis is logarithmic; None makes it so where a linear one would hide
+            much.
     """
 
     layers: Sequence[str] | None = None
@@ -51,7 +52,7 @@ class Look:
 
 
 def optimizer_colors(labels: Iterable[str]) -> dict[str, Color]:
-    """Chooses a colour for each label: always the same for the paper's, one of its own each."""
+    """Choose a colour of its own for each label; the paper's methods always have the same."""
     labels = list(labels)
     colors: dict[str, str] = {}
     for label in labels:
@@ -66,7 +67,7 @@ def optimizer_colors(labels: Iterable[str]) -> dict[str, Color]:
 
 
 def shades(color: Color, count: int) -> list[Color]:
-    """Shades of a colour from light to dark, the colour itself two thirds of the way."""
+    """Make shades of a colour from light to dark; the colour itself is two thirds of the way."""
     found = []
     for position in np.linspace(0.0, 1.0, count) if count > 1 else [2 / 3]:
         if position <= 2 / 3:
@@ -79,7 +80,7 @@ def shades(color: Color, count: int) -> list[Color]:
 
 
 def smoothed(values: FloatArray, weight: float) -> FloatArray:
-    """Takes the exponential moving average, without a pull to 0 at its start.
+    """Take the exponential moving average, without a pull to 0 at its start.
 
     Example:
         >>> smoothed(np.array([1.0, 1.0, 4.0]), 0.5).round(3).tolist()
@@ -95,20 +96,21 @@ def smoothed(values: FloatArray, weight: float) -> FloatArray:
 
 
 def marker(values: FloatArray, shape: str = "o") -> str:
-    """What makes a line of a single point visible; nothing for other lines."""
+    """Give the marker that makes a line of a single point visible; other lines have none."""
     return shape if np.isfinite(values).sum() == 1 else ""
 
 
 def over_seeds(
     curves: Sequence[tuple[FloatArray, FloatArray]],
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Averages curves, each interpolated between its own points and nowhere beyond them.
+    """Average curves, each interpolated between its own points and nowhere beyond them.
 
     Args:
-        curves: The x and y of each; where y is not finite there is no point.
+        curves: the x and the y of each; where y is not finite, there is no point.
 
     Returns:
-        The x of all points, and the mean and the standard deviation (0 of one curve) there.
+        The x of all points, and the mean and the standard deviation there; the deviation of a
+        single curve is 0.
     """
     clean = [(x, np.where(np.isfinite(y), y, np.nan)) for x, y in curves]
     if len(clean) == 1:
@@ -122,14 +124,14 @@ def over_seeds(
 
 
 def x_axis(runs: Sequence[LoggedRun] | Sequence[MonitoredRun]) -> tuple[str, XOf]:
-    """Returns the axis's name and what gives a curve's x: epochs where all runs have them."""
+    """Return the axis's name and what gives a curve's x: epochs where all runs have them."""
     if any(run.epoch is None for run in runs):
         return "optimizer step", lambda run, curve: curve.steps.astype(np.float64)
     return "epoch", lambda run, curve: epochs_at(curve.steps, run.epoch)
 
 
 def panels(count: int, columns: int) -> tuple[Figure, list[Axes], int]:
-    """Returns a figure of equal panels on one scale, and how many there are in a row."""
+    """Return a figure, its panels, which are equal and on one scale, and the panels per row."""
     columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(max(6.0, 1.8 + 3.0 * columns), 1.2 + 3.2 * rows), layout="constrained")
@@ -139,8 +141,8 @@ def panels(count: int, columns: int) -> tuple[Figure, list[Axes], int]:
     return figure, list(axes[:count]), columns
 
 
-def finish(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, look: Look) -> None:
-    """Labels the panels, and gives them a logarithmic y axis where a linear one would hide much."""
+def finish_panels(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, look: Look) -> None:
+    """Label the panels, and make the y axis logarithmic where a linear one would hide much."""
     drawn = [
         np.concatenate(
             [np.empty(0), *(np.asarray(line.get_ydata(), dtype=float) for line in axis.get_lines())]
@@ -173,7 +175,7 @@ def finish(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, look: L
 
 
 def legend_below(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
-    """Puts a legend under the panels, in as many columns, up to so many, as fit."""
+    """Put a legend under the panels, in as many columns as fit, up to ``columns``."""
     for ncols in range(min(len(handles), columns), 0, -1):
         legend = figure.legend(
             handles=handles, loc="outside lower center", ncols=ncols, fontsize="small"

@@ -22,15 +22,15 @@ _BESIDE_G = [(4, 3), (-54, 3), (-28, 3)]
 
 
 def project(m: FloatArray, g: FloatArray, k: int) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Projects a pair of vectors on one another, k times (eq. 12 and 13, without xi).
+    """Project a pair of vectors on one another, k times (eq. 12 and 13, without xi).
 
     Args:
-        m: The momentum, of any length.
-        g: The gradient, of the same length.
-        k: How often.
+        m: the momentum, of shape (n,).
+        g: the gradient, of shape (n,).
+        k: the number of projections.
 
     Returns:
-        The momenta from m to the k-th, and the gradients likewise.
+        The momenta from m to the k-th, and the gradients from g to the k-th.
 
     Example:
         >>> momenta, gradients = project(np.array([2.0, 0.0]), np.array([1.0, 1.0]), 1)
@@ -51,12 +51,13 @@ def project(m: FloatArray, g: FloatArray, k: int) -> tuple[list[FloatArray], lis
 
 
 def fig5(runs: Sequence[LoggedRun]) -> Figure:
-    """Draws the mutual projections of a run at its first, middle and last recording.
+    """Draw the mutual projections of a run at its first, its middle and its last recording.
 
-    Figure 5 of arXiv:2203.13273, of real vectors: the first run that had a `ProjectionRecorder`.
+    This is Figure 5 of arXiv:2203.13273, of real vectors: those of the first run that had a
+    ``ProjectionRecorder``.
 
     Raises:
-        EventsError: If no run had one.
+        EventsError: no run had one.
     """
     for run in runs:
         layers = [
@@ -102,7 +103,7 @@ def fig5(runs: Sequence[LoggedRun]) -> Figure:
 def _draw_projections(
     axis: Axes, momenta: Sequence[FloatArray], gradients: Sequence[FloatArray]
 ) -> None:
-    """Draws both chains from one origin, and the difference that is tracked at each k."""
+    """Draw both chains from one origin, and the difference that is tracked at each k."""
     for name, chain, color in (("m", momenta, _MOMENTUM), ("g", gradients, _GRADIENT)):
         for k, vector in enumerate(chain):
             axis.annotate(

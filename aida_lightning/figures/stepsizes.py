@@ -1,5 +1,6 @@
 """The paper's figures of the adaptive stepsizes: Figures 1, 2, 4 and 6."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 from aida_lightning.figures.plotting import (
     Look,
     XOf,
-    finish,
+    finish_panels,
     legend_below,
     marker,
     optimizer_colors,
@@ -34,50 +35,51 @@ _TOP_LAYERS = 10
 _TITLE_WIDTH = 22  # characters
 _THREE_LAYERS = (2, 6, 11)
 _LAYERS_IN_A_ROW = 4
+# What torch.nn.utils.parametrize computes a tensor from, by the tensor's name.
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
 
 
 def fig1(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
-    """Draws the standard deviation of each layer's adaptive stepsizes, one panel an optimizer.
+    """Draw the standard deviation of each layer's adaptive stepsizes, one panel per optimizer.
 
-    Figure 1 of arXiv:2203.13273, for the 10 layers closest to the output.
+    This is Figure 1 of arXiv:2203.13273, of the 10 layers closest to the output.
     """
     return _one_panel_an_optimizer(runs, tags.STD, look or Look())
 
 
 def fig2(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
-    """Draws the mean of each layer's adaptive stepsizes, one panel an optimizer.
+    """Draw the mean of each layer's adaptive stepsizes, one panel per optimizer.
 
-    Figure 2 of arXiv:2203.13273, for the 10 layers closest to the output.
+    This is Figure 2 of arXiv:2203.13273, of the 10 layers closest to the output.
     """
     return _one_panel_an_optimizer(runs, tags.MEAN, look or Look())
 
 
 def fig4(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
-    """Draws the mean adaptive stepsize of all optimizers, one panel a layer.
+    """Draw the mean adaptive stepsize of all optimizers, one panel per layer.
 
-    Figure 4 of arXiv:2203.13273: layers 2, 6 and 11, or the first, the middle and the last of a
-    model that has fewer.
+    This is Figure 4 of arXiv:2203.13273, of layers 2, 6 and 11, or of the first, the middle and the
+    last layer of a model that has fewer.
     """
     return _one_panel_a_layer(runs, [tags.MEAN], look or Look())
 
 
 def fig6(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
-    """Draws mean and standard deviation of all optimizers, one panel a layer.
+    """Draw the mean and the standard deviation of all optimizers, one panel per layer.
 
-    Figure 6 of arXiv:2203.13273: the layers of Figure 4.
+    This is Figure 6 of arXiv:2203.13273, of the layers of Figure 4.
     """
     return _one_panel_a_layer(runs, [tags.MEAN, tags.STD], look or Look())
 
 
 def pick_layers(runs: Sequence[MonitoredRun], look: Look, default: Sequence[int]) -> dict[int, str]:
-    """Chooses the layers to show, with their numbers from 1 at the input.
+    """Choose the layers to show, with their numbers from 1 at the input.
 
-    Layers count as weight tensors; all of them do where no name tells which those are. A layer
-    that is asked for by a name that is not a weight's has no number that the paper knows, and gets
-    one after them.
+    Weight tensors are counted, or all layers where no name tells which of them are weights. A layer
+    that is no weight has no number in the paper; its number comes after those of the weights.
 
     Raises:
-        EventsError: If one that is asked for does not exist; the message has those that do.
+        EventsError: a layer that is asked for does not exist; the message names those that do.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.layers))
     weights = _weights(runs)
@@ -99,13 +101,14 @@ def pick_layers(runs: Sequence[MonitoredRun], look: Look, default: Sequence[int]
 
 
 def short_name(layer: str) -> str:
-    """A layer's name as figures and tables have it.
+    """Shorten a layer's name to what figures and tables show of it.
 
     Example:
         >>> short_name("model.features.3.weight")
         'features.3'
     """
-    return layer.removeprefix("model.").removesuffix(".weight")
+    tensor = _PARAMETRIZED.sub(r"\1", layer)
+    return tensor.removeprefix("model.").removesuffix(".weight")
 
 
 def _one_panel_an_optimizer(runs: Sequence[MonitoredRun], statistic: str, look: Look) -> Figure:
@@ -124,7 +127,7 @@ def _one_panel_an_optimizer(runs: Sequence[MonitoredRun], statistic: str, look: 
             x, y = _line(seeds, layer, statistic, x_of, look)
             axis.plot(x, y, marker=marker(y), color=shade, linewidth=1.4)
     name = f"{_NAMES[statistic]} of the adaptive stepsizes"
-    finish(axes, columns, x_name, name, look)
+    finish_panels(axes, columns, x_name, name, look)
     handles = [
         Line2D([], [], color=shade, linewidth=2.5, label=f"{number}  {short_name(layer)}")
         for shade, (number, layer) in zip(
@@ -167,7 +170,7 @@ def _one_panel_a_layer(
                 if shape := marker(y, _MARKERS[statistic]):
                     line.set_marker(shape)
                     kinds[statistic].set_marker(shape)
-    finish(axes, columns, x_name, "adaptive stepsize", look)
+    finish_panels(axes, columns, x_name, "adaptive stepsize", look)
     handles = [Line2D([], [], color=color, label=label) for label, color in colors.items()]
     names = [_NAMES[statistic] for statistic in statistics]
     if len(statistics) > 1:
@@ -208,5 +211,10 @@ def _by_label(runs: Sequence[MonitoredRun]) -> dict[str, list[MonitoredRun]]:
 
 def _weights(runs: Sequence[MonitoredRun]) -> list[str]:
     names = list(dict.fromkeys(name for run in runs for name in run.layers))
-    # nn.MultiheadAttention has an in_proj_weight, nn.LSTM a weight_hh_l0.
-    return [name for name in names if "weight" in name.rpartition(".")[2]] or names
+    weights = {}
+    for name in names:
+        tensor = _PARAMETRIZED.sub(r"\1", name)
+        # nn.MultiheadAttention has an in_proj_weight, nn.LSTM a weight_hh_l0.
+        if "weight" in tensor.rpartition(".")[2]:
+            weights[tensor] = name  # of weight_norm's gain and direction the direction
+    return [*weights.values()] or names

@@ -28,18 +28,18 @@ def summarize(
     layers: Sequence[str] | None = None,
     optimizers: Sequence[str] | None = None,
 ) -> list[Table]:
-    """Draws up a table an optimizer, with a row a layer, of what was logged last.
+    """Draw up one table per optimizer, with one row per layer, of what was logged last.
 
-    Of several seeds it has the means. "Effective" is the mean stepsize with the learning rate and
-    the momentum's bias correction in it.
+    Where there are several seeds, the numbers are means over them. "Effective" is the mean stepsize
+    times the learning rate and the correction of the momentum's bias.
 
     Args:
-        logdirs: Folders that hold runs with the `StepsizeMonitor`, at any depth.
-        layers: Names, globs of names or numbers of the layers to show; None for all.
-        optimizers: Globs of the labels to show, in any case; None for all.
+        logdirs: folders that hold runs with the ``StepsizeMonitor``, at any depth.
+        layers: names, globs of names or numbers of the layers to show; None shows all.
+        optimizers: globs of the labels to show, in any case; None shows all.
 
     Raises:
-        EventsError: If there is no such run, layer or optimizer.
+        EventsError: there is no such run, layer or optimizer.
     """
     runs = read_monitored_runs(logdirs)
     labels = choose_labels([run.label for run in runs], optimizers)

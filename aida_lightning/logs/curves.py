@@ -1,4 +1,4 @@
-"""Scalars read back from TensorBoard event files: every point, one clean curve a tag."""
+"""Scalars read back from TensorBoard's event files: every point, one clean curve per tag."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.util.tensor_util import make_ndarray
 
 from aida_lightning.logs import tags
-from aida_lightning.logs.events import event_files, read_events
+from aida_lightning.logs.events import attempt_of, event_files, read_events
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -28,8 +28,8 @@ class Curve:
     """The points of one tag, by increasing step.
 
     Args:
-        steps: The optimizer steps at which a value was logged, each once.
-        values: The values logged there; may hold NaN and infinities.
+        steps: the optimizer steps at which a value was logged, each of them once, of shape (n,).
+        values: the values logged there, of shape (n,); NaN and infinities may be among them.
     """
 
     steps: IntArray
@@ -37,22 +37,22 @@ class Curve:
 
 
 def read_scalars(folder: str | Path) -> dict[str, Curve]:
-    """Reads all scalars of one run, nothing sampled away.
+    """Read all scalars of one run, without sampling any away.
 
-    Of points that a run logged twice the later wins, and a run that was resumed from an earlier
-    step replaces all that the abandoned stretch had logged from that step on, in every tag; where
-    it noted the step, as TensorBoard's own readers want it, from there, else from the first step
-    that comes again. A last record that was cut off when the run was killed is left out.
+    Where a run logged a step twice, the later value counts. A run that was resumed from an earlier
+    step replaces all that the abandoned stretch had logged from that step on, in every tag. That
+    step is the one that the run noted for TensorBoard, or else the first that comes again. A last
+    record that was cut off when the run was killed is left out.
 
     Args:
-        folder: The folder that holds the run's event files.
+        folder: the folder that holds the run's event files.
 
     Returns:
-        The curve of each tag, tags in the order of their first appearance.
+        The curve of each tag; the tags are in the order in which they appear first.
     """
     merged: dict[str, _Points] = {}
     files = [_read_file(path) for path in event_files(folder)]
-    for file in sorted(files, key=lambda file: (file.started, file.name)):
+    for file in sorted(files, key=lambda file: (attempt_of(file.name), file.started, file.name)):
         resumed_at = file.restart
         if resumed_at is None:
             again = file.points.keys() & merged.keys() - _ACCOMPANYING_TAGS
@@ -76,14 +76,17 @@ def read_scalars(folder: str | Path) -> dict[str, Curve]:
 
 
 def epochs_at(steps: IntArray, epoch: Curve) -> FloatArray:
-    """The number of epochs done after some optimizer steps, fractions included.
+    """Compute how many epochs were done after some optimizer steps, fractions included.
 
-    Lightning numbers both from 0: a metric logged at step `s` of an epoch of `n` steps stands
-    beside `epoch = s // n`, and `(s + 1) / n` epochs are then done.
+    Lightning numbers both from 0: a metric logged at step ``s`` stands beside
+    ``epoch = s // n``, where an epoch has ``n`` steps, and ``(s + 1) / n`` epochs are done then.
 
     Args:
-        steps: Indices of optimizer steps.
-        epoch: The "epoch" that Lightning logged beside its metrics.
+        steps: indices of optimizer steps, of shape (n,).
+        epoch: the "epoch" that Lightning logged beside its metrics.
+
+    Returns:
+        The numbers of epochs, of shape (n,).
     """
     done = epoch.steps + 1.0
     index = np.floor(epoch.values)

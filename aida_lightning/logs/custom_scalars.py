@@ -52,7 +52,7 @@ def show(logger: TensorBoardLogger, paths: Iterable[Path]) -> None:
 
 
 def build_layout(logger: TensorBoardLogger, paths: Iterable[Path]) -> Layout:
-    """Build one category a statistic, and one of the margins from mean - std to mean + std.
+    """Build one category per statistic, and one of the margins from mean - std to mean + std.
 
     Args:
         logger: the logger, which makes tags of names.

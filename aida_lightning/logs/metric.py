@@ -12,13 +12,13 @@ class Metric:
     """The number that a comparison is about.
 
     Args:
-        name: What the module logs it as.
-        title: What to call it in tables and figures; by default its name in words.
-        better: Whether more is better, or less.
-        report: Which of a run's values a paper's number stands for: the best or the last.
-        over_seeds: Whether that number is a mean over the seeds, or the best of them.
-        percent: Whether it is logged as a fraction and shown in percent; by default what ends
-            with "accuracy" is.
+        name: the tag that the module logs it under.
+        title: what tables and figures call it; by default its name in words.
+        better: whether more is better, ``"max"``, or less, ``"min"``.
+        report: which of a run's values a paper's number stands for, the best or the last.
+        over_seeds: whether that number is the mean over the seeds or the best of them.
+        percent: whether it is logged as a fraction and shown in percent. By default it is if its
+            name ends with "accuracy".
     """
 
     name: str = "val_accuracy"

@@ -19,9 +19,9 @@ class LoggedRun:
     """One run and all its scalars.
 
     Args:
-        label: What to call the run; the seeds of one optimizer share it.
-        path: The folder of its event files.
-        scalars: The curve of each tag.
+        label: what to call the run; the seeds of one optimizer share it.
+        path: the folder of its event files.
+        scalars: the curve of each tag.
     """
 
     label: str
@@ -36,13 +36,13 @@ class LoggedRun:
 
 @dataclass(frozen=True)
 class MonitoredRun:
-    """The adaptive stepsizes of one optimizer in one run, as `StepsizeMonitor` logged them.
+    """The adaptive stepsizes of one optimizer in one run, as ``StepsizeMonitor`` logged them.
 
     Args:
-        label: What to call the run; the seeds of one optimizer share it.
-        path: The folder of its event files.
-        statistics: The curve of each layer by the statistic's tag, as `stepsize_mean`.
-        epoch: The "epoch" that Lightning logs beside its metrics, if it was logged.
+        label: what to call the run; the seeds of one optimizer share it.
+        path: the folder of its event files.
+        statistics: the curve of each layer, by the statistic's tag, such as ``stepsize_mean``.
+        epoch: the "epoch" that Lightning logs beside its metrics, or None if it was not logged.
     """
 
     label: str
@@ -52,12 +52,12 @@ class MonitoredRun:
 
     @property
     def mean(self) -> dict[str, Curve]:
-        """The mean of each layer's adaptive stepsizes, layers from input to output."""
+        """The mean of each layer's adaptive stepsizes; the layers go from input to output."""
         return self.statistics.get(tags.MEAN, {})
 
     @property
     def std(self) -> dict[str, Curve]:
-        """Their standard deviation, likewise."""
+        """The standard deviation of each layer's adaptive stepsizes, in the same order."""
         return self.statistics.get(tags.STD, {})
 
     @property
@@ -67,20 +67,20 @@ class MonitoredRun:
 
 
 def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
-    """Finds every folder that holds event files, and derives its label from its path alone.
+    """Find every folder that holds event files, and derive its label from its path alone.
 
-    The seeds that `aida-lightning compare` writes, `<label>/seed_<n>` with underscores for the
-    spaces, get the label (preceded by the folders above it where two comparisons share it); any
-    other run, as `lightning_logs/version_3`, gets its path relative to the given folder.
+    A comparison writes ``<label>/seed_<n>`` with underscores for the spaces: such runs get the
+    label, preceded by the folders above it where two comparisons share it. Any other run, such as
+    ``lightning_logs/version_3``, gets its path relative to the given folder.
 
     Args:
-        logdirs: The folders to search, at any depth.
+        logdirs: the folders to search, at any depth.
 
     Returns:
-        The label of each run's folder, in the order of the folders given, then of their paths.
+        The label of each run's folder, in the order of the given folders, then of the paths.
 
     Raises:
-        EventsError: If a folder does not exist or holds no event files.
+        EventsError: a folder does not exist or holds no event files.
     """
     groups: dict[Path, Path] = {}  # of each run: the folder that its seeds share, or its own
     names: dict[Path, tuple[str, ...]] = {}  # of each group: from short to unmistakable
@@ -116,7 +116,7 @@ def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
 
 
 def folder_titles(folders: Iterable[str | Path]) -> dict[Path, str]:
-    """Calls folders by the ends of their paths, as long as it takes to tell them apart.
+    """Name folders by the ends of their paths, which are as long as it takes to tell them apart.
 
     Example:
         >>> [*folder_titles(["a/runs", "b/runs"]).values()]
@@ -130,10 +130,10 @@ def folder_titles(folders: Iterable[str | Path]) -> dict[Path, str]:
 
 
 def read_runs(logdirs: Sequence[str | Path]) -> list[LoggedRun]:
-    """Reads all runs below some folders.
+    """Read all runs below some folders.
 
     Raises:
-        EventsError: If a folder does not exist or holds no event files.
+        EventsError: a folder does not exist or holds no event files.
     """
     return [
         LoggedRun(label, folder, read_scalars(folder))
@@ -142,30 +142,30 @@ def read_runs(logdirs: Sequence[str | Path]) -> list[LoggedRun]:
 
 
 def read_monitored_runs(logdirs: Sequence[str | Path]) -> list[MonitoredRun]:
-    """Reads all runs that had the `StepsizeMonitor` below some folders.
+    """Read all runs below some folders that had the ``StepsizeMonitor``.
 
     Args:
-        logdirs: The folders to search, at any depth.
+        logdirs: the folders to search, at any depth.
 
     Returns:
-        The runs in the order in which `find_runs` finds them.
+        The runs, in the order in which ``find_runs`` finds them.
 
     Raises:
-        EventsError: If a folder does not exist or holds no event files, or if no run in them has
-            the monitor's tags.
+        EventsError: a folder does not exist or holds no event files, or no run in them has the
+            monitor's tags.
     """
     return monitored_runs(read_runs(logdirs))
 
 
 def monitored_runs(runs: Sequence[LoggedRun]) -> list[MonitoredRun]:
-    """Picks what the `StepsizeMonitor` logged.
+    """Pick what the ``StepsizeMonitor`` logged.
 
-    Of a run with several optimizers that share a layer each counts as one, with the optimizer's
-    name in its label; those that share none, as of a GAN's networks, are one together, and so is
-    the only one that was read.
+    Where several optimizers of a run share a layer, each of them counts as a run of its own, with
+    the optimizer's name in its label. Optimizers that share no layer, such as those of a GAN's two
+    networks, are one run together.
 
     Raises:
-        EventsError: If no run has the monitor's tags.
+        EventsError: no run has the monitor's tags.
     """
     monitored: list[MonitoredRun] = []
     for run in runs:
@@ -190,10 +190,10 @@ def monitored_runs(runs: Sequence[LoggedRun]) -> list[MonitoredRun]:
 
 
 def choose_labels(labels: Iterable[str], globs: Sequence[str] | None) -> list[str]:
-    """Picks labels by globs, in any case, with blanks or underscores; None picks all.
+    """Pick labels by globs, in any case, with blanks or underscores; None picks all.
 
     Raises:
-        EventsError: If a glob matches none.
+        EventsError: a glob matches none of the labels.
     """
     labels = list(dict.fromkeys(labels))
     if globs is None:

@@ -45,7 +45,7 @@ def main() -> None:
         optimizer = build_optimizer(name, model, lr=1e-2, **options)
         print(f"{name:9} {options!s:9} loss {train(model, optimizer, x, y):.4f}")
 
-    # Half of Adam's state: one number a layer in place of a second vector.
+    # Half of Adam's state: one number per layer in place of a second vector.
     model = copy.deepcopy(start)
     optimizer = build_optimizer("laida", model, weight_decay=1e-2, no_decay_1d=True)
     train(model, optimizer, x, y)

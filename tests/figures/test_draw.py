@@ -127,6 +127,18 @@ def test_layers_are_counted_in_weight_tensors(tmp_path):
     ]  # fmt: skip
 
 
+def test_parametrized_weights_are_counted_where_they_are_in_the_network(tmp_path):
+    names = ["first.parametrizations.weight.original", "second.weight"]
+    names += [f"third.parametrizations.weight.original{index}" for index in (0, 1)]  # weight_norm
+    names += ["third.bias"]
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for level, name in enumerate(names):
+            writer.add_scalar(f"stepsize_mean/{name}", level, 0)
+    shown = panels(fig4(read_monitored_runs([tmp_path])))
+    assert [*shown] == ["layer 1: first", "layer 2: second", "layer 3: third"]
+    assert [lines[0][1].tolist() for lines in shown.values()] == [[0], [1], [3]]
+
+
 def test_statistics_that_no_run_has_are_not_drawn(tmp_path):
     with SummaryWriter(str(tmp_path / "run")) as writer:
         writer.add_scalar("stepsize_min/a.weight", 1.0, 0)

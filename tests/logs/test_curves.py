@@ -1,16 +1,15 @@
 """Runs are read back from event files: exact values, resumed runs, labels and epochs."""
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from aida_lightning.logs.curves import (
-    Curve,
-    epochs_at,
-    read_scalars,
-)
+from aida_lightning.logs.curves import Curve, epochs_at, read_scalars
+from aida_lightning.logs.events import next_suffix
 
 
 def write(folder: Path, tag: str, points: dict[int, float], suffix: str = "") -> None:
@@ -138,3 +137,17 @@ def test_a_resumed_run_that_notes_its_step_replaces_only_what_came_from_there_on
     scalars = read_scalars(tmp_path)
     assert as_dict(scalars["loss"]) == {**dict.fromkeys(range(6), 1.0), 7: 2.0}
     assert as_dict(scalars["val_loss"]) == {3: 1.0}
+
+
+@pytest.mark.parametrize("back", [60, 86_400])
+def test_attempts_are_in_their_order_whatever_the_clock_says(tmp_path, monkeypatch, back):
+    now = time.time()
+    for value, clock in ((1.0, now), (2.0, now - back), (3.0, now - 2 * back)):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        with SummaryWriter(
+            str(tmp_path), purge_step=2 * int(value), filename_suffix=next_suffix(tmp_path)
+        ) as writer:
+            for step in range(2 * int(value), 8):
+                writer.add_scalar("loss", value, step)
+    expected = {2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 6: 3.0, 7: 3.0}
+    assert as_dict(read_scalars(tmp_path)["loss"]) == expected

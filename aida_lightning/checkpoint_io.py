@@ -1,0 +1,174 @@
+"""Checkpoints that a kill, a full disk or a flipped bit cannot turn into the loss of a run."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities import rank_zero_warn
+from typing_extensions import override
+
+# Beside the checkpoints, in a folder of its own: Lightning takes any file whose name has "last" in
+# it for a checkpoint that ckpt_path="last" may mean.
+_BACKUP = ".backup"
+# Digests that are remembered: of the checkpoint, of the one before it, and of those that a kill
+# kept from their place between.
+_MOST = 8
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Save checkpoints so that there is a whole one at every moment, and load no damaged one.
+
+    Lightning's own way writes to the temporary folder and moves the file over the old one. Where
+    that folder is on another file system, the move is a copy, and a kill or a full disk in its
+    course leaves neither the old checkpoint nor the new one. Here, the file is written beside its
+    target, flushed to the disk, and renamed. The checkpoint that it replaces is kept, with the
+    SHA-256 of both, in a folder ``.backup`` beside it; a damaged or missing checkpoint is replaced
+    by the one before it when it is loaded, with a warning.
+
+    The checkpoint that is kept doubles the disk space of checkpoints that are saved under one name
+    again and again. Files on remote file systems are left to Lightning.
+
+    Raises:
+        OSError: the checkpoint cannot be written; the one before it is as it was.
+        RuntimeError: the checkpoint to load is damaged, and there is no whole one before it.
+        FileNotFoundError: there is no checkpoint to load.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from aida_lightning import DurableCheckpointIO
+        >>> trainer = Trainer(plugins=[DurableCheckpointIO()], accelerator="cpu", logger=False)
+    """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if storage_options is not None or (target := _local(path)) is None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        backup = target.parent / _BACKUP / target.name
+        part = backup.with_name(f"{target.name}.part")
+        try:
+            backup.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _write(_sums(target), "\n".join([_digest(part), *_digests(target)][:_MOST]))
+            if target.exists():
+                _hold(target, backup)
+            part.replace(target)
+            _sync_folder(target.parent)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the second
+            part.unlink(missing_ok=True)
+            kept = f"{target} is the one before" if target.exists() else "there is none before it"
+            raise OSError(
+                f"the checkpoint {target} cannot be written: {error}; {kept}. Make room or give "
+                "another folder, and go on from the last checkpoint"
+            ) from error
+
+    @override
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        return super().load_checkpoint(
+            find_whole(path), map_location=map_location, weights_only=weights_only
+        )
+
+    @override
+    def remove_checkpoint(self, path: str | Path) -> None:
+        super().remove_checkpoint(path)
+        if (target := _local(path)) is not None:
+            backup = target.parent / _BACKUP
+            for file in (backup / target.name, _sums(target)):
+                file.unlink(missing_ok=True)
+            if backup.is_dir() and not any(backup.iterdir()):
+                backup.rmdir()
+
+
+def find_whole(path: str | Path) -> str | Path:
+    """Return the checkpoint to load for a path: it, or the one before it if it is damaged.
+
+    Raises:
+        RuntimeError: it is damaged, and there is no whole one before it.
+    """
+    target = _local(path)
+    known = [] if target is None else _digests(target)
+    if target is None or not known:  # Lightning's or a copy; nothing is known of it
+        return path
+    if target.is_file() and _digest(target) in known:
+        return path
+    fault = "is not as it was written" if target.exists() else "is missing"
+    backup = target.parent / _BACKUP / target.name
+    if not backup.is_file() or _digest(backup) not in known:
+        raise RuntimeError(
+            f"the checkpoint {target} {fault}, and there is no whole one before it. Put a good "
+            f"copy in its place, or move it and {backup.parent} away"
+        )
+    rank_zero_warn(f"the checkpoint {target} {fault}; the one before it is loaded: {backup}")
+    return backup
+
+
+def _local(path: str | Path) -> Path | None:
+    filesystem, stripped = url_to_fs(str(path))
+    return Path(stripped) if isinstance(filesystem, LocalFileSystem) else None
+
+
+def _sums(target: Path) -> Path:
+    return target.parent / _BACKUP / f"{target.name}.sha256"
+
+
+def _digests(target: Path) -> list[str]:
+    """Read the digests of the checkpoints that were saved last under a name, newest first."""
+    try:
+        return _sums(target).read_text(encoding="ascii").split()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _hold(target: Path, backup: Path) -> None:
+    """Give a checkpoint a second name, so that it stays when its own is given to another."""
+    link = backup.with_name(f"{backup.name}.link")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(target, link)
+    except OSError:  # a file system without links: until the rename, the backup is the checkpoint
+        target.replace(backup)
+    else:
+        link.replace(backup)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the renames to the disk, where the platform can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
