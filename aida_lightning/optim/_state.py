@@ -26,19 +26,37 @@ def new_state(param: Tensor, layer_mean: LayerMean, *, capturable: bool) -> dict
 def check_loaded(optimizer: Optimizer, layer_mean: LayerMean, state_dict: dict[str, Any]) -> None:
     """Raise a ValueError if the state dict cannot be one of the optimizer's class."""
     for saved, param, _ in _saved_layers(optimizer, state_dict):
-        missing = [name for name in ("step", "exp_avg", "exp_avg_sq") if name not in saved]
-        if missing:
-            raise ValueError(_not_its_own(optimizer, f"it lacks {missing}"))
-        one = layer_mean == "statistic"
-        shapes = {"exp_avg_sq": torch.Size() if one else param.shape, "exp_avg": param.shape}
-        for name, expected in shapes.items():
-            if (shape := saved[name].shape) != expected:
-                fault = f"{name} has the shape {[*shape]}, not {[*expected]}"
-                raise ValueError(_not_its_own(optimizer, fault))
+        if fault := _fault(param, saved, layer_mean):
+            name = type(optimizer).__name__
+            raise ValueError(f"loaded state dict is not one of {name}: {fault}")
 
 
-def _not_its_own(optimizer: Optimizer, fault: str) -> str:
-    return f"loaded state dict is not one of {type(optimizer).__name__}: {fault}"
+def check_layer(
+    optimizer: Optimizer, param: Tensor, state: dict[str, Any] | None, layer_mean: LayerMean
+) -> None:
+    """Raise a RuntimeError if a layer's gradient or its state is not of the layer's size."""
+    fault = _fault(param, state, layer_mean) if state else None
+    if param.grad is not None and param.grad.shape != param.shape:
+        fault = f"its gradient has the shape {[*param.grad.shape]}, not {[*param.shape]}"
+    if fault:
+        raise RuntimeError(
+            f"{type(optimizer).__name__} cannot update a layer of the shape {[*param.shape]}: "
+            f"{fault}. Where a parameter is changed in size, so have to be its gradient and its "
+            "state, or delete optimizer.state[parameter]"
+        )
+
+
+def _fault(param: Tensor, state: dict[str, Any], layer_mean: LayerMean) -> str | None:
+    """Say what of a layer's state is missing or has another shape than it has to have."""
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        if name not in state:
+            return f"it lacks {name!r}"
+    averaged = layer_mean == "statistic"
+    shape, shape_sq = param.shape, torch.Size() if averaged else param.shape
+    for name, expected in (("exp_avg", shape), ("exp_avg_sq", shape_sq)):
+        if (found := state[name].shape) != expected:
+            return f"{name} has the shape {[*found]}, not {[*expected]}"
+    return None
 
 
 def restore_dtypes(optimizer: Optimizer, layer_mean: LayerMean, state_dict: dict[str, Any]) -> None:

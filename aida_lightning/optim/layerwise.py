@@ -13,7 +13,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from aida_lightning.optim._kernels.dispatch import Batch, dispatch, update
+from aida_lightning.optim._kernels.dispatch import dispatch, update
 from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
 from aida_lightning.optim._kernels.tracking import Track
 from aida_lightning.optim._options import check_options
@@ -24,7 +24,7 @@ from aida_lightning.optim._sharding import (
     is_distributed,
     local_part,
 )
-from aida_lightning.optim._state import check_loaded, new_state, restore_dtypes
+from aida_lightning.optim._state import check_layer, check_loaded, new_state, restore_dtypes
 
 
 class LayerwiseOptimizer(Optimizer):
@@ -140,7 +140,9 @@ class LayerwiseOptimizer(Optimizer):
                 loss = closure()
         if not self.param_groups:
             return loss
-        batches: list[Batch] = []
+        if not torch.compiler.is_compiling():
+            self._check_layers()
+        parts_of_groups: list[tuple[str, Layers, UpdateRule]] = []
         whole: dict[Tensor, Tensor] = {}  # by the local part that a batch has of it
         distributed = False
         for group in self.param_groups:
@@ -153,10 +155,12 @@ class LayerwiseOptimizer(Optimizer):
                 parts = layers.map(lambda tensor: _real(local_part(tensor)))
                 whole |= zip(parts.params, layers.params, strict=True)
                 layers = parts
+            kernel, rule = self._kernel(group, layers.params), self._rule(group)
+            parts_of_groups.append((kernel, layers, rule))
+        batches = [batch for part in parts_of_groups for batch in dispatch(*part)]
+        for _, layers, _ in parts_of_groups:
             if layers.steps:
                 _count(layers.steps)
-            rule = self._rule(group)
-            batches += dispatch(self._kernel(group, layers.params), layers, rule)
         if distributed and self._takes_layer_sums:
             shared = SharedLayers((p for g in self.param_groups for p in g["params"]), whole)
             update(batches, rule, shared.complete)
@@ -192,6 +196,21 @@ class LayerwiseOptimizer(Optimizer):
         eps = rule.eps if rule.eps_in_denominator else 0.0
         return adaptive_stepsize(_real(state["exp_avg_sq"]), correction2, eps)
 
+    def _check_layers(self) -> None:
+        """Raise where a layer cannot be updated, before any of them is."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                grad, state = param.grad, self.state.get(param)
+                if grad is None:
+                    continue
+                if grad.is_sparse:
+                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+                if self._takes_layer_sums:
+                    check_whole(self, param)
+                check_layer(self, param, state, self.layer_mean)
+                if group["capturable"]:
+                    _check_capturable(param, state)
+
     def _init_group(
         self,
         group: dict[str, Any],
@@ -206,27 +225,14 @@ class LayerwiseOptimizer(Optimizer):
         Plain is what is neither complex nor shared by processes. torch.compile runs this as it is,
         and so expects this form: lists to fill and a plain value.
         """
-        is_plain, takes_layer_sums = True, self._takes_layer_sums
+        is_plain = True
         for param in group["params"]:
             is_plain &= not (param.is_complex() or is_distributed(param))
             if param.grad is None:
                 continue
-            if param.grad.is_sparse:
-                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-            if takes_layer_sums:
-                check_whole(self, param)
             state = self.state[param]
             if len(state) == 0:
                 state.update(new_state(param, self.layer_mean, capturable=group["capturable"]))
-            if group["capturable"] and not torch.compiler.is_compiling():
-                devices = _get_capturable_supported_devices()
-                if param.device.type != state["step"].device.type or (
-                    param.device.type not in devices
-                ):
-                    raise AssertionError(
-                        "If capturable=True, params and state_steps must be on supported devices: "
-                        f"{devices}."
-                    )
             params.append(param)
             grads.append(param.grad)
             exp_avgs.append(state["exp_avg"])
@@ -288,8 +294,17 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
 
 
+def _check_capturable(param: Tensor, state: dict[str, Any] | None) -> None:
+    devices = _get_capturable_supported_devices()
+    beside = not state or state["step"].device.type == param.device.type
+    if not beside or param.device.type not in devices:
+        raise AssertionError(
+            f"If capturable=True, params and state_steps must be on supported devices: {devices}."
+        )
+
+
 def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _numel(param: Tensor) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from aida_lightning.optim._kernels import foreach, fused, loop, triton
-from aida_lightning.optim._kernels.rule import Kernel, Layers, UpdateRule
+from aida_lightning.optim._kernels.memory import overlap
+from aida_lightning.optim._kernels.rule import Kernel, LayerMean, Layers, UpdateRule
 
 
 class Batch(NamedTuple):
@@ -34,13 +35,13 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
     groups = defaultdict(list)
     compiles = kernel == "fused" and not torch.compiler.is_compiling()
     for index, (x, g, m, v, step) in enumerate(zip(*layers[:5], strict=True)):
-        compiled = compiles and _compiled(x, g, m, v, step)
+        compiled = compiles and _compiled(x, g, m, v, step, rule.layer_mean)
         groups[compiled, x.device, x.dtype, m.dtype, v.dtype, step.dtype].append(index)
     batches = []
     for (compiled, device, *_), indices in groups.items():
         part = layers if len(groups) == 1 else layers.take(indices)
         on_host = device.type == "cpu"
-        if compiled:
+        if compiled and not overlap(part):
             batches.append(Batch(fused if on_host else triton, part, rule))
         elif kernel == "foreach" or (kernel == "fused" and not on_host):
             batches.append(Batch(foreach, part, rule))
@@ -62,12 +63,20 @@ def _runs(params: Sequence[Tensor]) -> Iterator[list[int]]:
     yield run
 
 
-def _compiled(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor, step: Tensor) -> bool:
+def _compiled(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    layer_mean: LayerMean,
+) -> bool:
     """Tell whether compiled code can take the layer; where there is none, warn."""
     if param.is_cpu:
-        return fused.is_available() and fused.takes(param, grad, exp_avg, v, step)
+        layer = (param, grad, exp_avg, exp_avg_sq, step)
+        return fused.is_available() and fused.takes(*layer, layer_mean)
     try:
-        return triton.takes(param, grad, exp_avg, v)
+        return triton.takes(param, grad, exp_avg, exp_avg_sq, step, layer_mean)
     except ImportError as error:
         _warn_once(f"fused=True falls back to foreach: {error}")
         return False

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aida_lightning.optim._kernels.rule import Layers, UpdateRule
+from aida_lightning.optim._kernels.memory import is_safe
+from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule
 
 # The dtype of the statistic and of the arithmetic, by that of the parameter.
 _DTYPES = {
@@ -37,7 +38,14 @@ _CHUNK, _BLOCK, _WARPS = 1 << 15, 1 << 11, 8
 _LAYERS = 128  # of a program that has one number a layer to update
 
 
-def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> bool:
+def takes(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    layer_mean: LayerMean = None,
+) -> bool:
     """Tell whether the kernel can update a layer; others have to go elsewhere.
 
     Not those of a CUDA graph under capture: it would hold the table of addresses' first contents.
@@ -45,19 +53,11 @@ def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> b
     Raises:
         ImportError: Triton is not installed, or older than 3.4.
     """
-    interpreted = _sweeps().INTERPRETED
-    if not (param.is_cpu if interpreted else param.is_cuda) or type(grad) is not Tensor:
-        return False
-    vectors = [param, grad, exp_avg] + ([exp_avg_sq] if exp_avg_sq.ndim or not param.ndim else [])
-    if not param.dtype == grad.dtype == exp_avg.dtype or any(t.is_neg() for t in vectors):
-        return False
-    if _DTYPES.get(param.dtype) != exp_avg_sq.dtype or len({t.device for t in vectors}) > 1:
+    if not (param.is_cpu if _sweeps().INTERPRETED else param.is_cuda):
         return False
     if param.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    # All must lie in memory in one order, without gaps.
-    dense = torch.empty_like(param, memory_format=torch.preserve_format).stride()
-    return all(t.is_contiguous() for t in vectors) or all(t.stride() == dense for t in vectors)
+    return is_safe(param, grad, exp_avg, exp_avg_sq, step, _DTYPES, layer_mean)
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
