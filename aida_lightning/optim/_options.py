@@ -1,76 +1,11 @@
-"""The options that the optimizers share: what they mean, and which values they may have."""
+"""The options that the optimizers share, and the values that each of them may have."""
 
-import inspect
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
-
-_Class = TypeVar("_Class", bound=type[Optimizer])
-
-_DESCRIPTIONS = {
-    "params": "parameters, named parameters, or dicts that define groups of them.",
-    "lr": r"learning rate :math:`\eta`, a float or a tensor of one element; 1e-3 by default.",
-    "betas": r"""
-        :math:`(\beta_1, \beta_2)`, the decay rates of the two moving averages; (0.9, 0.999) by
-        default.""",
-    "eps": r"""
-        :math:`\epsilon`, added to :math:`v` at every step, and to the denominator if the equation
-        has it there; 1e-8 by default. The adaptive stepsizes stay below
-        :math:`\sqrt{(1 - \beta_2) / \epsilon}`.""",
-    "weight_decay": """
-        coefficient of the L2 penalty, 0 by default. The penalty's gradient is a part of
-        :math:`g`, and so enters :math:`m`, :math:`v` and the projections.""",
-    "k": "number of mutual projections K, at least 0; 2 by default.",
-    "xi": r"""
-        :math:`\xi`, added to each squared norm that divides, which keeps a zero gradient finite;
-        1e-20 by default.""",
-    "decoupled_weight_decay": """
-        shrink :math:`x` by the factor ``1 - lr * weight_decay`` instead, as AdamW does.""",
-    "foreach": "batch the operations of all layers; None does so on a GPU alone.",
-    "fused": """
-        update in one or two sweeps of the memory. On the CPU the sweeps are C++, which is compiled
-        at the first step and cached; on CUDA they are Triton, in at most three launches, which was
-        checked in Triton's interpreter and never ran on a GPU. Without a compiler or without
-        Triton, the optimizer warns and goes on unfused.""",
-    "maximize": "maximize the objective instead of minimizing it.",
-    "capturable": "keep every number on the GPU, so that CUDA graphs can capture the step.",
-    "differentiable": "let autograd record the step.",
-}
-_ERRORS = {
-    "ValueError": "an option is outside of its range; the message names its value and the range.",
-    "TypeError": "an option is not a number.",
-    "RuntimeError": "two of the options exclude each other, or ``step`` met a sparse gradient.",
-}
-
-
-def describe_options(cls: _Class) -> _Class:
-    """Describe a class's arguments and errors in its docstring, before its example."""
-    if cls.__doc__:  # which python -OO removes
-        arguments = {name: _DESCRIPTIONS[name] for name in inspect.signature(cls).parameters}
-        text, example, rest = inspect.cleandoc(cls.__doc__).partition("Example:\n")
-        sections = _section("Args", arguments) + _section("Raises", _ERRORS)
-        cls.__doc__ = text + sections + example + rest
-    return cls
-
-
-def _section(title: str, entries: Mapping[str, str]) -> str:
-    """Lay one section of a docstring out."""
-    paragraphs = (
-        textwrap.fill(
-            " ".join(f"{name}: {text}".split()),
-            width=96,
-            initial_indent=" " * 4,
-            subsequent_indent=" " * 8,
-            break_on_hyphens=False,
-        )
-        for name, text in entries.items()
-    )
-    return "\n".join([f"{title}:", *paragraphs, "", ""])
 
 
 def options_of(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def restore_dtypes(optimizer: Optimizer, layer_mean: LayerMean, state_dict: dict
 
 
 def _step(value: float | Tensor, param: Tensor, capturable: bool) -> Tensor:
-    # On the host, where it can be read without a wait, unless a graph is to be captured.
+    # On the host it can be read without a wait; a graph to be captured needs it on the device.
     device = param.device if capturable else torch.device("cpu")
     return torch.as_tensor(value, dtype=_get_scalar_dtype(), device=device)
 
@@ -70,7 +70,7 @@ def _saved_layers(
     """Pair what was saved of each layer with its parameter and its group."""
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     ours = [(param, group) for group in optimizer.param_groups for param in group["params"]]
-    # Not strict: groups that do not fit are torch's to refuse.
+    # Not strict, for torch itself refuses groups that do not fit.
     return [
         (saved, param, group)
         for key, (param, group) in zip(keys, ours, strict=False)

@@ -28,7 +28,7 @@ from aida_lightning.optim._state import check_loaded, new_state, restore_dtypes
 
 
 class LayerwiseOptimizer(Optimizer):
-    r"""Base of the family; a member chooses what it tracks and where a layer mean is taken.
+    r"""The base of the family: a member chooses what it tracks and where a layer mean is taken.
 
     A *layer* is one parameter tensor. At step :math:`t`, with :math:`d` the tracked vector and all
     products of vectors elementwise,
@@ -62,10 +62,11 @@ class LayerwiseOptimizer(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; its own options are checked as the constructor's are.
+        """Add a group of parameters, whose own options are checked as the constructor's are.
 
         Raises:
             ValueError: an option is outside of its range.
+            TypeError: an option is not a number.
         """
         _check_options({**self.defaults, **param_group})
         super().add_param_group(self._with_names(param_group))
@@ -75,7 +76,7 @@ class LayerwiseOptimizer(Optimizer):
         params = group["params"]
         if not any("param_names" in ours for ours in self.param_groups):
             return group
-        if isinstance(params, set):  # which torch refuses, too
+        if isinstance(params, set):  # which torch refuses too
             return group
         params = [params] if isinstance(params, Tensor) else list(params)
         if any(isinstance(param, tuple) for param in params):
@@ -98,7 +99,7 @@ class LayerwiseOptimizer(Optimizer):
 
         Raises:
             ValueError: a layer's state lacks what this class keeps or has another shape, or the
-                groups do not fit; nothing is loaded then.
+                groups do not fit. Nothing has been loaded then.
         """
         loaded: dict[str, Any] = {}
 
@@ -125,10 +126,11 @@ class LayerwiseOptimizer(Optimizer):
             closure: reevaluates the model and returns the loss.
 
         Returns:
-            What ``closure`` returned, else None.
+            What ``closure`` returned, or None without one.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a sum over a layer is needed of a sharded one.
+            RuntimeError: a gradient is sparse, or a sum over a whole layer is needed where nobody
+                knows who holds the rest of it.
         """
         if hasattr(self, "_accelerator_graph_capture_health_check"):
             self._accelerator_graph_capture_health_check()
@@ -174,8 +176,8 @@ class LayerwiseOptimizer(Optimizer):
             param: one of the optimizer's parameters, after at least one step.
 
         Returns:
-            A new real tensor of the parameter's shape (complex parameters: a last dimension of 2 is
-            added), 0-dim where the statistic is averaged, in ``exp_avg_sq``'s dtype.
+            A new real tensor in the dtype of ``exp_avg_sq``. Its shape is the parameter's, with a
+            last dimension of 2 if that is complex; it is 0-dim where the statistic is averaged.
 
         Raises:
             KeyError: the parameter is not the optimizer's, or has not been updated yet.
@@ -201,10 +203,10 @@ class LayerwiseOptimizer(Optimizer):
         exp_avg_sqs: list[Tensor],
         steps: list[Tensor],
     ) -> bool:
-        """Collect the layers that have a gradient, start the state of new ones; are all plain?
+        """Collect the layers that have a gradient, start new ones' state; tell if all are plain.
 
-        Plain is what is neither complex nor shared by processes. torch.compile runs this as it is,
-        and so expects this form: lists to fill and a plain value.
+        A layer is plain if it is neither complex nor shared by processes. torch.compile runs this
+        method as it is, and so expects its form: lists to fill and a plain value.
         """
         is_plain, takes_layer_sums = True, self._takes_layer_sums
         for param in group["params"]:
@@ -251,7 +253,7 @@ class LayerwiseOptimizer(Optimizer):
         use_foreach = group["foreach"]
         if use_foreach is None:
             _, use_foreach = _default_to_fused_or_foreach(params, group["differentiable"])
-            # As torch does: a tensor lr without capturable would cost foreach a wait a layer.
+            # As torch does: a tensor lr without capturable would cost foreach one wait per layer.
             if use_foreach and isinstance(group["lr"], Tensor) and not group["capturable"]:
                 use_foreach = False
         if use_foreach and group["differentiable"]:
@@ -299,7 +301,7 @@ def _numel(param: Tensor) -> int:
 
 def _count(steps: list[Tensor]) -> None:
     if steps[0].is_cpu and not torch.compiler.is_compiling():
-        # A tensor of 1, for foreach would wrap the number once for every step there.
+        # A tensor of 1, for foreach would wrap a number once per step there.
         torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1)
     else:
         torch._foreach_add_(steps, 1)

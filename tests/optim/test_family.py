@@ -286,7 +286,7 @@ class CountReductions(TorchDispatchMode):
 
 @pytest.mark.parametrize("kernel", [KERNELS["loop"], KERNELS["foreach"]])
 @pytest.mark.parametrize("k", [0, 1, 2, 7])
-def test_three_reductions_a_layer_whatever_k_is(k, kernel):
+def test_three_reductions_per_layer_whatever_k_is(k, kernel):
     start, gradients = make_problem(torch.float32, shapes=[(8, 8), (8,), (4, 8)])
     optimizer, params = train("Aida", start, gradients, k=k, **kernel)
     for param, gradient in zip(params, gradients[0], strict=True):

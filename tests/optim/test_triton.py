@@ -79,7 +79,7 @@ class DriverWithoutDevice:
 
 @pytest.fixture
 def compile_for(monkeypatch, tmp_path):
-    """Give a function that compiles what a step would launch, by the way that a launch takes."""
+    """Return a function that compiles what a step would launch, by the way that a launch takes."""
     triton = pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     # Its name in triton up to 3.4 and since.
