@@ -6,9 +6,10 @@
 Each mutant differs in one spot from a Python file under PATHS: another comparison or arithmetic
 operator, `and` for `or`, a condition or a boolean turned round, a number one higher, a statement or
 a returned value left out. pytest runs TESTS until the first failure; a mutant is killed if a test
-fails or the time is up, and survives if all pass. The mutants are made in a copy of the tree, so
-that the tree may be worked in meanwhile. `--only` takes parts of the descriptions that are printed,
-such as `_state.py:40:`, and runs those mutants alone: for a test that has just been written.
+fails, survives if all pass, and else runs out of time, which is four times what TESTS take without
+a mutant. The mutants are made in a copy of the tree, so that the tree may be worked in meanwhile.
+`--only` takes parts of the descriptions that are printed, such as `_state.py:40:`, and runs those
+mutants alone: for a test that has just been written.
 
 mutmut and cosmic-ray delete no statements and draw no samples; three in four of cosmic-ray's
 mutants here replace an operator by one that its operands do not have.
@@ -23,6 +24,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +63,7 @@ def change(node: ast.AST) -> tuple[ast.AST, str] | None:
         case ast.If(test) | ast.IfExp(test) | ast.While(test):
             if not isinstance(test, ast.Compare | ast.BoolOp | ast.UnaryOp):
                 return test, ast.unparse(ast.UnaryOp(ast.Not(), test))
-        case ast.Return(ast.expr()):
+        case ast.Return(ast.expr() as value) if ast.unparse(value) != "None":
             return node, "return None"
         case ast.Expr(ast.Call() | ast.IfExp()) | ast.Raise() | ast.Assert() | ast.AugAssign():
             return node, "pass"
@@ -97,8 +100,8 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
         yield Mutant(path, description, source[:begin] + code.encode() + source[end:])
 
 
-def passes(tree: Path, tests: list[str], seconds: float) -> bool:
-    """Run tests in a copy of the tree and tell whether all passed in time."""
+def verdict(tree: Path, tests: list[str], seconds: float | None) -> str:
+    """Run tests in a copy of the tree and tell what became of the mutant in it."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
@@ -106,11 +109,11 @@ def passes(tree: Path, tests: list[str], seconds: float) -> bool:
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        return process.wait(seconds) == 0
+        return "survived" if process.wait(seconds) == 0 else "killed"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # with the processes that the tests started
         process.wait()
-        return False
+        return "timed out"
 
 
 def main() -> None:
@@ -121,7 +124,6 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", default=["tests"], help="what pytest is given")
     parser.add_argument("--sample", type=int, help="how many mutants to draw; all by default")
     parser.add_argument("--seed", type=int, default=0, help="of the sample; 0 by default")
-    parser.add_argument("--seconds", type=float, default=300, help="per mutant; 300 by default")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of descriptions")
     options = parser.parse_args()
 
@@ -135,20 +137,22 @@ def main() -> None:
         tree = Path(folder) / "tree"
         left_out = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "build", "*.egg-info")
         shutil.copytree(ROOT, tree, symlinks=True, ignore=left_out)
-        if not passes(tree, options.tests, options.seconds):
-            sys.exit("the tests fail, or take longer than --seconds, without any mutant")
+        start = time.monotonic()
+        if verdict(tree, options.tests, None) != "survived":
+            sys.exit("the tests fail without any mutant")
+        seconds = 4 * (time.monotonic() - start)
+        verdicts = Counter()
         survivors = []
         for count, mutant in enumerate(mutants, start=1):
             original = (tree / mutant.path).read_bytes()
             (tree / mutant.path).write_bytes(mutant.source)
-            survived = passes(tree, options.tests, options.seconds)
+            found = verdict(tree, options.tests, seconds)
             (tree / mutant.path).write_bytes(original)
-            verdict = "survived" if survived else "killed"
-            print(f"{count}/{len(mutants)} {verdict} {mutant.description}", flush=True)
-            survivors += [mutant.description] if survived else []
-    print(
-        f"killed {len(mutants) - len(survivors)} of {len(mutants)}, survived:", *survivors, sep="\n"
-    )
+            print(f"{count}/{len(mutants)} {found}: {mutant.description}", flush=True)
+            verdicts[found] += 1
+            survivors += [mutant.description] if found == "survived" else []
+    print(*(f"{count} {found}" for found, count in verdicts.items()), sep=", ")
+    print(*survivors, sep="\n")
 
 
 if __name__ == "__main__":

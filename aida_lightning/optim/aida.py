@@ -3,17 +3,18 @@
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from aida_lightning.optim._docstrings import complete_docstring
 from aida_lightning.optim._kernels.tracking import (
     GRADIENT,
     MUTUAL_PROJECTION,
     PROJECTED_GRADIENT,
     RESIDUAL,
 )
-from aida_lightning.optim._options import describe_options, options_of
+from aida_lightning.optim._options import options_of
 from aida_lightning.optim.layerwise import LayerwiseOptimizer
 
 
-@describe_options
+@complete_docstring
 class Aida(LayerwiseOptimizer):
     r"""Adapt stepsizes to what K mutual projections leave of the gradient's prediction error.
 
@@ -29,15 +30,6 @@ class Aida(LayerwiseOptimizer):
 
     The projections cost three sums per layer, whatever K is. With K = 0 the optimizer is AdaBelief
     without its second :math:`\epsilon`.
-
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> optimizer = Aida(layer.named_parameters(), lr=1e-3, k=2)
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.stepsize(layer.weight).shape
-        torch.Size([2, 3])
 
     Source: arXiv 2203.13273, Algorithm 3, eq. 12-14.
     """
@@ -64,7 +56,7 @@ class Aida(LayerwiseOptimizer):
         super().__init__(params, options_of(locals()))
 
 
-@describe_options
+@complete_docstring
 class LAida(Aida):
     r"""Aida with one stepsize per layer: the tracked square is averaged over the layer.
 
@@ -74,22 +66,13 @@ class LAida(Aida):
 
     :math:`v` is one number per layer, so that the state is half of Adam's.
 
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> optimizer = LAida(layer.named_parameters(), lr=1e-3)
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.stepsize(layer.weight).shape
-        torch.Size([])
-
     Source: arXiv 2203.13273, Algorithm 5.
     """
 
     layer_mean = "statistic"
 
 
-@describe_options
+@complete_docstring
 class AidaGrad(LayerwiseOptimizer):
     r"""Adapt stepsizes to the gradient's projection on the momentum.
 
@@ -98,15 +81,6 @@ class AidaGrad(LayerwiseOptimizer):
         g^p_t &= \frac{\langle m_t, g_t \rangle}{\|m_t\|^2 + \xi} m_t \\
         v_t &= \beta_2 v_{t-1} + (1 - \beta_2) (g^p_t)^2 + \epsilon \\
         x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t} \frac{1}{\sqrt{v_t / (1 - \beta_2^t)}}
-
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> optimizer = AidaGrad(layer.named_parameters(), lr=1e-3)
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.stepsize(layer.weight).shape
-        torch.Size([2, 3])
 
     Source: arXiv 2203.13273, Algorithm 4, whose line 11 prints :math:`m_t` for the bias-corrected
     momentum.
@@ -133,7 +107,7 @@ class AidaGrad(LayerwiseOptimizer):
         super().__init__(params, options_of(locals()))
 
 
-@describe_options
+@complete_docstring
 class AdaBelief(LayerwiseOptimizer):
     r"""Adapt stepsizes to the error of the momentum as a prediction of the gradient.
 
@@ -142,15 +116,6 @@ class AdaBelief(LayerwiseOptimizer):
         v_t &= \beta_2 v_{t-1} + (1 - \beta_2) (m_t - g_t)^2 + \epsilon \\
         x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t}
                \frac{1}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
-
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> optimizer = AdaBelief(layer.named_parameters(), lr=1e-3)
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.stepsize(layer.weight).shape
-        torch.Size([2, 3])
 
     Source: arXiv 2203.13273, eq. 6, 7; Zhuang et al., NeurIPS 2020.
     """
@@ -176,7 +141,7 @@ class AdaBelief(LayerwiseOptimizer):
         super().__init__(params, options_of(locals()))
 
 
-@describe_options
+@complete_docstring
 class AdaBeliefL(AdaBelief):
     r"""AdaBelief with one stepsize per layer: the mean of the layer's adaptive stepsizes.
 
@@ -186,15 +151,6 @@ class AdaBeliefL(AdaBelief):
 
     There is no second :math:`\epsilon`.
 
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> optimizer = AdaBeliefL(layer.named_parameters(), lr=1e-3)
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.stepsize(layer.weight).shape
-        torch.Size([2, 3])
-
     Source: arXiv 2203.13273, Algorithm 1, below its last line.
     """
 
@@ -202,7 +158,7 @@ class AdaBeliefL(AdaBelief):
     eps_in_denominator = False
 
 
-@describe_options
+@complete_docstring
 class LAdaBelief(AdaBelief):
     r"""AdaBelief with one stepsize per layer: the tracked square is averaged over the layer.
 
@@ -213,15 +169,6 @@ class LAdaBelief(AdaBelief):
     :math:`v` is one number per layer, so that the state is half of Adam's. There is no second
     :math:`\epsilon`.
 
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> optimizer = LAdaBelief(layer.named_parameters(), lr=1e-3)
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.stepsize(layer.weight).shape
-        torch.Size([])
-
     Source: arXiv 2203.13273, Algorithm 2, below its last line.
     """
 
@@ -229,7 +176,7 @@ class LAdaBelief(AdaBelief):
     eps_in_denominator = False
 
 
-@describe_options
+@complete_docstring
 class AdamPlus(AdaBelief):
     r"""AdaBelief with the squared gradient tracked: Adam, with :math:`\epsilon` in the state.
 
@@ -238,22 +185,13 @@ class AdamPlus(AdaBelief):
         x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t}
                \frac{1}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
 
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> optimizer = AdamPlus(layer.named_parameters(), lr=1e-3)
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.stepsize(layer.weight).shape
-        torch.Size([2, 3])
-
     Source: arXiv 2203.13273, caption of Fig. 1.
     """
 
     track = GRADIENT
 
 
-@describe_options
+@complete_docstring
 class AdamL(AdamPlus):
     r"""Adam with one stepsize per layer: the mean of the layer's adaptive stepsizes.
 
@@ -263,15 +201,6 @@ class AdamL(AdamPlus):
 
     :math:`v` is that of :class:`AdamPlus`; there is no second :math:`\epsilon`.
 
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> optimizer = AdamL(layer.named_parameters(), lr=1e-3)
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.stepsize(layer.weight).shape
-        torch.Size([2, 3])
-
     Source: arXiv 2203.13273, Algorithm 1.
     """
 
@@ -279,7 +208,7 @@ class AdamL(AdamPlus):
     eps_in_denominator = False
 
 
-@describe_options
+@complete_docstring
 class LAdam(AdamPlus):
     r"""Adam with one stepsize per layer: the squared gradient is averaged over the layer.
 
@@ -288,15 +217,6 @@ class LAdam(AdamPlus):
         x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t} \frac{1}{\sqrt{v_t / (1 - \beta_2^t)}}
 
     :math:`v` is one number per layer, so that the state is half of Adam's.
-
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> optimizer = LAdam(layer.named_parameters(), lr=1e-3)
-        >>> layer(torch.ones(3)).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.stepsize(layer.weight).shape
-        torch.Size([])
 
     Source: arXiv 2203.13273, Algorithm 2.
     """

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
-from aida_lightning.optim._options import check_options, options_of
+from aida_lightning.optim._options import options_of, plain_options
+from aida_lightning.optim._state import OwnStateOptimizer
 
 
-class Baseline(Optimizer):
+class Baseline(OwnStateOptimizer):
     """Base of the baselines: the checks of options and gradients, and the walk over the layers.
 
     Args:
@@ -24,12 +25,11 @@ class Baseline(Optimizer):
     """
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        check_options(defaults)
-        super().__init__(params, defaults)
+        super().__init__(params, plain_options(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, whose own options are checked as the constructor's are."""
-        check_options({**self.defaults, **param_group})
+        param_group.update(plain_options(param_group))
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -39,19 +39,23 @@ class Baseline(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for x in group["params"]:
-                if x.grad is not None:
-                    self._update(x, self._gradient(x, group), group)
+        layers = [(x, group) for group in self.param_groups for x in group["params"]]
+        layers = [(x, group) for x, group in layers if x.grad is not None]
+        for x, _ in layers:  # all of them before any is updated
+            self._check_gradient(x.grad)
+        for x, group in layers:
+            self._update(x, self._gradient(x, group), group)
         return loss
+
+    def _check_gradient(self, g: Tensor) -> None:
+        for kind, found in (("sparse", g.is_sparse), ("complex", g.is_complex())):
+            if found:
+                raise RuntimeError(f"{type(self).__name__} does not support {kind} gradients")
 
     def _gradient(self, x: Tensor, group: dict[str, Any]) -> Tensor:
         """Compute the gradient of what is minimized, in float32 or wider."""
         g = x.grad
         assert g is not None
-        for kind, found in (("sparse", g.is_sparse), ("complex", g.is_complex())):
-            if found:
-                raise RuntimeError(f"{type(self).__name__} does not support {kind} gradients")
         # A float16 gradient's square or norm overflows; what meets a float32 one is float32.
         g = g.to(torch.promote_types(g.dtype, torch.float32))
         if group["maximize"]:
@@ -245,6 +249,9 @@ class Fromage(Baseline):
         self, params: ParamsT, lr: float | Tensor = 0.01, *, maximize: bool = False
     ) -> None:
         super().__init__(params, options_of(locals()))
+
+    def _check_state(self, param: Tensor, state: dict[str, Any]) -> str | None:
+        return f"it has {[*state]}, and Fromage keeps nothing between steps"
 
     def _update(self, x: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         lr = float(group["lr"])

@@ -16,7 +16,7 @@ from torch.optim.optimizer import (
 from aida_lightning.optim._kernels.dispatch import dispatch, update
 from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
 from aida_lightning.optim._kernels.tracking import Track
-from aida_lightning.optim._options import check_options
+from aida_lightning.optim._options import plain_options
 from aida_lightning.optim._sharding import (
     SharedLayers,
     aligned,
@@ -24,11 +24,17 @@ from aida_lightning.optim._sharding import (
     is_distributed,
     local_part,
 )
-from aida_lightning.optim._state import check_layer, check_loaded, new_state, restore_dtypes
+from aida_lightning.optim._state import (
+    OwnStateOptimizer,
+    check_layer,
+    fault_of,
+    new_state,
+    restore_dtypes,
+)
 
 
-class LayerwiseOptimizer(Optimizer):
-    r"""Base of the family; a member chooses what it tracks and where a layer mean is taken.
+class LayerwiseOptimizer(OwnStateOptimizer):
+    r"""The base of the family: a member chooses what it tracks and where a layer mean is taken.
 
     A *layer* is one parameter tensor. At step :math:`t`, with :math:`d` the tracked vector and all
     products of vectors elementwise,
@@ -58,16 +64,17 @@ class LayerwiseOptimizer(Optimizer):
     eps_in_denominator: ClassVar[bool] = False
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        _check_options(defaults)
-        super().__init__(params, defaults)
+        super().__init__(params, _checked(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; its own options are checked as the constructor's are.
+        """Add a group of parameters, whose own options are checked as the constructor's are.
 
         Raises:
             ValueError: an option is outside of its range.
+            TypeError: an option is not a number.
         """
-        _check_options({**self.defaults, **param_group})
+        options = _checked({**self.defaults, **param_group})
+        param_group.update((name, options[name]) for name in param_group)
         super().add_param_group(self._with_names(param_group))
 
     def _with_names(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +82,7 @@ class LayerwiseOptimizer(Optimizer):
         params = group["params"]
         if not any("param_names" in ours for ours in self.param_groups):
             return group
-        if isinstance(params, set):  # which torch refuses, too
+        if isinstance(params, set):  # which torch refuses too
             return group
         params = [params] if isinstance(params, Tensor) else list(params)
         if any(isinstance(param, tuple) for param in params):
@@ -98,12 +105,11 @@ class LayerwiseOptimizer(Optimizer):
 
         Raises:
             ValueError: a layer's state lacks what this class keeps or has another shape, or the
-                groups do not fit; nothing is loaded then.
+                groups do not fit. Nothing has been loaded then.
         """
         loaded: dict[str, Any] = {}
 
         def remember(_: Optimizer, after_users_hooks: dict[str, Any]) -> None:
-            check_loaded(self, self.layer_mean, after_users_hooks)
             loaded.update(after_users_hooks)
 
         def restore(_: Optimizer) -> None:
@@ -117,6 +123,9 @@ class LayerwiseOptimizer(Optimizer):
             first.remove()
             second.remove()
 
+    def _check_state(self, param: Tensor, state: dict[str, Any]) -> str | None:
+        return fault_of(param, state, self.layer_mean)
+
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single optimization step.
@@ -125,10 +134,11 @@ class LayerwiseOptimizer(Optimizer):
             closure: reevaluates the model and returns the loss.
 
         Returns:
-            What ``closure`` returned, else None.
+            What ``closure`` returned, or None without one.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a sum over a layer is needed of a sharded one.
+            RuntimeError: a gradient is sparse, or a sum over a whole layer is needed where nobody
+                knows who holds the rest of it.
         """
         if hasattr(self, "_accelerator_graph_capture_health_check"):
             self._accelerator_graph_capture_health_check()
@@ -178,8 +188,8 @@ class LayerwiseOptimizer(Optimizer):
             param: one of the optimizer's parameters, after at least one step.
 
         Returns:
-            A new real tensor of the parameter's shape (complex parameters: a last dimension of 2 is
-            added), 0-dim where the statistic is averaged, in ``exp_avg_sq``'s dtype.
+            A new real tensor in the dtype of ``exp_avg_sq``. Its shape is the parameter's, with a
+            last dimension of 2 if that is complex; it is 0-dim where the statistic is averaged.
 
         Raises:
             KeyError: the parameter is not the optimizer's, or has not been updated yet.
@@ -220,10 +230,10 @@ class LayerwiseOptimizer(Optimizer):
         exp_avg_sqs: list[Tensor],
         steps: list[Tensor],
     ) -> bool:
-        """Collect the layers that have a gradient, start the state of new ones; are all plain?
+        """Collect the layers that have a gradient, start new ones' state; tell if all are plain.
 
-        Plain is what is neither complex nor shared by processes. torch.compile runs this as it is,
-        and so expects this form: lists to fill and a plain value.
+        A layer is plain if it is neither complex nor shared by processes. torch.compile runs this
+        method as it is, and so expects its form: lists to fill and a plain value.
         """
         is_plain = True
         for param in group["params"]:
@@ -257,7 +267,7 @@ class LayerwiseOptimizer(Optimizer):
         use_foreach = group["foreach"]
         if use_foreach is None:
             _, use_foreach = _default_to_fused_or_foreach(params, group["differentiable"])
-            # As torch does: a tensor lr without capturable would cost foreach a wait a layer.
+            # As torch does: a tensor lr without capturable would cost foreach one wait per layer.
             if use_foreach and isinstance(group["lr"], Tensor) and not group["capturable"]:
                 use_foreach = False
         if use_foreach and group["differentiable"]:
@@ -284,14 +294,15 @@ class LayerwiseOptimizer(Optimizer):
         )
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    check_options(options)
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    options = plain_options(options)
     if options["fused"] and options["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     if options["fused"] and (options["differentiable"] or options["capturable"]):
         raise RuntimeError("`fused` does not support `differentiable` or `capturable`")
     if isinstance(options["lr"], Tensor) and options["foreach"] and not options["capturable"]:
         raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    return options
 
 
 def _check_capturable(param: Tensor, state: dict[str, Any] | None) -> None:
@@ -314,7 +325,7 @@ def _numel(param: Tensor) -> int:
 
 def _count(steps: list[Tensor]) -> None:
     if steps[0].is_cpu and not torch.compiler.is_compiling():
-        # A tensor of 1, for foreach would wrap the number once for every step there.
+        # A tensor of 1, for foreach would wrap a number once per step there.
         torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1)
     else:
         torch._foreach_add_(steps, 1)

@@ -120,7 +120,7 @@ def test_an_optimizer_built_before_the_module_was_sharded_is_refused(two_process
 
 
 @pytest.mark.parametrize(("strategy", "gathers"), [("ddp", 0), ("fsdp2", 3)])
-def test_the_monitor_adds_one_gather_a_logged_step_where_layers_are_shared(
+def test_the_monitor_adds_one_gather_per_logged_step_where_layers_are_shared(
     strategy, gathers, two_processes, tmp_path
 ):
     run = sharded_training.collectives_of_a_run

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aida_lightning import optim
 from aida_lightning.optim._kernels import loop
 from aida_lightning.optim._kernels import rule as kernel_rule
+from aida_lightning.optim._kernels.tracking import Track
 
 PROJECTING = ["Aida", "LAida"]
 AVERAGED_STATISTIC = ["LAdaBelief", "LAdam", "LAida"]
@@ -191,6 +192,28 @@ def test_no_stepsize_exceeds_the_ceiling(name, kernel, eps):
     assert largest > 0.99 * ceiling or name in ("AdaBelief", "AdamPlus")
 
 
+@pytest.mark.parametrize("kernel", ["loop", "foreach"])
+def test_a_track_of_ones_own_trains_and_compiled_kernels_refuse_it(kernel):
+    def projected(m_sq, g_sq, m_dot_g, *, k, xi):
+        return m_dot_g / (m_sq + xi), 0.0 * g_sq
+
+    class Projecting(optim.AidaGrad):
+        track = Track(projected)
+
+    start, gradients = make_problem(torch.float64)
+    _, expected = train("AidaGrad", start, gradients, **KERNELS[kernel])
+    params = [nn.Parameter(x.clone()) for x in start]
+    optimizer = Projecting(params, **KERNELS[kernel])
+    for step in gradients:
+        for param, gradient in zip(params, step, strict=True):
+            param.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(params, expected, rtol=1e-12, atol=1e-12)
+    optimizer.param_groups[0].update(KERNELS["fused"], foreach=None)
+    with pytest.raises(NotImplementedError, match="no compiled kernel tracks `projected`"):
+        optimizer.step()
+
+
 @each_kernel
 @each_optimizer
 def test_a_parameter_without_gradient_is_skipped(name, kernel):
@@ -286,7 +309,7 @@ class CountReductions(TorchDispatchMode):
 
 @pytest.mark.parametrize("kernel", [KERNELS["loop"], KERNELS["foreach"]])
 @pytest.mark.parametrize("k", [0, 1, 2, 7])
-def test_three_reductions_a_layer_whatever_k_is(k, kernel):
+def test_three_reductions_per_layer_whatever_k_is(k, kernel):
     start, gradients = make_problem(torch.float32, shapes=[(8, 8), (8,), (4, 8)])
     optimizer, params = train("Aida", start, gradients, k=k, **kernel)
     for param, gradient in zip(params, gradients[0], strict=True):

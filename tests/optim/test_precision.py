@@ -113,7 +113,7 @@ def test_torch_compile_takes_the_step_in_one_graph(name, kernel):
 
 
 def peak_of_a_step(optimizer):
-    """Give the most bytes that one step holds beside what was there, from the allocator's log."""
+    """Measure the most bytes that one step holds beside what was there, by the allocator's log."""
     with torch.profiler.profile(profile_memory=True) as profile:
         optimizer.step()
     events = [

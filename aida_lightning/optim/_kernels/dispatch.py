@@ -15,22 +15,22 @@ from aida_lightning.optim._kernels.rule import Kernel, LayerMean, Layers, Update
 
 
 class Batch(NamedTuple):
-    """Layers that one kernel takes in one call."""
+    """The layers that one kernel takes in one call."""
 
     kernel: Kernel
     layers: Layers
     rule: UpdateRule
 
 
-# (batches, sums over what is here of their layers, columns) -> sums over the whole layers
+# (batches, sums over the local parts of their layers, columns) -> sums over the whole layers
 Complete: TypeAlias = Callable[[Sequence[Batch], list[Tensor], int], list[Tensor]]
 
 
 def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
     """Split layers into batches for ``"loop"``, ``"foreach"`` or ``"fused"``.
 
-    All layers of a batch are on one device, of the same dtypes. Layers that no compiled code can
-    take go to the loop on the CPU, elsewhere to foreach.
+    All layers of a batch are on one device and have the same dtypes. Layers that no compiled code
+    can take go to the loop on the CPU, and to foreach on other devices.
     """
     groups = defaultdict(list)
     compiles = kernel == "fused" and not torch.compiler.is_compiling()
@@ -51,7 +51,7 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
 
 
 def _runs(params: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Give runs of layers, of together about a block: the second sweep finds them in a cache."""
+    """Cut layers into runs of about one block, which the second sweep finds in a cache."""
     run: list[int] = []
     size = 0
     for index, param in enumerate(params):
@@ -91,9 +91,9 @@ def update(batches: Sequence[Batch], rule: UpdateRule, complete: Complete | None
     """Take one step of layers whose steps have been counted.
 
     Args:
-        batches: the layers.
-        rule: of one of their groups, which says what sums its member takes.
-        complete: is given where layers are spread over processes, which all call it in turn.
+        batches: all layers to update.
+        rule: the rule of any of their groups; it says which sums the member takes.
+        complete: completes sums where layers are spread over processes, which all call it in turn.
     """
     if complete is not None:
         _sweep(batches, rule, complete)

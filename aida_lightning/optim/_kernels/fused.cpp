@@ -3,9 +3,10 @@
 //
 // Letters, as in the paper: x parameter, g gradient, m and v the moving averages of the gradient
 // and of the squared tracked vector d = alpha m + beta g, s the adaptive stepsize.
-// The layers are cut into blocks, which the threads share. Sums are kept in double a block and added
-// up in the blocks' order, so that they do not depend on the number of threads. A run of layers that
-// a cache holds goes through all sweeps before the next run, so that the second finds g and m there.
+// The layers are cut into blocks, which the threads share. Sums are kept in double per block and
+// added up in the blocks' order, so that they do not depend on the number of threads. A run of layers
+// that a cache holds goes through all sweeps before the next run, so that the second sweep finds g
+// and m there.
 
 #include <algorithm>
 #include <cmath>
@@ -38,7 +39,7 @@ constexpr int SUMS = 5;           // <m, m>, <g, g>, <m, g>, and with r = m - g 
 
 // What is asked for, any of them added up.
 enum Sweeps { MOMENTUM = 1, UPDATE = 2, MOVE = 4 };
-// Where alpha and beta come from, and what is averaged over a layer; see optim/tracking.py.
+// Where alpha and beta come from (see tracking.py), and what is averaged over a layer.
 enum Track { CONSTANT, MUTUAL_PROJECTION, PROJECTED_GRADIENT };
 enum LayerMean { NONE, STATISTIC, STEPSIZE };
 // Of which vectors d is made.
@@ -190,8 +191,8 @@ struct Step {
             });
     }
 
-    // v and, unless its mean is to be taken first, x. With `momentum_too` m as well, in one sweep.
-    // All is known beforehand that a loop would have to ask, for then it were no vector code.
+    // v and, unless the mean of s is to be taken first, x; with `momentum_too` m as well, in one
+    // sweep. Whatever a loop would have to ask is a template argument, so that it is vector code.
     template <bool momentum_too, bool keep_x, bool coupled, Tracked tracked>
     void update(int64_t first, int64_t last) const {
         each_block<keep_x ? 1 : 0>(
@@ -321,9 +322,9 @@ struct Step {
 
 }  // namespace
 
-// `sums`: of each layer, `width` numbers apart, where the members take them; the momentum writes
-// them, of width SUMS. `stepsizes`: one number a layer, where they are averaged; of the update
-// alone, their sum over what is here.
+// `sums`: those of each layer, `width` numbers apart, where the members take them; the momentum
+// sweep writes them, of width SUMS. `stepsizes`: one number per layer, where they are averaged; from
+// the update sweep alone, their sum over the local elements.
 extern "C" void aida_step(
     int64_t dtype, int64_t sweeps, const Layers* layers, const Options* options, double* sums,
     int64_t width, double* stepsizes) {

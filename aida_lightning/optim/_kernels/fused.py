@@ -1,9 +1,10 @@
 """The fused CPU kernel: all layers of a dtype in two sweeps of the memory, compiled on first use.
 
 The first sweep updates the momentum and takes the sums over each layer, the second updates all
-else; members that take no sums need one sweep. float32 accesses an element: Aida 9, of which the
-second sweep finds 2 in a cache where no layer is spread over processes, the members with an
-averaged statistic 6, AdaBelief and AdamPlus 7 as torch's fused Adam. Sums are in double.
+else; members that take no sums need one sweep. Per element, Aida accesses 9 numbers, of which the
+second sweep finds 2 in a cache where no layer is spread over processes. The members with an
+averaged statistic access 6, and AdaBelief and AdamPlus 7, as torch's fused Adam does. Sums are in
+double.
 
 The source is compiled by what torch.compile compiles C++ with, which chooses the flags and caches
 the library across processes.
@@ -29,7 +30,7 @@ _STATISTICS = {
     torch.float64: torch.float64,
     torch.bfloat16: torch.float32,
 }
-# So that loops with a square root are made of vector instructions.
+# With these, loops with a square root become vector instructions.
 _FLAGS = ("-fno-math-errno", "-ftree-loop-vectorize", "-ffp-contract=fast")
 _MOMENTUM, _UPDATE, _MOVE = 1, 2, 4  # sweeps; added up where one call makes several
 _LAYER_MEANS = {None: 0, "statistic": 1, "stepsize": 2}
@@ -37,7 +38,7 @@ _SUMS = 5
 
 
 def is_available() -> bool:
-    """Tell whether the sweeps could be compiled; if not, there was one warning."""
+    """Tell whether the sweeps could be compiled; if not, one warning was given."""
     return _library() is not None
 
 
@@ -64,7 +65,7 @@ def step(layers: Layers, rule: UpdateRule) -> None:
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
-    """Update every momentum and give the sums over each layer."""
+    """Update every momentum and return the sums over each layer."""
     sums = _zeros(len(layers.params), _SUMS)
     _sweep(_MOMENTUM, layers, rule, sums=sums)
     return sums if rule.layer_mean == "statistic" else sums[:, :3].contiguous()
@@ -116,15 +117,15 @@ def _sweep(
     sums: Tensor | None = None,
     stepsizes: Tensor | None = None,
 ) -> None:
-    """Make one or more sweeps: over every layer one, or over some at a time all.
+    """Make one sweep over every layer, or all sweeps over a few layers at a time.
 
     Args:
-        sweeps: which.
-        layers: the layers.
-        rule: the rule.
-        sums: over each layer, where the rule takes any; the momentum writes them.
-        stepsizes: one a layer, where they are averaged; where only the update is made, it writes
-            their sums over what is here.
+        sweeps: the sum of the sweeps to make.
+        layers: the layers to update.
+        rule: how to update them.
+        sums: over each layer, where the rule takes any; the momentum sweep writes them.
+        stepsizes: one per layer, where they are averaged. The update sweep, made alone, writes
+            their sums over the local elements.
     """
     # What autograd kept of the parameters is no longer what it kept.
     torch.autograd.graph.increment_version(layers.params)
@@ -179,7 +180,7 @@ def cpu_features() -> str:
 
 @cache
 def _library() -> Any:
-    """Compile and load the sweeps; None, with one warning, where that is not possible."""
+    """Compile and load the sweeps; warn once and return None where that is not possible."""
     try:
         from torch._inductor.codecache import CppCodeCache
 

@@ -25,12 +25,12 @@ from aida_lightning.optim._kernels.rule import (
 )
 from aida_lightning.optim._kernels.tracking import Coefficients, Scalar
 
-# Elements: of larger blocks the caches lose some, and in smaller ones threads wait for each other.
+# Elements per block: the caches lose some of larger blocks, and threads wait in smaller ones.
 BLOCK = 1 << 19
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
-    """Update every momentum and give the sums over each layer."""
+    """Update every momentum and return the sums over each layer."""
     sums: list[Tensor] = []
     blocks = [
         _momentum_of_layer(x, g, m, v.dtype, rule, sums)
@@ -76,7 +76,7 @@ def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
 def _momentum_of_layer(
     x: Tensor, g: Tensor, m: Tensor, dtype: torch.dtype, rule: UpdateRule, sums: list[Tensor]
 ) -> int:
-    """Update the momentum, add the sums over each block, and give the number of blocks."""
+    """Update the momentum, add the sums over each block, and return the number of blocks."""
     changes = rule.maximize or rule.coupled_weight_decay or rule.layer_mean == "statistic"
     blocks = 0
     for scratch, xb, gb, mb in _blocks(rule, dtype if changes else None, x, g, m):
@@ -88,7 +88,7 @@ def _momentum_of_layer(
 
 
 def _sums(m: Tensor, g: Tensor, rule: UpdateRule, scratch: Tensor | None) -> list[Tensor]:
-    """Take the sums that the rule's coefficients and mean depend on; the others are 0."""
+    """Take the sums that the rule's coefficients and mean depend on, and 0 for the others."""
     if not rule.track.of_momentum:
         zero = m.new_zeros(())
         return [zero, _inner(g, g), zero, zero, zero]
@@ -114,7 +114,7 @@ def _update_layer(
     *,
     has_momentum: bool,
 ) -> list[Tensor]:
-    """Update v and x; or only v, and give the sums of the stepsizes over the blocks."""
+    """Update v and x, or v alone; return the sums of the stepsizes over the blocks then."""
     correction1, correction2 = rule.bias_corrections(step)
     # 1 / (sqrt(v / c) + eps) = sqrt(c) / (sqrt(v) + sqrt(c) eps), and sqrt(c) joins the scale.
     unit = correction2**0.5
@@ -143,7 +143,7 @@ def _update_layer(
 
 
 def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tensor:
-    """Update the one statistic of every layer and give the stepsizes, of shape ``(n,)``."""
+    """Update the one statistic of every layer and return the stepsizes, of shape ``(n,)``."""
     stepsizes = []
     means = layers.mean(rule.squares(sums))
     for v, step, mean in zip(layers.exp_avg_sqs, layers.steps, means, strict=True):
@@ -157,7 +157,7 @@ def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tenso
 def _gradient(
     x: Tensor, g: Tensor, dtype: torch.dtype, rule: UpdateRule, scratch: Tensor | None
 ) -> Tensor:
-    """Give the gradient of what is minimized, in scratch unless it is the user's own tensor."""
+    """Compute the gradient of what is minimized, in scratch unless it is the user's tensor."""
     g = _to(g, dtype)
     if rule.maximize:
         g = torch.neg(g, out=scratch)
@@ -167,7 +167,7 @@ def _gradient(
 
 
 def _update_momentum(m: Tensor, g: Tensor, rule: UpdateRule) -> Tensor:
-    """Update m in place and give it in g's dtype, as it was rounded to its own."""
+    """Update m in place and return it in g's dtype, as it was rounded to its own."""
     if m.dtype == g.dtype:
         m.lerp_(g, 1 - rule.beta1)
         return m.clone() if rule.differentiable else m
@@ -177,7 +177,7 @@ def _update_momentum(m: Tensor, g: Tensor, rule: UpdateRule) -> Tensor:
 def _tracked_vector(
     g: Tensor, m: Tensor, coefficients: Coefficients, rule: UpdateRule, scratch: Tensor | None
 ) -> tuple[Tensor, float]:
-    """Give a vector, and the factor that makes its square that of the tracked vector."""
+    """Return a vector, and the factor that makes its square that of the tracked vector."""
     alpha, beta = coefficients
     if not rule.track.of_momentum:
         return g, 1.0
@@ -195,7 +195,7 @@ def _tracked_vector(
 
 
 def _move(x: Tensor, m: Tensor, s: Tensor | None, scale: Scalar, rule: UpdateRule) -> None:
-    """Decay x where that is decoupled, and add the update; s may be overwritten."""
+    """Decay x where the decay is decoupled, and add the update; s may be overwritten."""
     wide = _to(x, m.dtype)
     if rule.decoupled_weight_decay and rule.weight_decay:
         wide.mul_(1 - rule.lr * rule.weight_decay)
@@ -212,7 +212,7 @@ def _move(x: Tensor, m: Tensor, s: Tensor | None, scale: Scalar, rule: UpdateRul
 
 
 def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coefficients]:
-    """Give each layer's tracked vector: floats on the CPU, elsewhere 0-dim tensors."""
+    """Compute alpha and beta of each layer: floats on the CPU, elsewhere 0-dim tensors."""
     if sums is None:
         return [rule.coefficients(0.0, 0.0, 0.0)] * n
     if sums.is_cpu and not (rule.differentiable or rule.on_device):
@@ -224,7 +224,7 @@ def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coe
 
 
 def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> Iterator[Any]:
-    """Give each block of a layer's tensors after scratch of its shape and this dtype.
+    """Yield scratch of this dtype and the tensors of a layer, block by block.
 
     There is no scratch without a dtype, or where autograd would notice that it is overwritten.
     """
@@ -250,7 +250,7 @@ def _cut(tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
 
 
 def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
-    """View the tensors as vectors in the order of memory; None if theirs differ or have gaps."""
+    """View the tensors as vectors in memory order; None if their orders differ or have gaps."""
     x = tensors[0]
     if all(tensor.is_contiguous() for tensor in tensors):
         return [tensor.view(-1) for tensor in tensors]
@@ -265,5 +265,5 @@ def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Give the inner product of two layers as a 0-dim tensor."""
+    """Compute the inner product of two layers as a 0-dim tensor."""
     return torch.dot(a, b) if a.ndim == 1 else torch.dot(a.reshape(-1), b.reshape(-1))

@@ -67,10 +67,12 @@ def overlap(layers: Layers) -> bool:
     Compiled code updates layers in no order, on several threads. Gradients, which are only read,
     may share their memory if they are equal.
     """
-    written = [t for column in (layers[0], layers[2], layers[3]) for t in column if t.numel()]
-    spans = [(tensor.data_ptr(), tensor.nbytes) for tensor in written]
-    spans += {(grad.data_ptr(), grad.nbytes) for grad in layers.grads if grad.numel()}
-    begins, sizes = np.array(sorted(spans), dtype=np.uint64).reshape(-1, 2).T
+    columns = (layers.params, layers.exp_avgs, layers.exp_avg_sqs)
+    spans = [(t.data_ptr(), t.nbytes) for column in columns for t in column]
+    spans += {(grad.data_ptr(), grad.nbytes) for grad in layers.grads}
+    begins, sizes = np.array(spans, dtype=np.uint64).T
+    order = np.argsort(begins[sizes > 0])
+    begins, sizes = begins[sizes > 0][order], sizes[sizes > 0][order]
     return bool((begins[:-1] + sizes[:-1] > begins[1:]).any())
 
 
