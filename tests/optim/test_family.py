@@ -123,6 +123,14 @@ def test_small_gradients_and_every_eps_follow_the_boxes(name, kernel, eps):
 
 
 @each_kernel
+def test_a_gradient_that_vanishes_follows_the_boxes(kernel):
+    """Its coefficient squared, 4.6e39, is beyond the numbers that torch's operations take."""
+    gradients = [[torch.full((3,), size, dtype=torch.float64)] for size in (1e11, 1e-10)]
+    start = [torch.ones(3, dtype=torch.float64)]
+    assert_follows_the_paper("Aida", start, gradients, rtol=1e-12, options={"k": 1}, kernel=kernel)
+
+
+@each_kernel
 def test_groups_keep_their_own_options(kernel):
     start, gradients = make_problem(torch.float64)
     params = [nn.Parameter(x.clone()) for x in start]
