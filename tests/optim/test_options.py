@@ -192,7 +192,9 @@ def test_another_optimizers_state_is_refused_before_anything_is_loaded():
 
     target = stepped(optim.LAida)
     before = copy.deepcopy(target.state_dict())
-    with pytest.raises(ValueError, match=r"of LAida, but of Aida: exp_avg_sq has the shape \[2\], not"):
+    with pytest.raises(
+        ValueError, match=r"of LAida, but of Aida: exp_avg_sq has the shape \[2\], not"
+    ):
         target.load_state_dict(stepped(optim.Aida).state_dict())
     wide = optim.LAida([nn.Parameter(torch.ones(3))])
     with pytest.raises(ValueError, match=r"not one of LAida: exp_avg has the shape \[2\], not \[3"):
