@@ -66,7 +66,7 @@ class OptimizerMixin:
             )
 
     def configure_optimizers(self) -> Any:
-        """Build what is declared, in the form that Lightning takes."""
+        """Build what the module declares, in the form that Lightning takes."""
         if not isinstance(self, nn.Module):
             raise TypeError(f"OptimizerMixin needs a LightningModule, {type(self)} is none")
         optimizer = build_optimizer(
@@ -94,7 +94,7 @@ def _declared(module: nn.Module, name: str) -> Any:
 
 
 def scheduler_class(name: str) -> type:
-    """Look one of torch's LR schedulers up by its name, in any case."""
+    """Look up one of torch's LR schedulers by its name, in any case."""
     for known in SCHEDULERS:
         if known.lower() == name.lower():
             return getattr(lr_scheduler, known)  # type: ignore[no-any-return]

@@ -47,7 +47,7 @@ def list_optimizers(pattern: str = "*") -> list[str]:
     """List the names that ``build_optimizer`` knows, in alphabetical order.
 
     Args:
-        pattern: a glob that the names have to match, whatever their case.
+        pattern: a glob that the names have to match in any case; all of them do by default.
 
     Example:
         >>> list_optimizers("*aida*")
@@ -57,13 +57,13 @@ def list_optimizers(pattern: str = "*") -> list[str]:
 
 
 def get_optimizer_class(name: str) -> type[Optimizer]:
-    """Look an optimizer's class up by its name.
+    """Look up an optimizer's class by its name.
 
     Args:
         name: in any case, with or without ``-``, ``_``, ``.`` or blanks; ``+`` stands for "plus".
 
     Raises:
-        ValueError: no optimizer has the name; the nearest ones are given.
+        ValueError: no optimizer has the name; the message gives the nearest ones.
 
     Example:
         >>> get_optimizer_class("AdaBelief-L").__name__
@@ -84,17 +84,17 @@ def build_optimizer(
     Args:
         optimizer: a name (see ``list_optimizers``), a class of optimizers, or a callable that is
             given the parameters and the options and returns an optimizer.
-        params: a module, of which the parameters that require a gradient are taken (the family's
-            groups keep their names); or what torch's optimizers take: tensors, named tensors, or
-            groups of them.
-        no_decay_1d: exempt tensors of under 2 dimensions (biases, norm gains) from weight decay.
-            It needs a module.
-        options: the optimizer's own options; what is left out has the paper's default.
+        params: a module, whose parameters that require a gradient are taken (the family's groups
+            keep their names); or what torch's optimizers take: tensors, named tensors, or groups of
+            them.
+        no_decay_1d: exempt tensors of under 2 dimensions (biases, norm gains) from weight decay,
+            which needs a module; False by default.
+        options: the optimizer's own options; those left out have the paper's defaults.
 
     Raises:
         ValueError: no optimizer has the name, an option's value is out of range, or the module has
             no parameter that requires a gradient.
-        TypeError: the optimizer lacks an option, or is nothing that builds one.
+        TypeError: the optimizer lacks an option, or ``optimizer`` builds none.
 
     Example:
         >>> import torch

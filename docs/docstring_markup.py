@@ -1,10 +1,11 @@
 """Turn the docstrings' reStructuredText, which ``help`` shows well, into the site's Markdown."""
 
+import inspect
 import re
 import textwrap
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Extension, Object, dynamic_import
 
 
 class DocstringMarkup(Extension):
@@ -13,6 +14,8 @@ class DocstringMarkup(Extension):
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
         """Rewrite one docstring, once griffe has read it and before it is parsed."""
         if obj.docstring is not None:
+            if obj.is_class and getattr(obj, "decorators", None):  # which complete docstrings
+                obj.docstring.value = inspect.getdoc(dynamic_import(obj.path)) or ""
             obj.docstring.value = to_markdown(obj.docstring.value)
 
 

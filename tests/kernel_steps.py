@@ -10,7 +10,7 @@ from aida_lightning.optim._state import new_state
 
 
 def build(name, start, **options):
-    """Give an optimizer over copies of the tensors, whose state has been started."""
+    """Build an optimizer over copies of the tensors and start its state."""
     optimizer = getattr(optim, name)([nn.Parameter(x.clone()) for x in start], **options)
     for param in optimizer.param_groups[0]["params"]:
         capturable = options.get("capturable", False)
@@ -19,7 +19,7 @@ def build(name, start, **options):
 
 
 def layers_of(optimizer, gradients, numels=None):
-    """Give a kernel's arguments; numels, where the tensors are parts of layers."""
+    """Return a kernel's arguments; numels are needed where the tensors are parts of layers."""
     (group,) = optimizer.param_groups
     params = group["params"]
     states = [optimizer.state[param] for param in params]

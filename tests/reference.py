@@ -1,9 +1,9 @@
 """The paper's algorithm boxes, transcribed line by line in float64.
 
-An oracle for tests: slow, naive, and without a line in common with the package. One function a box
-of arXiv 2203.13273: every projection is carried out on whole vectors, every layer in a loop. Where
-the box leaves room the authors' published code decides: ``m`` is projected before its bias is
-corrected, and ``eps`` stays in ``v`` at every step.
+An oracle for tests: slow, naive, and without a line in common with the package. There is one
+function per box of arXiv 2203.13273: every projection is carried out on whole vectors, every layer
+in a loop. Where the box leaves room the authors' published code decides: ``m`` is projected before
+its bias is corrected, and ``eps`` stays in ``v`` at every step.
 
 The optimizers that the paper only compares against are at the end.
 
@@ -69,7 +69,7 @@ def run(
     k: int = 2,
     xi: float = 1e-20,
 ) -> list[LayerHistory]:
-    """Run a member of the family; ``gradients`` holds one list, a tensor a layer, for each step."""
+    """Run a member of the family; ``gradients`` has a list per step, of one tensor per layer."""
     setting = Setting(lr, betas, eps, weight_decay, decoupled_weight_decay, maximize, k=k, xi=xi)
     return MEMBERS[name](setting, float64(params), [float64(g) for g in gradients])
 

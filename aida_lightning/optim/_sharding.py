@@ -45,13 +45,13 @@ def check_whole(optimizer: object, param: Any) -> None:
 
 
 def local_part(tensor: Any) -> Tensor:
-    """Give the part of a DTensor that this process holds; any other tensor as it is."""
+    """Return the part of a DTensor that this process holds, or any other tensor as it is."""
     part: Tensor = tensor.to_local() if is_distributed(tensor) else tensor
     return part
 
 
 def aligned(grad: Any, param: Any) -> Any:
-    """Give the gradient as it is split where its parameter is, which takes it where it differs."""
+    """Return a gradient that is laid out over the mesh as its parameter is."""
     if is_distributed(grad) and grad.placements != param.placements:
         return grad.redistribute(param.device_mesh, param.placements)
     return grad
@@ -60,13 +60,12 @@ def aligned(grad: Any, param: Any) -> Any:
 class SharedLayers:
     """The layers of an optimizer that are split over processes.
 
-    All processes must ask for the same sums in turn, also those without any gradient: the sums of
-    all layers of a mesh are one tensor, in which a layer has its place whether it is updated or
-    not.
+    All processes must ask for the same sums in turn, even those without any gradient: the sums of
+    all layers of a mesh are one tensor, in which every layer has its place, updated or not.
 
     Args:
         params: all parameters that may be updated, in the same order in every process.
-        whole: the parameters by their local parts, of those that are updated here.
+        whole: maps the local parts of the layers that are updated here to their parameters.
     """
 
     def __init__(self, params: Iterable[Any], whole: Mapping[Tensor, Tensor]) -> None:
@@ -79,14 +78,14 @@ class SharedLayers:
     def complete(
         self, batches: Sequence[Batch], sums: Sequence[Tensor], columns: int
     ) -> list[Tensor]:
-        """Add the sums over the parts of each layer up.
+        """Add up the sums over the parts of each layer.
 
-        One all-reduce for all layers of a mesh; as many as dimensions of it split layers.
+        This takes one all-reduce per mesh and dimension of it that splits layers.
 
         Args:
             batches: the layers that are updated here.
-            sums: over what is here of them, of shape ``(n, columns)`` for a batch of n.
-            columns: how many sums a layer has.
+            sums: per batch of n layers, the sums over their local parts, of shape ``(n, columns)``.
+            columns: the number of sums per layer.
 
         Returns:
             ``sums`` for whole layers, those that are not split included.
@@ -107,7 +106,7 @@ class SharedLayers:
                 for param in params
             ]
             whole = torch.stack(parts)
-            # In turn, for a flattened mesh would change how DTensor gathers the user's tensors.
+            # One after the other: a flattened mesh would change how DTensor gathers the user's.
             for dimension in dimensions:
                 dist.all_reduce(whole, group=mesh.get_group(dimension))
             rows |= zip(params, whole.unbind(), strict=True)
@@ -115,12 +114,12 @@ class SharedLayers:
 
 
 def split_dimensions(param: Any) -> list[int]:
-    """Give the dimensions of the mesh, not of the tensor, that split the layer."""
+    """List the dimensions of the mesh, not of the tensor, that split the layer."""
     # Not is_shard(), which is False for the strided shards of FSDP2 beside tensor parallel.
     return [d for d, placement in enumerate(param.placements) if not placement.is_replicate()]
 
 
 def counts_here(param: Any, dimensions: list[int]) -> bool:
-    """Tell whether this process is the one, of those with the same part, whose sums are added."""
+    """Tell whether this process adds its sums, of all those that hold the same part."""
     split = split_dimensions(param)
     return all(d in split or param.device_mesh.get_local_rank(d) == 0 for d in dimensions)

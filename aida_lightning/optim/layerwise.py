@@ -13,16 +13,10 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from aida_lightning.optim._checks import (
-    check_betas,
-    check_lr,
-    check_non_negative,
-    check_order,
-    check_positive,
-)
-from aida_lightning.optim._kernels.dispatch import Batch, dispatch, update
+from aida_lightning.optim._kernels.dispatch import dispatch, update
 from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
-from aida_lightning.optim._kernels.tracking import Track, needs_inner_products
+from aida_lightning.optim._kernels.tracking import Track
+from aida_lightning.optim._options import plain_options
 from aida_lightning.optim._sharding import (
     SharedLayers,
     aligned,
@@ -30,11 +24,17 @@ from aida_lightning.optim._sharding import (
     is_distributed,
     local_part,
 )
-from aida_lightning.optim._state import check_loaded, new_state, restore_dtypes
+from aida_lightning.optim._state import (
+    OwnStateOptimizer,
+    check_layer,
+    fault_of,
+    new_state,
+    restore_dtypes,
+)
 
 
-class LayerwiseOptimizer(Optimizer):
-    r"""Base of the family; a member chooses what it tracks and where a layer mean is taken.
+class LayerwiseOptimizer(OwnStateOptimizer):
+    r"""The base of the family: a member chooses what it tracks and where a layer mean is taken.
 
     A *layer* is one parameter tensor. At step :math:`t`, with :math:`d` the tracked vector and all
     products of vectors elementwise,
@@ -49,7 +49,7 @@ class LayerwiseOptimizer(Optimizer):
     :math:`\sqrt{(1 - \beta_2) / \epsilon}`, 316.2 at the defaults.
 
     Attributes:
-        track: which vector, one of the functions of ``aida_lightning.optim._kernels.tracking``.
+        track: which vector, one of the tracks of ``aida_lightning.optim._kernels.tracking``.
         layer_mean: ``"statistic"`` replaces :math:`d^2` by its mean over the layer, ``"stepsize"``
             does so to :math:`s`, None to neither.
         eps_in_denominator: whether :math:`s = 1 / (\sqrt{v / (1 - \beta_2^t)} + \epsilon)`.
@@ -64,16 +64,17 @@ class LayerwiseOptimizer(Optimizer):
     eps_in_denominator: ClassVar[bool] = False
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        _check_options(defaults)
-        super().__init__(params, defaults)
+        super().__init__(params, _checked(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; its own options are checked as the constructor's are.
+        """Add a group of parameters, whose own options are checked as the constructor's are.
 
         Raises:
             ValueError: an option is outside of its range.
+            TypeError: an option is not a number.
         """
-        _check_options({**self.defaults, **param_group})
+        options = _checked({**self.defaults, **param_group})
+        param_group.update((name, options[name]) for name in param_group)
         super().add_param_group(self._with_names(param_group))
 
     def _with_names(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class LayerwiseOptimizer(Optimizer):
         params = group["params"]
         if not any("param_names" in ours for ours in self.param_groups):
             return group
-        if isinstance(params, set):  # which torch refuses, too
+        if isinstance(params, set):  # which torch refuses too
             return group
         params = [params] if isinstance(params, Tensor) else list(params)
         if any(isinstance(param, tuple) for param in params):
@@ -104,12 +105,11 @@ class LayerwiseOptimizer(Optimizer):
 
         Raises:
             ValueError: a layer's state lacks what this class keeps or has another shape, or the
-                groups do not fit; nothing is loaded then.
+                groups do not fit. Nothing has been loaded then.
         """
         loaded: dict[str, Any] = {}
 
         def remember(_: Optimizer, after_users_hooks: dict[str, Any]) -> None:
-            check_loaded(self, self.layer_mean, after_users_hooks)
             loaded.update(after_users_hooks)
 
         def restore(_: Optimizer) -> None:
@@ -123,6 +123,9 @@ class LayerwiseOptimizer(Optimizer):
             first.remove()
             second.remove()
 
+    def _check_state(self, param: Tensor, state: dict[str, Any]) -> str | None:
+        return fault_of(param, state, self.layer_mean)
+
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single optimization step.
@@ -131,10 +134,11 @@ class LayerwiseOptimizer(Optimizer):
             closure: reevaluates the model and returns the loss.
 
         Returns:
-            What ``closure`` returned, else None.
+            What ``closure`` returned, or None without one.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a sum over a layer is needed of a sharded one.
+            RuntimeError: a gradient is sparse, or a sum over a whole layer is needed where nobody
+                knows who holds the rest of it.
         """
         if hasattr(self, "_accelerator_graph_capture_health_check"):
             self._accelerator_graph_capture_health_check()
@@ -146,7 +150,9 @@ class LayerwiseOptimizer(Optimizer):
                 loss = closure()
         if not self.param_groups:
             return loss
-        batches: list[Batch] = []
+        if not torch.compiler.is_compiling():
+            self._check_layers()
+        parts_of_groups: list[tuple[str, Layers, UpdateRule]] = []
         whole: dict[Tensor, Tensor] = {}  # by the local part that a batch has of it
         distributed = False
         for group in self.param_groups:
@@ -159,10 +165,12 @@ class LayerwiseOptimizer(Optimizer):
                 parts = layers.map(lambda tensor: _real(local_part(tensor)))
                 whole |= zip(parts.params, layers.params, strict=True)
                 layers = parts
+            kernel, rule = self._kernel(group, layers.params), self._rule(group)
+            parts_of_groups.append((kernel, layers, rule))
+        batches = [batch for part in parts_of_groups for batch in dispatch(*part)]
+        for _, layers, _ in parts_of_groups:
             if layers.steps:
                 _count(layers.steps)
-            rule = self._rule(group)
-            batches += dispatch(self._kernel(group, layers.params), layers, rule)
         if distributed and self._takes_layer_sums:
             shared = SharedLayers((p for g in self.param_groups for p in g["params"]), whole)
             update(batches, rule, shared.complete)
@@ -180,8 +188,8 @@ class LayerwiseOptimizer(Optimizer):
             param: one of the optimizer's parameters, after at least one step.
 
         Returns:
-            A new real tensor of the parameter's shape (complex parameters: a last dimension of 2 is
-            added), 0-dim where the statistic is averaged, in ``exp_avg_sq``'s dtype.
+            A new real tensor in the dtype of ``exp_avg_sq``. Its shape is the parameter's, with a
+            last dimension of 2 if that is complex; it is 0-dim where the statistic is averaged.
 
         Raises:
             KeyError: the parameter is not the optimizer's, or has not been updated yet.
@@ -198,6 +206,21 @@ class LayerwiseOptimizer(Optimizer):
         eps = rule.eps if rule.eps_in_denominator else 0.0
         return adaptive_stepsize(_real(state["exp_avg_sq"]), correction2, eps)
 
+    def _check_layers(self) -> None:
+        """Raise where a layer cannot be updated, before any of them is."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                grad, state = param.grad, self.state.get(param)
+                if grad is None:
+                    continue
+                if grad.is_sparse:
+                    raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+                if self._takes_layer_sums:
+                    check_whole(self, param)
+                check_layer(self, param, state, self.layer_mean)
+                if group["capturable"]:
+                    _check_capturable(param, state)
+
     def _init_group(
         self,
         group: dict[str, Any],
@@ -207,32 +230,19 @@ class LayerwiseOptimizer(Optimizer):
         exp_avg_sqs: list[Tensor],
         steps: list[Tensor],
     ) -> bool:
-        """Collect the layers that have a gradient, start the state of new ones; are all plain?
+        """Collect the layers that have a gradient, start new ones' state; tell if all are plain.
 
-        Plain is what is neither complex nor shared by processes. torch.compile runs this as it is,
-        and so expects this form: lists to fill and a plain value.
+        A layer is plain if it is neither complex nor shared by processes. torch.compile runs this
+        method as it is, and so expects its form: lists to fill and a plain value.
         """
-        is_plain, takes_layer_sums = True, self._takes_layer_sums
+        is_plain = True
         for param in group["params"]:
             is_plain &= not (param.is_complex() or is_distributed(param))
             if param.grad is None:
                 continue
-            if param.grad.is_sparse:
-                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-            if takes_layer_sums:
-                check_whole(self, param)
             state = self.state[param]
             if len(state) == 0:
                 state.update(new_state(param, self.layer_mean, capturable=group["capturable"]))
-            if group["capturable"] and not torch.compiler.is_compiling():
-                devices = _get_capturable_supported_devices()
-                if param.device.type != state["step"].device.type or (
-                    param.device.type not in devices
-                ):
-                    raise AssertionError(
-                        "If capturable=True, params and state_steps must be on supported devices: "
-                        f"{devices}."
-                    )
             params.append(param)
             grads.append(param.grad)
             exp_avgs.append(state["exp_avg"])
@@ -242,7 +252,7 @@ class LayerwiseOptimizer(Optimizer):
 
     @property
     def _takes_layer_sums(self) -> bool:
-        return self.layer_mean is not None or needs_inner_products(type(self).track)
+        return self.layer_mean is not None or not self.track.is_constant
 
     def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> str:
         if group["fused"]:
@@ -257,7 +267,7 @@ class LayerwiseOptimizer(Optimizer):
         use_foreach = group["foreach"]
         if use_foreach is None:
             _, use_foreach = _default_to_fused_or_foreach(params, group["differentiable"])
-            # As torch does: a tensor lr without capturable would cost foreach a wait a layer.
+            # As torch does: a tensor lr without capturable would cost foreach one wait per layer.
             if use_foreach and isinstance(group["lr"], Tensor) and not group["capturable"]:
                 use_foreach = False
         if use_foreach and group["differentiable"]:
@@ -267,7 +277,7 @@ class LayerwiseOptimizer(Optimizer):
     def _rule(self, group: dict[str, Any]) -> UpdateRule:
         lr, (beta1, beta2) = group["lr"], group["betas"]
         return UpdateRule(
-            track=type(self).track,
+            track=self.track,
             layer_mean=self.layer_mean,
             eps_in_denominator=self.eps_in_denominator,
             k=group.get("k", 0),
@@ -284,25 +294,28 @@ class LayerwiseOptimizer(Optimizer):
         )
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    check_lr(options["lr"])
-    check_betas(options["betas"])
-    check_positive("epsilon", options["eps"])
-    check_non_negative("weight_decay", options["weight_decay"])
-    if "k" in options:
-        check_order(options["k"])
-    if "xi" in options:
-        check_positive("xi", options["xi"])
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    options = plain_options(options)
     if options["fused"] and options["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     if options["fused"] and (options["differentiable"] or options["capturable"]):
         raise RuntimeError("`fused` does not support `differentiable` or `capturable`")
     if isinstance(options["lr"], Tensor) and options["foreach"] and not options["capturable"]:
         raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    return options
+
+
+def _check_capturable(param: Tensor, state: dict[str, Any] | None) -> None:
+    devices = _get_capturable_supported_devices()
+    beside = not state or state["step"].device.type == param.device.type
+    if not beside or param.device.type not in devices:
+        raise AssertionError(
+            f"If capturable=True, params and state_steps must be on supported devices: {devices}."
+        )
 
 
 def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _numel(param: Tensor) -> int:
@@ -312,7 +325,7 @@ def _numel(param: Tensor) -> int:
 
 def _count(steps: list[Tensor]) -> None:
     if steps[0].is_cpu and not torch.compiler.is_compiling():
-        # A tensor of 1, for foreach would wrap the number once for every step there.
+        # A tensor of 1, for foreach would wrap a number once per step there.
         torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1)
     else:
         torch._foreach_add_(steps, 1)

@@ -23,7 +23,7 @@ def test_every_layout_trains_as_one_process_does(group, kernel, dtype, tolerance
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_one_collective_a_step_and_a_second_where_the_stepsize_is_averaged(name, two_processes):
+def test_one_collective_per_step_and_a_second_where_the_stepsize_is_averaged(name, two_processes):
     columns = 5 if name.startswith("L") else 3
     expected = {
         "AdaBelief": [],

@@ -49,7 +49,7 @@ def test_weights_and_stepsizes_are_those_of_one_process(
     for weights in two_processes.run(sharded_training.weights, folder, strategy, name, kind):
         torch.testing.assert_close(weights, alone, rtol=0, atol=1e-6)
     points, expected = read(folder), read(tmp_path / "one")
-    assert points.keys() == expected.keys()
+    assert points.keys() == expected.keys() != set()
     for tag, series in expected.items():
         assert points[tag] == pytest.approx(series, rel=1e-4, abs=1e-6), tag
 
@@ -64,6 +64,7 @@ def test_four_processes_share_layers_in_every_way(strategy, name, four_processes
     for weights in four_processes.run(sharded_training.weights, folder, strategy, name):
         torch.testing.assert_close(weights, alone, rtol=0, atol=1e-6)
     points, expected = read(folder), read(tmp_path / "one")
+    assert points.keys() == expected.keys() != set()
     for tag, series in expected.items():
         assert points[tag] == pytest.approx(series, rel=1e-3, abs=1e-6), tag
 
@@ -84,11 +85,16 @@ def test_accumulation_clipping_and_precision_are_those_of_one_process(
     run, processes = sharded_training.weights_with_each, request.getfixturevalue(group)
     for runs in processes.run(run, tmp_path / strategy, strategy, TRAINERS):
         for options, weights, expected in zip(TRAINERS, runs, alone, strict=True):
-            print(options)
             # Tensor parallel rounds a product's parts to bfloat16, and so has other gradients.
             rounded = "tensor" in strategy and "bf16" in options.get("precision", "")
             atol = 1e-2 if rounded else 1e-6  # the former is the learning rate, of one step
-            torch.testing.assert_close(weights, expected, rtol=0, atol=atol)
+            torch.testing.assert_close(
+                weights,
+                expected,
+                rtol=0,
+                atol=atol,
+                msg=lambda message, o=options: f"{o}: {message}",
+            )
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -114,7 +120,7 @@ def test_an_optimizer_built_before_the_module_was_sharded_is_refused(two_process
 
 
 @pytest.mark.parametrize(("strategy", "gathers"), [("ddp", 0), ("fsdp2", 3)])
-def test_the_monitor_adds_one_gather_a_logged_step_where_layers_are_shared(
+def test_the_monitor_adds_one_gather_per_logged_step_where_layers_are_shared(
     strategy, gathers, two_processes, tmp_path
 ):
     run = sharded_training.collectives_of_a_run

@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from aida_lightning.optim.fromage import Fromage
-from aida_lightning.optim.msvag import MSVAG
-from aida_lightning.optim.yogi import Yogi
+from aida_lightning.optim import MSVAG, Fromage, Yogi
 
 BASELINES = [Yogi, MSVAG, Fromage]
 SHAPES: list[tuple[int, ...]] = [(), (0,), (1,), (5,), (4, 3), (2, 3, 2, 2)]
@@ -68,7 +66,7 @@ def assert_follows(
         for t in range(len(gradients)):
             close(seen[t][layer], history.x[t])
         state = built.state[params[layer]]
-        if state:
+        if history.m:
             close(state["exp_avg"], history.m[-1])
             close(state["exp_avg_sq"], history.v[-1])
             assert state["step"].item() == len(gradients)

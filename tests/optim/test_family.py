@@ -1,4 +1,4 @@
-"""The nine members, both kernels, against the paper's boxes."""
+"""The nine members, with every kernel, against the paper's boxes."""
 
 import math
 
@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aida_lightning import optim
 from aida_lightning.optim._kernels import loop
 from aida_lightning.optim._kernels import rule as kernel_rule
+from aida_lightning.optim._kernels.tracking import Track
 
 PROJECTING = ["Aida", "LAida"]
 AVERAGED_STATISTIC = ["LAdaBelief", "LAdam", "LAida"]
@@ -122,6 +123,14 @@ def test_small_gradients_and_every_eps_follow_the_boxes(name, kernel, eps):
 
 
 @each_kernel
+def test_a_gradient_that_vanishes_follows_the_boxes(kernel):
+    """Its coefficient squared, 4.6e39, is beyond the numbers that torch's operations take."""
+    gradients = [[torch.full((3,), size, dtype=torch.float64)] for size in (1e11, 1e-10)]
+    start = [torch.ones(3, dtype=torch.float64)]
+    assert_follows_the_paper("Aida", start, gradients, rtol=1e-12, options={"k": 1}, kernel=kernel)
+
+
+@each_kernel
 def test_groups_keep_their_own_options(kernel):
     start, gradients = make_problem(torch.float64)
     params = [nn.Parameter(x.clone()) for x in start]
@@ -191,6 +200,28 @@ def test_no_stepsize_exceeds_the_ceiling(name, kernel, eps):
     assert largest > 0.99 * ceiling or name in ("AdaBelief", "AdamPlus")
 
 
+@pytest.mark.parametrize("kernel", ["loop", "foreach"])
+def test_a_track_of_ones_own_trains_and_compiled_kernels_refuse_it(kernel):
+    def projected(m_sq, g_sq, m_dot_g, *, k, xi):
+        return m_dot_g / (m_sq + xi), 0.0 * g_sq
+
+    class Projecting(optim.AidaGrad):
+        track = Track(projected)
+
+    start, gradients = make_problem(torch.float64)
+    _, expected = train("AidaGrad", start, gradients, **KERNELS[kernel])
+    params = [nn.Parameter(x.clone()) for x in start]
+    optimizer = Projecting(params, **KERNELS[kernel])
+    for step in gradients:
+        for param, gradient in zip(params, step, strict=True):
+            param.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(params, expected, rtol=1e-12, atol=1e-12)
+    optimizer.param_groups[0].update(KERNELS["fused"], foreach=None)
+    with pytest.raises(NotImplementedError, match="no compiled kernel tracks `projected`"):
+        optimizer.step()
+
+
 @each_kernel
 @each_optimizer
 def test_a_parameter_without_gradient_is_skipped(name, kernel):
@@ -207,7 +238,7 @@ def test_a_parameter_without_gradient_is_skipped(name, kernel):
 @each_optimizer
 def test_a_zero_gradient_moves_nothing_and_stays_finite(name, kernel):
     start = [torch.ones(4), torch.ones(2, 3), torch.ones(())]
-    optimizer, params = train(name, start, [[torch.zeros_like(x) for x in start]] * 3)
+    optimizer, params = train(name, start, [[torch.zeros_like(x) for x in start]] * 3, **kernel)
     for param, x in zip(params, start, strict=True):
         assert torch.equal(param.data, x)
         assert torch.isfinite(optimizer.stepsize(param)).all()
@@ -286,7 +317,7 @@ class CountReductions(TorchDispatchMode):
 
 @pytest.mark.parametrize("kernel", [KERNELS["loop"], KERNELS["foreach"]])
 @pytest.mark.parametrize("k", [0, 1, 2, 7])
-def test_three_reductions_a_layer_whatever_k_is(k, kernel):
+def test_three_reductions_per_layer_whatever_k_is(k, kernel):
     start, gradients = make_problem(torch.float32, shapes=[(8, 8), (8,), (4, 8)])
     optimizer, params = train("Aida", start, gradients, k=k, **kernel)
     for param, gradient in zip(params, gradients[0], strict=True):

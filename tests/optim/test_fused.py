@@ -1,5 +1,6 @@
 """The compiled kernel: what it takes, what it leaves to the loop, and how it fails."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -122,7 +123,7 @@ def test_the_library_is_compiled_once_for_all_processes(tmp_path):
 from aida_lightning.optim._kernels.fused import _library
 assert _library() is not None
 """
-    environment = {**__import__("os").environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     libraries = []
     for _ in range(2):
         subprocess.run([sys.executable, "-c", code], env=environment, check=True)
@@ -132,8 +133,10 @@ assert _library() is not None
 
 
 def test_nothing_is_warned_about_where_there_is_a_compiler():
+    fused._library.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        assert fused.is_available()
         ours, loop = pair((4, 5))
         assert_alike(ours, loop, [torch.randn(4, 5)])
 

@@ -29,7 +29,7 @@ from aida_lightning.optim._kernels import dispatch
 from aida_lightning.optim._kernels import triton as kernel
 x = torch.ones(3)
 try:
-    kernel.takes(x, x, x, x)
+    kernel.takes(x, x, x, x, x[0])
 except ModuleNotFoundError as error:
     print(error.name, "|", error)
 """
@@ -56,7 +56,7 @@ def test_an_older_triton_is_refused_by_its_version(monkeypatch):
     kernel._sweeps.cache_clear()
     x = torch.ones(3)
     with pytest.raises(ImportError, match=r"needs triton 3\.4 .* or newer, got 3\.3\.1"):
-        kernel.takes(x, x, x, x)
+        kernel.takes(x, x, x, x, x[0])
 
 
 class DriverWithoutDevice:
@@ -79,7 +79,7 @@ class DriverWithoutDevice:
 
 @pytest.fixture
 def compile_for(monkeypatch, tmp_path):
-    """Give a function that compiles what a step would launch, by the way that a launch takes."""
+    """Return a function that compiles what a step would launch, by the way that a launch takes."""
     triton = pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     # Its name in triton up to 3.4 and since.
@@ -158,7 +158,7 @@ def compare_steps(ours, loop, gradients, tolerance):
     pairs = list(zip(*(o.param_groups[0]["params"] for o in (ours, loop)), strict=True))
     for grads in gradients:
         layers, rule = layers_of(ours, grads)
-        assert all(map(kernel.takes, *layers[:4]))
+        assert all(kernel.takes(*layer, rule.layer_mean) for layer in zip(*layers[:5], strict=True))
         step(kernel, (layers, rule))
         for (_, param), grad in zip(pairs, grads, strict=True):
             param.grad = grad

@@ -10,37 +10,38 @@ import torch
 from torch import Tensor
 
 from aida_lightning.optim._kernels import foreach, fused, loop, triton
-from aida_lightning.optim._kernels.rule import Kernel, Layers, UpdateRule
+from aida_lightning.optim._kernels.memory import overlap
+from aida_lightning.optim._kernels.rule import Kernel, LayerMean, Layers, UpdateRule
 
 
 class Batch(NamedTuple):
-    """Layers that one kernel takes in one call."""
+    """The layers that one kernel takes in one call."""
 
     kernel: Kernel
     layers: Layers
     rule: UpdateRule
 
 
-# (batches, sums over what is here of their layers, columns) -> sums over the whole layers
+# (batches, sums over the local parts of their layers, columns) -> sums over the whole layers
 Complete: TypeAlias = Callable[[Sequence[Batch], list[Tensor], int], list[Tensor]]
 
 
 def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
     """Split layers into batches for ``"loop"``, ``"foreach"`` or ``"fused"``.
 
-    All layers of a batch are on one device, of the same dtypes. Layers that no compiled code can
-    take go to the loop on the CPU, elsewhere to foreach.
+    All layers of a batch are on one device and have the same dtypes. Layers that no compiled code
+    can take go to the loop on the CPU, and to foreach on other devices.
     """
     groups = defaultdict(list)
     compiles = kernel == "fused" and not torch.compiler.is_compiling()
     for index, (x, g, m, v, step) in enumerate(zip(*layers[:5], strict=True)):
-        compiled = compiles and _compiled(x, g, m, v, step)
+        compiled = compiles and _compiled(x, g, m, v, step, rule.layer_mean)
         groups[compiled, x.device, x.dtype, m.dtype, v.dtype, step.dtype].append(index)
     batches = []
     for (compiled, device, *_), indices in groups.items():
         part = layers if len(groups) == 1 else layers.take(indices)
         on_host = device.type == "cpu"
-        if compiled:
+        if compiled and not overlap(part):
             batches.append(Batch(fused if on_host else triton, part, rule))
         elif kernel == "foreach" or (kernel == "fused" and not on_host):
             batches.append(Batch(foreach, part, rule))
@@ -50,7 +51,7 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
 
 
 def _runs(params: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Give runs of layers, of together about a block: the second sweep finds them in a cache."""
+    """Cut layers into runs of about one block, which the second sweep finds in a cache."""
     run: list[int] = []
     size = 0
     for index, param in enumerate(params):
@@ -62,12 +63,20 @@ def _runs(params: Sequence[Tensor]) -> Iterator[list[int]]:
     yield run
 
 
-def _compiled(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor, step: Tensor) -> bool:
+def _compiled(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    layer_mean: LayerMean,
+) -> bool:
     """Tell whether compiled code can take the layer; where there is none, warn."""
     if param.is_cpu:
-        return fused.is_available() and fused.takes(param, grad, exp_avg, v, step)
+        layer = (param, grad, exp_avg, exp_avg_sq, step)
+        return fused.is_available() and fused.takes(*layer, layer_mean)
     try:
-        return triton.takes(param, grad, exp_avg, v)
+        return triton.takes(param, grad, exp_avg, exp_avg_sq, step, layer_mean)
     except ImportError as error:
         _warn_once(f"fused=True falls back to foreach: {error}")
         return False
@@ -82,9 +91,9 @@ def update(batches: Sequence[Batch], rule: UpdateRule, complete: Complete | None
     """Take one step of layers whose steps have been counted.
 
     Args:
-        batches: the layers.
-        rule: of one of their groups, which says what sums its member takes.
-        complete: is given where layers are spread over processes, which all call it in turn.
+        batches: all layers to update.
+        rule: the rule of any of their groups; it says which sums the member takes.
+        complete: completes sums where layers are spread over processes, which all call it in turn.
     """
     if complete is not None:
         _sweep(batches, rule, complete)

@@ -1,7 +1,7 @@
 """The horizontally batched kernel: each operation once for all layers, with torch's foreach ops.
 
-Letters as in the loop, in the plural; every list has one entry a layer. The layers of one call are
-of one device and dtype.
+The letters are those of the loop, in the plural; every list has one entry per layer. The layers of
+one call are on one device and have one dtype.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,19 @@ import torch
 from torch import Tensor
 
 from aida_lightning.optim._kernels.rule import Layers, UpdateRule, finite_sums
-from aida_lightning.optim._kernels.tracking import gradient, projected_gradient, residual
 
-# Floats or 0-dim tensors, one a layer; torch's stubs have no overload that takes either.
+# Floats or 0-dim tensors, one per layer; torch's stubs have no overload that takes either.
 ScalarList: TypeAlias = Any
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
-    """Update every momentum and give the sums over each layer."""
+    """Update every momentum and return the sums over each layer."""
     gs, scratch = _gradients(layers, rule)
     ms = _update_momenta(layers, gs, rule)
     m_sq, g_sq, m_dot_g = _squares(ms), _squares(gs), _inner(ms, gs)
     if rule.layer_mean != "statistic":
         return torch.stack((m_sq, g_sq, m_dot_g), 1)
-    # g - m, in the place of g if that is ours.
+    # g - m, in place of g if that is ours.
     rs = gs if scratch else list(torch._foreach_sub(gs, ms))
     if scratch:
         torch._foreach_sub_(gs, ms)
@@ -45,9 +44,7 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
         move(layers, rule, torch.stack(_stepsizes(vs, corrections2, rule)))
         return None
 
-    # A multiple of the momentum needs no more of them.
-    needed = rule.track is not projected_gradient
-    gs, scratch = _gradients(layers, rule) if needed else ([], False)
+    gs, scratch = _gradients(layers, rule) if rule.track.of_gradient else ([], False)
     if sums is None:
         ms = _update_momenta(layers, gs, rule)
     else:
@@ -74,7 +71,7 @@ def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
 
 
 def _gradients(layers: Layers, rule: UpdateRule) -> tuple[list[Tensor], bool]:
-    """Give the gradients of what is minimized, and whether they are ours to overwrite."""
+    """Compute the gradients of what is minimized; tell whether they are ours to overwrite."""
     dtype = layers.exp_avg_sqs[0].dtype
     gs = [g.to(dtype) for g in layers.grads]
     ours = all(g is not grad for g, grad in zip(gs, layers.grads, strict=True))
@@ -90,7 +87,7 @@ def _gradients(layers: Layers, rule: UpdateRule) -> tuple[list[Tensor], bool]:
 
 
 def _update_momenta(layers: Layers, gs: list[Tensor], rule: UpdateRule) -> list[Tensor]:
-    """Update every m in place and give them in g's dtype, as they were rounded to their own."""
+    """Update every m in place and return them in g's dtype, as they were rounded to their own."""
     dtype = gs[0].dtype
     ms = [m.to(dtype) for m in layers.exp_avgs]
     torch._foreach_lerp_(ms, gs, 1 - rule.beta1)
@@ -103,9 +100,9 @@ def _update_momenta(layers: Layers, gs: list[Tensor], rule: UpdateRule) -> list[
 def _tracked_vectors(
     gs: list[Tensor], ms: list[Tensor], rule: UpdateRule, sums: Tensor | None, scratch: bool
 ) -> list[Tensor]:
-    if rule.track is gradient:
+    if not rule.track.of_momentum:
         return gs
-    if rule.track is residual:
+    if rule.track.is_constant:
         if not scratch:
             return list(torch._foreach_sub(gs, ms))
         torch._foreach_sub_(gs, ms)  # its square is that of m - g
@@ -114,7 +111,7 @@ def _tracked_vectors(
     coefficients = rule.coefficients(*finite_sums(sums)[:, :3].unbind(1))
     alphas, betas = (torch.as_tensor(c, device=sums.device).expand(len(ms)) for c in coefficients)
     ls: tuple[ScalarList, ScalarList] = (list(alphas.unbind()), list(betas.unbind()))
-    if rule.track is projected_gradient:
+    if not rule.track.of_gradient:
         return list(torch._foreach_mul(ms, ls[0]))
     if scratch:
         torch._foreach_mul_(gs, ls[1])
@@ -141,7 +138,7 @@ def _move(
     corrections: ScalarList,
     rule: UpdateRule,
 ) -> None:
-    """Decay every x where that is decoupled, and add the updates."""
+    """Decay every x where the decay is decoupled, and add the updates."""
     xs = [x.to(m.dtype) for x, m in zip(layers.params, ms, strict=True)]
     if rule.decoupled_weight_decay and rule.weight_decay:
         torch._foreach_mul_(xs, 1 - rule.lr * rule.weight_decay)
@@ -159,7 +156,7 @@ def _squares(vectors: list[Tensor]) -> Tensor:
 
 
 def _inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Give the inner product of each pair of layers, of shape ``(n,)``."""
+    """Compute the inner product of each pair of layers, of shape ``(n,)``."""
     return torch.stack(
         [torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(first, second, strict=True)]
     )

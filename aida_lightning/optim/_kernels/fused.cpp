@@ -3,9 +3,10 @@
 //
 // Letters, as in the paper: x parameter, g gradient, m and v the moving averages of the gradient
 // and of the squared tracked vector d = alpha m + beta g, s the adaptive stepsize.
-// The layers are cut into blocks, which the threads share. Sums are kept in double a block and added
-// up in the blocks' order, so that they do not depend on the number of threads. A run of layers that
-// a cache holds goes through all sweeps before the next run, so that the second finds g and m there.
+// The layers are cut into blocks, which the threads share. Sums are kept in double per block and
+// added up in the blocks' order, so that they do not depend on the number of threads. A run of layers
+// that a cache holds goes through all sweeps before the next run, so that the second sweep finds g
+// and m there.
 
 #include <algorithm>
 #include <cmath>
@@ -38,7 +39,7 @@ constexpr int SUMS = 5;           // <m, m>, <g, g>, <m, g>, and with r = m - g 
 
 // What is asked for, any of them added up.
 enum Sweeps { MOMENTUM = 1, UPDATE = 2, MOVE = 4 };
-// Where alpha and beta come from, and what is averaged over a layer; see optim/tracking.py.
+// Where alpha and beta come from (see tracking.py), and what is averaged over a layer.
 enum Track { CONSTANT, MUTUAL_PROJECTION, PROJECTED_GRADIENT };
 enum LayerMean { NONE, STATISTIC, STEPSIZE };
 // Of which vectors d is made.
@@ -175,11 +176,11 @@ struct Step {
                 double mm = 0, gg = 0, mg = 0, rr = 0;
 #pragma omp simd reduction(+ : mm, gg, mg, rr)
                 for (int64_t i = 0; i < count; ++i) {
-                    S gi = sign * S(g[i]);
-                    if constexpr (coupled) gi += decay * S(x[i]);
-                    m[i] = T(lerp(S(m[i]), gi));
-                    const S mi = S(m[i]);  // as rounded, for the other sweep reads it so
-                    const double a = mi, b = gi;
+                    S g_i = sign * S(g[i]);
+                    if constexpr (coupled) g_i += decay * S(x[i]);
+                    m[i] = T(lerp(S(m[i]), g_i));
+                    const S m_i = S(m[i]);  // as rounded, for the other sweep reads it so
+                    const double a = m_i, b = g_i;
                     mm += a * a;
                     gg += b * b;
                     mg += a * b;
@@ -190,8 +191,8 @@ struct Step {
             });
     }
 
-    // v and, unless its mean is to be taken first, x. With `momentum_too` m as well, in one sweep.
-    // All is known beforehand that a loop would have to ask, for then it were no vector code.
+    // v and, unless the mean of s is to be taken first, x; with `momentum_too` m as well, in one
+    // sweep. Whatever a loop would have to ask is a template argument, so that it is vector code.
     template <bool momentum_too, bool keep_x, bool coupled, Tracked tracked>
     void update(int64_t first, int64_t last) const {
         each_block<keep_x ? 1 : 0>(
@@ -214,22 +215,22 @@ struct Step {
                 if (options.beta2 == 0) std::fill(v, v + count, S(0));
 #pragma omp simd reduction(+ : sum)
                 for (int64_t i = 0; i < count; ++i) {
-                    const S xi = S(x[i]);
-                    S gi = 0, mi = S(m[i]);
-                    if constexpr (tracked != OF_M) gi = sign * S(g[i]);
-                    if constexpr (tracked != OF_M && coupled) gi += decay * xi;
+                    const S x_i = S(x[i]);
+                    S g_i = 0, m_i = S(m[i]);
+                    if constexpr (tracked != OF_M) g_i = sign * S(g[i]);
+                    if constexpr (tracked != OF_M && coupled) g_i += decay * x_i;
                     if constexpr (momentum_too) {
-                        mi = lerp(mi, gi);
-                        m[i] = T(mi);
+                        m_i = lerp(m_i, g_i);
+                        m[i] = T(m_i);
                     }
                     S d = 0;  // m and g may be infinite, and 0 times them NaN
-                    if constexpr (tracked != OF_G) d = alpha * mi;
-                    if constexpr (tracked != OF_M) d += beta * gi;
-                    const S vi = beta2 * v[i] + (weight * d * d + eps);
-                    v[i] = vi;
-                    const S s = 1 / (std::sqrt(vi) * unbias + second_eps);
+                    if constexpr (tracked != OF_G) d = alpha * m_i;
+                    if constexpr (tracked != OF_M) d += beta * g_i;
+                    const S v_i = beta2 * v[i] + (weight * d * d + eps);
+                    v[i] = v_i;
+                    const S s = 1 / (std::sqrt(v_i) * unbias + second_eps);
                     if constexpr (keep_x) sum += s;
-                    if constexpr (!keep_x) x[i] = T(xi * shrink + scale * (mi * s));
+                    if constexpr (!keep_x) x[i] = T(x_i * shrink + scale * (m_i * s));
                 }
                 if constexpr (keep_x) sums[0] = sum;
             });
@@ -321,9 +322,9 @@ struct Step {
 
 }  // namespace
 
-// `sums`: of each layer, `width` numbers apart, where the members take them; the momentum writes
-// them, of width SUMS. `stepsizes`: one number a layer, where they are averaged; of the update
-// alone, their sum over what is here.
+// `sums`: those of each layer, `width` numbers apart, where the members take them; the momentum
+// sweep writes them, of width SUMS. `stepsizes`: one number per layer, where they are averaged; from
+// the update sweep alone, their sum over the local elements.
 extern "C" void aida_step(
     int64_t dtype, int64_t sweeps, const Layers* layers, const Options* options, double* sums,
     int64_t width, double* stepsizes) {

@@ -1,15 +1,17 @@
 """The fused CPU kernel: all layers of a dtype in two sweeps of the memory, compiled on first use.
 
 The first sweep updates the momentum and takes the sums over each layer, the second updates all
-else; members that take no sums need one sweep. float32 accesses an element: Aida 9, of which the
-second sweep finds 2 in a cache where no layer is spread over processes, the members with an
-averaged statistic 6, AdaBelief and AdamPlus 7 as torch's fused Adam. Sums are in double.
+else; members that take no sums need one sweep. Per element, Aida accesses 9 numbers, of which the
+second sweep finds 2 in a cache where no layer is spread over processes. The members with an
+averaged statistic access 6, and AdaBelief and AdamPlus 7, as torch's fused Adam does. Sums are in
+double.
 
 The source is compiled by what torch.compile compiles C++ with, which chooses the flags and caches
 the library across processes.
 """
 
 import ctypes
+import platform
 import warnings
 from functools import cache
 from pathlib import Path
@@ -18,15 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aida_lightning.optim._kernels.rule import Layers, UpdateRule
+from aida_lightning.optim._kernels.memory import is_safe
+from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule
 
-# Their numbers in fused.cpp, and the dtype of the statistic and of the arithmetic.
-_DTYPES = {
-    torch.float32: (0, torch.float32),
-    torch.float64: (1, torch.float64),
-    torch.bfloat16: (2, torch.float32),
+# The dtype of the statistic and of the arithmetic, by that of the parameter; their numbers in
+# fused.cpp are their places here.
+_STATISTICS = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
 }
-# So that loops with a square root are made of vector instructions.
+# With these, loops with a square root become vector instructions.
 _FLAGS = ("-fno-math-errno", "-ftree-loop-vectorize", "-ffp-contract=fast")
 _MOMENTUM, _UPDATE, _MOVE = 1, 2, 4  # sweeps; added up where one call makes several
 _LAYER_MEANS = {None: 0, "statistic": 1, "stepsize": 2}
@@ -34,28 +38,21 @@ _SUMS = 5
 
 
 def is_available() -> bool:
-    """Tell whether the sweeps could be compiled; if not, there was one warning."""
+    """Tell whether the sweeps could be compiled; if not, one warning was given."""
     return _library() is not None
 
 
-def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, v: Tensor, step: Tensor) -> bool:
+def takes(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    layer_mean: LayerMean = None,
+) -> bool:
     """Tell whether the compiled code can update the layer."""
-    if not param.dtype == grad.dtype == exp_avg.dtype or param.dtype not in _DTYPES:
-        return False
-    if v.dtype != _DTYPES[param.dtype][1] or exp_avg.shape != param.shape:
-        return False
-    if not (param.is_cpu and exp_avg.is_cpu and v.is_cpu) or type(grad) is not Tensor:
-        return False
-    if not step.is_cpu or step.dtype not in (torch.float32, torch.float64):
-        return False
-    if param.is_neg() or grad.is_neg():  # memory that holds the negative of the values
-        return False
-    # All must lie in memory in one order, without gaps.
-    if param.is_contiguous() and grad.is_contiguous() and exp_avg.is_contiguous():
-        return v.is_contiguous()
-    vectors = [param, grad, exp_avg] + ([v] if v.ndim or not param.ndim else [])
-    dense = torch.empty_like(param, memory_format=torch.preserve_format).stride()
-    return all(vector.stride() == dense for vector in vectors)
+    on_host = param.is_cpu and step.is_cpu
+    return on_host and is_safe(param, grad, exp_avg, exp_avg_sq, step, _STATISTICS, layer_mean)
 
 
 def step(layers: Layers, rule: UpdateRule) -> None:
@@ -68,7 +65,7 @@ def step(layers: Layers, rule: UpdateRule) -> None:
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
-    """Update every momentum and give the sums over each layer."""
+    """Update every momentum and return the sums over each layer."""
     sums = _zeros(len(layers.params), _SUMS)
     _sweep(_MOMENTUM, layers, rule, sums=sums)
     return sums if rule.layer_mean == "statistic" else sums[:, :3].contiguous()
@@ -120,15 +117,15 @@ def _sweep(
     sums: Tensor | None = None,
     stepsizes: Tensor | None = None,
 ) -> None:
-    """Make one or more sweeps: over every layer one, or over some at a time all.
+    """Make one sweep over every layer, or all sweeps over a few layers at a time.
 
     Args:
-        sweeps: which.
-        layers: the layers.
-        rule: the rule.
-        sums: over each layer, where the rule takes any; the momentum writes them.
-        stepsizes: one a layer, where they are averaged; where only the update is made, it writes
-            their sums over what is here.
+        sweeps: the sum of the sweeps to make.
+        layers: the layers to update.
+        rule: how to update them.
+        sums: over each layer, where the rule takes any; the momentum sweep writes them.
+        stepsizes: one per layer, where they are averaged. The update sweep, made alone, writes
+            their sums over the local elements.
     """
     # What autograd kept of the parameters is no longer what it kept.
     torch.autograd.graph.increment_version(layers.params)
@@ -161,7 +158,7 @@ def _sweep(
     table = layers.kept["table"]
     pointers = range(table.data_ptr(), table.data_ptr() + table.nbytes, table.stride(0) * 8)
     _library().aida_step(
-        ctypes.c_int64(_DTYPES[layers.params[0].dtype][0]),
+        ctypes.c_int64([*_STATISTICS].index(layers.params[0].dtype)),
         ctypes.c_int64(sweeps),
         ctypes.byref(_Layers(*pointers, n=len(layers.params))),
         ctypes.byref(options),
@@ -171,13 +168,26 @@ def _sweep(
     )
 
 
+def cpu_features() -> str:
+    """Describe the CPU by all that a compiler may make use of."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = [line for line in file if line.partition("\t")[0] in ("flags", "Features")]
+    except OSError:  # not Linux
+        lines = []
+    return f"{platform.machine()} {platform.processor()} {(lines or [''])[0].strip()}"
+
+
 @cache
 def _library() -> Any:
-    """Compile and load the sweeps; None, with one warning, where that is not possible."""
+    """Compile and load the sweeps; warn once and return None where that is not possible."""
     try:
         from torch._inductor.codecache import CppCodeCache
 
+        # The code is for this CPU, and torch names what it compiled by the text that it compiled:
+        # several machines may share the folder.
         source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
+        source += f"// {cpu_features()}\n"
         library = CppCodeCache.load_async(source, extra_flags=_FLAGS)()
         library.aida_step.restype = None
         return library

@@ -1,14 +1,15 @@
-"""The loop: one layer after the other, with torch's operations; what other kernels are tested by.
+"""The blocked loop: one layer after the other, by torch's operations, which share scratch.
 
 On the CPU a large layer is swept in blocks that the caches hold, so that of many operations only
-the first reads memory, and all work in one block of scratch. Elsewhere a layer is one block.
+the first reads memory, and all of them work in one block of scratch. On other devices a layer is
+one block.
 
 Letters, as in the paper: x parameter, g gradient, m and v the moving averages of the gradient and
 of the squared tracked vector d, s the adaptive stepsize.
 """
 
 from collections.abc import Iterator, Sequence
-from math import ceil, isinf
+from math import isinf
 from typing import Any
 
 import torch
@@ -22,20 +23,14 @@ from aida_lightning.optim._kernels.rule import (
     finite_sums,
     reciprocal_root,
 )
-from aida_lightning.optim._kernels.tracking import (
-    Coefficients,
-    Scalar,
-    gradient,
-    projected_gradient,
-    residual,
-)
+from aida_lightning.optim._kernels.tracking import Coefficients, Scalar
 
-# Elements: of larger blocks the caches lose some, and in smaller ones threads wait for each other.
+# Elements per block: the caches lose some of larger blocks, and threads wait in smaller ones.
 BLOCK = 1 << 19
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
-    """Update every momentum and give the sums over each layer."""
+    """Update every momentum and return the sums over each layer."""
     sums: list[Tensor] = []
     blocks = [
         _momentum_of_layer(x, g, m, v.dtype, rule, sums)
@@ -81,7 +76,7 @@ def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
 def _momentum_of_layer(
     x: Tensor, g: Tensor, m: Tensor, dtype: torch.dtype, rule: UpdateRule, sums: list[Tensor]
 ) -> int:
-    """Update the momentum, add the sums over each block, and give the number of blocks."""
+    """Update the momentum, add the sums over each block, and return the number of blocks."""
     changes = rule.maximize or rule.coupled_weight_decay or rule.layer_mean == "statistic"
     blocks = 0
     for scratch, xb, gb, mb in _blocks(rule, dtype if changes else None, x, g, m):
@@ -93,11 +88,11 @@ def _momentum_of_layer(
 
 
 def _sums(m: Tensor, g: Tensor, rule: UpdateRule, scratch: Tensor | None) -> list[Tensor]:
-    """Take the sums that the rule's coefficients and mean depend on; the others are 0."""
-    if rule.track is gradient:
+    """Take the sums that the rule's coefficients and mean depend on, and 0 for the others."""
+    if not rule.track.of_momentum:
         zero = m.new_zeros(())
         return [zero, _inner(g, g), zero, zero, zero]
-    if rule.track is residual:
+    if rule.track.is_constant:
         of_pair = [m.new_zeros(())] * 3
     else:
         of_pair = [_inner(m, m), _inner(g, g), _inner(m, g)]
@@ -105,7 +100,7 @@ def _sums(m: Tensor, g: Tensor, rule: UpdateRule, scratch: Tensor | None) -> lis
         return of_pair
     r = torch.sub(m, g, out=scratch)  # may overwrite g, so that <r, g> is taken by m
     r_sq = _inner(r, r)
-    return [*of_pair, r_sq, of_pair[0] if rule.track is residual else _inner(r, m) - r_sq]
+    return [*of_pair, r_sq, of_pair[0] if rule.track.is_constant else _inner(r, m) - r_sq]
 
 
 def _update_layer(
@@ -119,7 +114,7 @@ def _update_layer(
     *,
     has_momentum: bool,
 ) -> list[Tensor]:
-    """Update v and x; or only v, and give the sums of the stepsizes over the blocks."""
+    """Update v and x, or v alone; return the sums of the stepsizes over the blocks then."""
     correction1, correction2 = rule.bias_corrections(step)
     # 1 / (sqrt(v / c) + eps) = sqrt(c) / (sqrt(v) + sqrt(c) eps), and sqrt(c) joins the scale.
     unit = correction2**0.5
@@ -148,7 +143,7 @@ def _update_layer(
 
 
 def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tensor:
-    """Update the one statistic of every layer and give the stepsizes, of shape ``(n,)``."""
+    """Update the one statistic of every layer and return the stepsizes, of shape ``(n,)``."""
     stepsizes = []
     means = layers.mean(rule.squares(sums))
     for v, step, mean in zip(layers.exp_avg_sqs, layers.steps, means, strict=True):
@@ -162,7 +157,7 @@ def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tenso
 def _gradient(
     x: Tensor, g: Tensor, dtype: torch.dtype, rule: UpdateRule, scratch: Tensor | None
 ) -> Tensor:
-    """Give the gradient of what is minimized, in scratch unless it is the user's own tensor."""
+    """Compute the gradient of what is minimized, in scratch unless it is the user's tensor."""
     g = _to(g, dtype)
     if rule.maximize:
         g = torch.neg(g, out=scratch)
@@ -172,7 +167,7 @@ def _gradient(
 
 
 def _update_momentum(m: Tensor, g: Tensor, rule: UpdateRule) -> Tensor:
-    """Update m in place and give it in g's dtype, as it was rounded to its own."""
+    """Update m in place and return it in g's dtype, as it was rounded to its own."""
     if m.dtype == g.dtype:
         m.lerp_(g, 1 - rule.beta1)
         return m.clone() if rule.differentiable else m
@@ -182,18 +177,16 @@ def _update_momentum(m: Tensor, g: Tensor, rule: UpdateRule) -> Tensor:
 def _tracked_vector(
     g: Tensor, m: Tensor, coefficients: Coefficients, rule: UpdateRule, scratch: Tensor | None
 ) -> tuple[Tensor, float]:
-    """Give a vector, and the factor that makes its square that of the tracked vector."""
+    """Return a vector, and the factor that makes its square that of the tracked vector."""
     alpha, beta = coefficients
-    if rule.track is gradient:
+    if not rule.track.of_momentum:
         return g, 1.0
-    if rule.track is residual:
-        return torch.sub(g, m, out=scratch), 1.0
     if isinstance(alpha, Tensor):
-        if rule.track is projected_gradient:
+        if not rule.track.of_gradient:
             return torch.mul(m, alpha, out=scratch), 1.0
         return torch.mul(g, beta, out=scratch).addcmul_(m, alpha), 1.0
     assert isinstance(beta, float)
-    if rule.track is projected_gradient:
+    if not rule.track.of_gradient:
         return m, alpha**2
     # alpha m + beta g, divided by the larger of the two.
     if abs(alpha) > abs(beta):
@@ -202,7 +195,7 @@ def _tracked_vector(
 
 
 def _move(x: Tensor, m: Tensor, s: Tensor | None, scale: Scalar, rule: UpdateRule) -> None:
-    """Decay x where that is decoupled, and add the update; s may be overwritten."""
+    """Decay x where the decay is decoupled, and add the update; s may be overwritten."""
     wide = _to(x, m.dtype)
     if rule.decoupled_weight_decay and rule.weight_decay:
         wide.mul_(1 - rule.lr * rule.weight_decay)
@@ -219,7 +212,7 @@ def _move(x: Tensor, m: Tensor, s: Tensor | None, scale: Scalar, rule: UpdateRul
 
 
 def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coefficients]:
-    """Give each layer's tracked vector: floats on the CPU, elsewhere 0-dim tensors."""
+    """Compute alpha and beta of each layer: floats on the CPU, elsewhere 0-dim tensors."""
     if sums is None:
         return [rule.coefficients(0.0, 0.0, 0.0)] * n
     if sums.is_cpu and not (rule.differentiable or rule.on_device):
@@ -231,26 +224,33 @@ def _coefficients(n: int, rule: UpdateRule, sums: Tensor | None) -> Sequence[Coe
 
 
 def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> Iterator[Any]:
-    """Cut a layer's tensors alike; before each block's comes scratch of its shape and this dtype.
+    """Yield scratch of this dtype and the tensors of a layer, block by block.
 
-    There is none without a dtype, or where autograd would notice that it is overwritten.
+    There is no scratch without a dtype, or where autograd would notice that it is overwritten.
     """
-    x = tensors[0]
     if rule.differentiable or torch.compiler.is_compiling():
         yield None, *tensors
         return
+    blocks = _cut(tensors)
+    scratch = None if dtype is None else torch.empty_like(blocks[0][0], dtype=dtype)
+    for x, *others in blocks:
+        if scratch is not None and scratch.shape != x.shape:  # the last block is smaller
+            scratch = scratch[: x.numel()]
+        yield scratch, x, *others
+
+
+def _cut(tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """Cut a layer's tensors alike into blocks, of which the first is the largest."""
+    x = tensors[0]
     n = max(round(x.numel() / BLOCK), 1) if x.is_cpu else 1
-    # Of other layouts the sums would take copies.
-    if (n > 1 or not x.is_contiguous()) and (flat := _flattened(tensors)):
-        scratch = torch.empty(ceil(x.numel() / n), dtype=dtype, device=x.device) if dtype else None
-        for block in zip(*(vector.chunk(n) for vector in flat), strict=True):
-            yield None if scratch is None else scratch[: block[0].numel()], *block
-    else:
-        yield torch.empty_like(x, dtype=dtype) if dtype else None, *tensors
+    if n == 1 and x.is_contiguous():
+        return [tensors]
+    flat = _flattened(tensors)  # also one block: of another layout the sums would take copies
+    return [*zip(*(vector.chunk(n) for vector in flat), strict=True)] if flat else [tensors]
 
 
 def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
-    """View the tensors as vectors in the order of memory; None if theirs differ or have gaps."""
+    """View the tensors as vectors in memory order; None if their orders differ or have gaps."""
     x = tensors[0]
     if all(tensor.is_contiguous() for tensor in tensors):
         return [tensor.view(-1) for tensor in tensors]
@@ -265,5 +265,5 @@ def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Give the inner product of two layers as a 0-dim tensor."""
+    """Compute the inner product of two layers as a 0-dim tensor."""
     return torch.dot(a, b) if a.ndim == 1 else torch.dot(a.reshape(-1), b.reshape(-1))

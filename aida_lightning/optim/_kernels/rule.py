@@ -1,4 +1,4 @@
-"""What every kernel is given: lists with one tensor a layer, and the rule to update them by."""
+"""What every kernel is given: lists with one tensor per layer, and the rule to update them by."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,19 +7,10 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from aida_lightning.optim._kernels.tracking import (
-    Coefficients,
-    Scalar,
-    Track,
-    mutual_projection,
-    needs_inner_products,
-    projected_gradient,
-)
+from aida_lightning.optim._kernels.tracking import Coefficients, Scalar, Track
 
 LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
 LARGEST, TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
-# Their numbers in fused.cpp and triton_sweeps.py, where 0 stands for constant coefficients.
-_COMPILED: dict[Track, int] = {mutual_projection: 1, projected_gradient: 2}
 
 
 class Layers(NamedTuple):
@@ -30,7 +21,7 @@ class Layers(NamedTuple):
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
     steps: list[Tensor]
-    # Elements of the whole layer, of which the tensors may be the part that this process holds.
+    # The elements of the whole layers, of which this process may hold but a part.
     numels: list[int]
     # What a kernel keeps from one sweep over these layers to the next.
     kept: dict[str, Any]
@@ -44,13 +35,13 @@ class Layers(NamedTuple):
         return totals / divisors.to(totals.device)
 
     def take(self, indices: Sequence[int]) -> "Layers":
-        """Give the layers of these indices."""
+        """Pick the layers of these indices."""
         picked = ([column[index] for index in indices] for column in self[:5])
         numels = [self.numels[index] for index in indices]
         return Layers(*picked, numels=numels, kept={})  # type: ignore[misc, arg-type]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Layers":
-        """Put something in the place of every tensor."""
+        """Replace every tensor by what the function makes of it."""
         mapped = ([function(tensor) for tensor in column] for column in self[:5])
         return Layers(*mapped, numels=self.numels, kept={})  # type: ignore[misc, arg-type]
 
@@ -77,7 +68,7 @@ class UpdateRule:
     @property
     def takes_sums(self) -> bool:
         """Whether the momentum and the gradient are summed over a layer before it is updated."""
-        return self.layer_mean == "statistic" or needs_inner_products(self.track)
+        return self.layer_mean == "statistic" or not self.track.is_constant
 
     @property
     def coupled_weight_decay(self) -> float:
@@ -85,8 +76,8 @@ class UpdateRule:
         return 0.0 if self.decoupled_weight_decay else self.weight_decay
 
     def coefficients(self, m_sq: Scalar, g_sq: Scalar, m_dot_g: Scalar) -> Coefficients:
-        """Give (alpha, beta) of the tracked vector ``alpha * m + beta * g``."""
-        return self.track(m_sq, g_sq, m_dot_g, k=self.k, xi=self.xi)
+        """Compute (alpha, beta) of the tracked vector ``alpha * m + beta * g``."""
+        return self.track.function(m_sq, g_sq, m_dot_g, k=self.k, xi=self.xi)
 
     @property
     def compiled_track(self) -> tuple[int, float, float]:
@@ -95,34 +86,34 @@ class UpdateRule:
         Raises:
             NotImplementedError: they do not know it.
         """
-        if not needs_inner_products(self.track):
-            alpha, beta = self.coefficients(0.0, 0.0, 0.0)
-            return 0, float(alpha), float(beta)
-        if self.track not in _COMPILED:
+        if self.track.number is None:
             raise NotImplementedError(
-                f"no compiled kernel tracks `{self.track.__name__}`, leave `fused` out"
+                f"no compiled kernel tracks `{self.track.function.__name__}`, leave `fused` out"
             )
-        return _COMPILED[self.track], 0.0, 0.0
+        if not self.track.is_constant:
+            return self.track.number, 0.0, 0.0
+        alpha, beta = self.coefficients(0.0, 0.0, 0.0)
+        return self.track.number, float(alpha), float(beta)
 
     def squares(self, sums: Tensor) -> Tensor:
-        """Give the squared norm of the tracked vector of each layer, of shape ``(n,)``.
+        """Compute the squared norm of each layer's tracked vector, of shape ``(n,)``.
 
-        It is put together from ``m - g``, which was subtracted before it was squared: from
-        ``<m, m>``, ``<g, g>`` and ``<m, g>`` alone nothing would be left where m and g agree.
+        It is put together from ``m - g``, which was subtracted before it was squared: ``<m, m>``,
+        ``<g, g>`` and ``<m, g>`` alone would cancel out where m and g agree.
         """
         m_sq, g_sq, m_dot_g, r_sq, r_dot_g = finite_sums(sums).unbind(1)
         alpha, beta = self.coefficients(m_sq, g_sq, m_dot_g)
         both = alpha + beta  # alpha m + beta g = alpha (m - g) + (alpha + beta) g
         squares = both**2 * g_sq
-        if needs_inner_products(self.track) or alpha:  # 0 times the NaN of a momentum is NaN
+        if self.track.of_momentum:  # 0 times the NaN of a momentum is NaN
             squares = squares + alpha**2 * r_sq + 2 * alpha * both * r_dot_g
         # What overflowed is infinite: its stepsize is 0.
         return squares.clamp(min=0).masked_fill(sums.isinf().any(1), torch.inf)
 
     def bias_corrections(self, step: Tensor) -> tuple[Scalar, Scalar]:
-        """Give ``1 - beta1^t`` and ``1 - beta2^t`` in double precision.
+        """Compute ``1 - beta1^t`` and ``1 - beta2^t`` in double precision.
 
-        Python floats where the host may know the step; else tensors on the step's device.
+        They are Python floats where the host may know the step, else tensors on the step's device.
         """
         # In float32, 1 - beta2^t would be off by 1e-5 at small t.
         t = step.double() if self.on_device else step.item()
@@ -135,43 +126,44 @@ class UpdateRule:
 
 
 class Kernel(Protocol):
-    """One backend, a module: the sweeps over the layers that a step is made of.
+    """One backend, which is a module: the sweeps over the layers that a step is made of.
 
-    Between two sweeps stand sums over layers, which the caller completes where a layer is spread
-    over processes. The steps have been counted before the first.
+    Between two sweeps the caller completes the sums over layers that are spread over processes. The
+    steps have been counted before the first sweep.
     """
 
     def momentum(self, layers: Layers, rule: UpdateRule) -> Tensor:
-        """Update every momentum, of rules that take sums, and give the sums over each layer.
+        """Update every momentum and return the sums over each layer; for rules that take sums.
 
         Returns:
-            Of shape ``(n, 3)``, over the elements that are here: ``<m, m>``, ``<g, g>`` and
-            ``<m, g>``, where g has the coupled weight decay in. Where the statistic is averaged, of
-            shape ``(n, 5)``: ``<m - g, m - g>`` and ``<m - g, g>`` as well.
+            Sums over the local elements, of shape ``(n, 3)``: ``<m, m>``, ``<g, g>`` and
+            ``<m, g>``, where g includes the coupled weight decay. Where the statistic is averaged,
+            of shape ``(n, 5)``, with ``<m - g, m - g>`` and ``<m - g, g>`` as well.
         """
 
     def update(self, layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
         """Update the statistic and the parameter of every layer; without sums, the momentum too.
 
         Args:
-            layers: the layers.
-            rule: the rule.
-            sums: over whole layers, in the form that ``momentum`` gives, if the rule takes any.
+            layers: the layers to update.
+            rule: how to update them.
+            sums: over whole layers, in the form that ``momentum`` returns, if the rule takes any.
 
         Returns:
-            None, or where the stepsize is averaged its sum over each layer, of shape ``(n,)``; the
-            parameters are not moved yet then.
+            None. Where the stepsize is averaged, its sum over each layer, of shape ``(n,)``; the
+            parameters have not been moved then.
         """
 
     def move(self, layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
-        """Move every parameter by the one stepsize of its layer; they are of shape ``(n,)``."""
+        """Move every parameter by its layer's one stepsize; these are of shape ``(n,)``."""
 
 
 def finite_sums(sums: Tensor) -> Tensor:
     """Prepare sums over layers for the projections' scalar arithmetic, in double precision.
 
-    Sums that overflowed become float32's largest number instead of being lost to inf / inf; squared
-    norms, more where ``<m, g>`` needs more, for projections never make a vector longer. NaN stays.
+    A sum that overflowed becomes float32's largest number instead of being lost to inf / inf. A
+    squared norm becomes more where ``<m, g>`` needs more, for projections never make a vector
+    longer. NaN stays.
     """
     finite = torch.nan_to_num(sums.double(), nan=torch.nan, posinf=LARGEST, neginf=-LARGEST)
     m_sq, g_sq, m_dot_g = finite[..., :3].unbind(-1)
@@ -182,13 +174,13 @@ def finite_sums(sums: Tensor) -> Tensor:
 
 
 def adaptive_stepsize(v: Tensor, correction2: Scalar, eps: float) -> Tensor:
-    """Give ``1 / (sqrt(v / (1 - beta2^t)) + eps)``, elementwise, in a new tensor."""
+    """Compute ``1 / (sqrt(v / (1 - beta2^t)) + eps)``, elementwise, in a new tensor."""
     v_hat = v / correction2
     return reciprocal_root(v_hat, eps, out=None if v_hat.requires_grad else v_hat)
 
 
 def reciprocal_root(v: Tensor, eps: Scalar, out: Tensor | None) -> Tensor:
-    """Give ``1 / (sqrt(v) + eps)``, elementwise, in ``out`` or in a new tensor."""
+    """Compute ``1 / (sqrt(v) + eps)``, elementwise, in ``out`` or in a new tensor."""
     if isinstance(eps, float) and not eps:
         return torch.rsqrt(v, out=out)
     # Autograd keeps the root, which therefore may change only in a tensor of our own.

@@ -2,23 +2,43 @@
 
 Every member of the family tracks a vector ``d = alpha * m + beta * g`` of the momentum ``m`` and
 the gradient ``g`` of one layer. Even the K mutual projections never leave that plane, so three
-inner products a layer give any of them, at a cost that does not depend on K and without a copy of
+inner products per layer give any of them, at a cost that does not depend on K and without a copy of
 ``m`` or ``g``. The functions here are that choice and nothing else. All have one signature
 
     (m_sq, g_sq, m_dot_g, *, k, xi) -> (alpha, beta)
 
 with ``m_sq = <m, m>``, ``g_sq = <g, g>``, ``m_dot_g = <m, g>`` over one layer: each a float, a
-0-dim tensor, or a vector with one entry a layer.
+0-dim tensor, or a vector with one entry per layer. What kernels may know beforehand stands beside
+each function in a ``Track``.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import Tensor
 
 Scalar: TypeAlias = float | Tensor
 Coefficients: TypeAlias = tuple[Scalar, Scalar]
-Track: TypeAlias = Callable[..., Coefficients]
+
+
+@dataclass(frozen=True)
+class Track:
+    """A vector to track: its function, and what kernels may know of it beforehand.
+
+    Attributes:
+        function: gives alpha and beta, with the signature above.
+        is_constant: whether d is g or m - g, so that no sums over a layer have to be taken for it.
+        of_momentum: whether m is in d.
+        of_gradient: whether g is in d.
+        number: what the compiled kernels call it; None if they do not know it.
+    """
+
+    function: Callable[..., Coefficients]
+    is_constant: bool = False
+    of_momentum: bool = True
+    of_gradient: bool = True
+    number: int | None = None
 
 
 def gradient(m_sq: Scalar, g_sq: Scalar, m_dot_g: Scalar, *, k: int, xi: float) -> Coefficients:
@@ -68,6 +88,8 @@ def projected_gradient(
     return m_dot_g / (m_sq + xi), 0.0
 
 
-def needs_inner_products(track: Track) -> bool:
-    """Tell whether the coefficients depend on the layer, so that its sums have to be taken."""
-    return track not in (gradient, residual)
+# The numbers are those in fused.cpp and triton_sweeps.py.
+GRADIENT = Track(gradient, is_constant=True, of_momentum=False, number=0)
+RESIDUAL = Track(residual, is_constant=True, number=0)
+MUTUAL_PROJECTION = Track(mutual_projection, number=1)
+PROJECTED_GRADIENT = Track(projected_gradient, of_gradient=False, number=2)

@@ -1,13 +1,13 @@
 """The multi-tensor kernel for CUDA devices: all layers of a dtype in at most three launches.
 
-It was checked against the reference in Triton's interpreter on the CPU, and compiled for sm_80 and
-sm_90 on a machine without a GPU. It was never run on a GPU; therefore it is opt-in.
+It was checked against the paper's boxes in Triton's interpreter on the CPU, and compiled for sm_80
+and sm_90 on a machine without a GPU. It was never run on a GPU; therefore it is opt-in.
 
-Launches a step, whatever the number of layers: AdamPlus and AdaBelief 1; Aida and AidaGrad 2 (the
-momentum with the sums over each layer, then all else); AdamL and AdaBeliefL 2; the members with an
-averaged statistic 3 (the momentum, the statistics, the parameters). What torch adds does not grow
-with the layers either: a copy of the steps to the device, where they are not kept there, for each
-of ``update`` and ``move``; one ``segment_reduce`` for each set of sums; and, where a tensor's
+The launches per step do not depend on the number of layers. AdamPlus and AdaBelief need 1; Aida and
+AidaGrad 2 (the momentum with the sums over each layer, then all else); AdamL and AdaBeliefL 2; the
+members with an averaged statistic 3 (the momentum, the statistics, the parameters). What torch adds
+does not grow with the layers either: for each of ``update`` and ``move`` a copy of the steps to the
+device, where they are not kept there; one ``segment_reduce`` per set of sums; and, where a tensor's
 address is not that of the step before, a copy of the table of addresses. Sums are in the
 statistic's dtype within a chunk of a layer, and in double from there on. Nothing waits for the
 device.
@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aida_lightning.optim._kernels.rule import Layers, UpdateRule
+from aida_lightning.optim._kernels.memory import is_safe
+from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule
 
 # The dtype of the statistic and of the arithmetic, by that of the parameter.
 _DTYPES = {
@@ -31,37 +32,36 @@ _DTYPES = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
 }
-# So that a thread has 8 elements of each tensor in flight, and a model of a few million parameters
-# some programs for every multiprocessor. A choice from the counts, not from a measurement.
+# A thread has 8 elements of each tensor in flight then, and a model of a few million parameters
+# gives every multiprocessor some programs. This was chosen by counting, not by measuring.
 _CHUNK, _BLOCK, _WARPS = 1 << 15, 1 << 11, 8
-_LAYERS = 128  # of a program that has one number a layer to update
+_LAYERS = 128  # of a program that has one number per layer to update
 
 
-def takes(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> bool:
+def takes(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    layer_mean: LayerMean = None,
+) -> bool:
     """Tell whether the kernel can update a layer; others have to go elsewhere.
 
-    Not those of a CUDA graph under capture: it would hold the table of addresses' first contents.
+    It takes none while a CUDA graph is captured, which would keep the first table of addresses.
 
     Raises:
         ImportError: Triton is not installed, or older than 3.4.
     """
-    interpreted = _sweeps().INTERPRETED
-    if not (param.is_cpu if interpreted else param.is_cuda) or type(grad) is not Tensor:
-        return False
-    vectors = [param, grad, exp_avg] + ([exp_avg_sq] if exp_avg_sq.ndim or not param.ndim else [])
-    if not param.dtype == grad.dtype == exp_avg.dtype or any(t.is_neg() for t in vectors):
-        return False
-    if _DTYPES.get(param.dtype) != exp_avg_sq.dtype or len({t.device for t in vectors}) > 1:
+    if not (param.is_cpu if _sweeps().INTERPRETED else param.is_cuda):
         return False
     if param.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    # All must lie in memory in one order, without gaps.
-    dense = torch.empty_like(param, memory_format=torch.preserve_format).stride()
-    return all(t.is_contiguous() for t in vectors) or all(t.stride() == dense for t in vectors)
+    return is_safe(param, grad, exp_avg, exp_avg_sq, step, _DTYPES, layer_mean)
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
-    """Update every momentum and give the sums over each layer, in float64."""
+    """Update every momentum and return the sums over each layer, in float64."""
     table = _table(layers, rule)
     arguments = _arguments(layers, rule, table)
     arguments["partials"] = partials = table.new_partials(arguments["SUMS"])
@@ -109,7 +109,7 @@ def _launch(name: str, programs: int, arguments: dict[str, Any]) -> None:
 
 
 def _arguments(layers: Layers, rule: UpdateRule, table: "_Table") -> dict[str, Any]:
-    """Give the arguments of all sweeps by their names, but for the sums and where those go."""
+    """Name the arguments of all sweeps, but for the sums and where those go."""
     on_device = isinstance(rule.lr, Tensor) and rule.lr.device == table.records.device
     track, alpha, beta = rule.compiled_track
     return {
@@ -164,7 +164,7 @@ class _Table(NamedTuple):
         return self.records.new_empty(self.programs * sums, dtype=torch.float64)
 
     def sum(self, partials: Tensor) -> Tensor:
-        # Always in the same order, unlike index_add on CUDA. Unchecked, for checks wait.
+        # Always in the same order, unlike index_add on CUDA; unchecked, for checks wait.
         offsets = self.offsets[len(partials) // self.programs]
         return torch.segment_reduce(partials, "sum", offsets=offsets, unsafe=True, initial=0)
 
@@ -185,7 +185,7 @@ def _table(layers: Layers, rule: UpdateRule) -> _Table:
     return _Table(records, clock, alignment, *_chunks(parts, device, _CHUNK))
 
 
-# Most steps find the addresses of the one before. Several, for groups and optimizers take turns.
+# Most steps find the addresses of the one before; groups and optimizers take turns, hence several.
 @lru_cache(maxsize=16)
 def _records(
     addresses: tuple[tuple[int, ...], ...],
@@ -210,7 +210,7 @@ def _records(
 def _chunks(
     parts: tuple[int, ...], device: torch.device, size: int
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    # A layer without elements has a chunk, too, so that its sums are written.
+    # A layer without elements has a chunk too, so that its sums are written.
     counts = (-(-torch.tensor(parts, device="cpu") // size)).clamp(min=1)
     first = counts.cumsum(0) - counts
     layer = torch.repeat_interleave(torch.arange(len(parts), device="cpu"), counts)

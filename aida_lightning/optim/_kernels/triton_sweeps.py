@@ -13,24 +13,24 @@ sums where no other program writes; so the sums do not depend on the order that 
 import triton
 import triton.language as tl
 
-# What is known of a layer, one record each: five addresses, and how many elements there are here
-# and, where the layer is divided among processes, in all.
+# The columns of a layer's record: five addresses, the number of elements that this process holds,
+# and the number that the whole layer has.
 X, G, M, V, T, PART, WHOLE = (tl.constexpr(column) for column in range(7))
 COLUMNS = tl.constexpr(7)
 
-# Where alpha and beta come from; see optim/tracking.py.
+# Where alpha and beta come from (see tracking.py).
 CONSTANT, MUTUAL_PROJECTION, PROJECTED_GRADIENT = (tl.constexpr(track) for track in range(3))
 
 
 @triton.jit
 def vector(record, COLUMN: tl.constexpr, TYPE: tl.constexpr, ALIGNMENT: tl.constexpr):
-    """Give the pointer to a layer's first element."""
+    """Return the pointer to a layer's first element."""
     return tl.multiple_of(tl.load(record + COLUMN).to(tl.pointer_type(TYPE)), ALIGNMENT)
 
 
 @triton.jit
 def chunk_of_program(records, chunks, CHUNK: tl.constexpr):
-    """Give the layer, its record, and the first element and the number of elements to update."""
+    """Return the layer, its record, and the first and the number of the elements to update."""
     chunk = chunks + 2 * tl.program_id(0)
     layer = tl.load(chunk)
     begin = tl.load(chunk + 1) * CHUNK
@@ -41,10 +41,10 @@ def chunk_of_program(records, chunks, CHUNK: tl.constexpr):
 
 @triton.jit
 def bounds(count, BLOCK: tl.constexpr, TAIL: tl.constexpr):
-    """Give the bounds of the whole blocks, or of what is left.
+    """Return the bounds of the whole blocks, or of what is left.
 
-    In two loops, for only whole blocks are known to end where a vector of elements does, so that
-    they are read in vectors.
+    These are two loops, for only whole blocks are known to end where a vector of elements does, so
+    that they are read in vectors.
     """
     whole = count // BLOCK * BLOCK
     if TAIL:
@@ -64,14 +64,14 @@ def lerp(m, g, beta1, S: tl.constexpr):
 
 @triton.jit
 def bias_correction(record, log_beta, TIME: tl.constexpr):
-    """Give 1 - beta^t in double, which takes exp only: logarithms come from the host."""
+    """Compute 1 - beta^t in double by exp alone: logarithms come from the host."""
     t = tl.load(tl.load(record + T).to(tl.pointer_type(TIME))).to(tl.float64)
     return 1.0 - tl.exp(t * tl.full((), log_beta, tl.float64))
 
 
 @triton.jit
 def learning_rate(lr, lr_tensor):
-    """Give the learning rate in double, wherever it is kept."""
+    """Return the learning rate in double, wherever it is kept."""
     if lr_tensor is None:
         return tl.full((), lr, tl.float64)
     else:
@@ -80,7 +80,7 @@ def learning_rate(lr, lr_tensor):
 
 @triton.jit
 def finite(total):
-    """Give a sum in double; if it overflowed, float32's largest number."""
+    """Return a sum in double, or float32's largest number if it overflowed."""
     total = total.to(tl.float64)
     largest = tl.full((), 3.4028234663852886e38, tl.float64)
     total = tl.where(total == float("inf"), largest, total)
@@ -89,7 +89,7 @@ def finite(total):
 
 @triton.jit
 def norm(square, other, product):
-    """Give a squared norm; if it overflowed, one that the product needs (see rule.finite_sums)."""
+    """Return a squared norm, or what the product needs if it overflowed (see finite_sums)."""
     tiny, largest = 1.1754943508222875e-38, tl.full((), 3.4028234663852886e38, tl.float64)
     least = product * product / tl.where(other < tiny, tl.full((), tiny, tl.float64), other)
     return tl.where(square == float("inf"), tl.where(least < largest, largest, least), square)
@@ -99,7 +99,7 @@ def norm(square, other, product):
 def coefficients(
     sums, layer, alpha, beta, xi, SUMS: tl.constexpr, TRACK: tl.constexpr, K: tl.constexpr
 ):
-    """Give alpha and beta of a layer in double, from its sums unless they are constant."""
+    """Compute alpha and beta of a layer in double, from its sums unless they are constant."""
     alpha, beta = tl.full((), alpha, tl.float64), tl.full((), beta, tl.float64)
     if TRACK != CONSTANT:
         xi = tl.full((), xi, tl.float64)
@@ -124,7 +124,7 @@ def coefficients(
 
 @triton.jit
 def decayed(v, beta2):
-    """Give beta2 v, and not NaN where beta2 = 0 and the statistic overflowed."""
+    """Return beta2 v, and not NaN where beta2 = 0 and the statistic overflowed."""
     return tl.where(beta2 == 0.0, 0.0, beta2 * v)
 
 
@@ -134,7 +134,7 @@ def momentum(
     P: tl.constexpr, S: tl.constexpr, COUPLED: tl.constexpr, SUMS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Update m and sum <m, m>, <g, g>, <m, g>, with r = m - g of 5 <r, r>, <r, g>, over a chunk."""
+    """Update m and sum <m, m>, <g, g>, <m, g> and, of r = m - g, <r, r> and <r, g> if SUMS is 5."""
     _, record, begin, count = chunk_of_program(records, chunks, CHUNK)
     x, g = vector(record, X, P, ALIGNMENT), vector(record, G, P, ALIGNMENT)
     m = vector(record, M, P, ALIGNMENT)
@@ -181,7 +181,7 @@ def update(
     K: tl.constexpr, MOMENTUM: tl.constexpr, KEEP_X: tl.constexpr, ALIGNMENT: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Update v (with MOMENTUM m, too) and x; with KEEP_X sum s over each chunk instead of x."""
+    """Update v, with MOMENTUM m too, and x; with KEEP_X sum s over each chunk instead of x."""
     layer, record, begin, count = chunk_of_program(records, chunks, CHUNK)
     x, g = vector(record, X, P, ALIGNMENT), vector(record, G, P, ALIGNMENT)
     m, v = vector(record, M, P, ALIGNMENT), vector(record, V, S, ALIGNMENT)
@@ -229,7 +229,7 @@ def statistics(
     TIME: tl.constexpr, SUMS: tl.constexpr, TRACK: tl.constexpr, K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Update the v of layers that have one number each by the mean of d^2, and give their s."""
+    """Update the v of layers that have one number each by the mean of d^2, and store their s."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     layer = tl.minimum(lane, n - 1)  # lanes too many compute what is not stored
     record = records + COLUMNS * layer

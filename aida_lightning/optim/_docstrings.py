@@ -1,0 +1,83 @@
+"""What the docstrings of all members have in common: their arguments, errors and example."""
+
+import inspect
+import textwrap
+from collections.abc import Mapping
+from typing import TypeVar
+
+from aida_lightning.optim.layerwise import LayerwiseOptimizer
+
+_Member = TypeVar("_Member", bound=type[LayerwiseOptimizer])
+
+_DESCRIPTIONS = {
+    "params": "parameters, named parameters, or dicts that define groups of them.",
+    "lr": r"learning rate :math:`\eta`, a float or a tensor of one element; 1e-3 by default.",
+    "betas": r"""
+        :math:`(\beta_1, \beta_2)`, the decay rates of the two moving averages; (0.9, 0.999) by
+        default.""",
+    "eps": r"""
+        :math:`\epsilon`, added to :math:`v` at every step, and to the denominator if the equation
+        has it there; 1e-8 by default. The adaptive stepsizes stay below
+        :math:`\sqrt{(1 - \beta_2) / \epsilon}`.""",
+    "weight_decay": """
+        coefficient of the L2 penalty, 0 by default. The penalty's gradient is a part of
+        :math:`g`, and so enters :math:`m` and what :math:`v` tracks.""",
+    "k": "number of mutual projections K, at least 0; 2 by default.",
+    "xi": r"""
+        :math:`\xi`, added to each squared norm that divides, which keeps a zero gradient finite;
+        1e-20 by default.""",
+    "decoupled_weight_decay": """
+        shrink :math:`x` by the factor ``1 - lr * weight_decay`` instead, as AdamW does.""",
+    "foreach": "batch the operations of all layers; None does so on a GPU alone.",
+    "fused": """
+        update in one or two sweeps of the memory. On the CPU the sweeps are C++, which is compiled
+        at the first step and cached; on CUDA they are Triton, in at most three launches; this was
+        checked in Triton's interpreter and never ran on a GPU. Without a compiler or without
+        Triton, the optimizer warns and goes on unfused.""",
+    "maximize": "maximize the objective instead of minimizing it.",
+    "capturable": "keep every number on the GPU, so that CUDA graphs can capture the step.",
+    "differentiable": "let autograd record the step.",
+}
+_ERRORS = {
+    "ValueError": "an option is outside of its range; the message names its value and the range.",
+    "TypeError": "an option is not a number.",
+    "RuntimeError": "two of the options exclude each other, or ``step`` met a sparse gradient.",
+}
+_EXAMPLE = """
+Example:
+    >>> import torch
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> optimizer = {name}(layer.named_parameters(), lr=1e-3)
+    >>> layer(torch.ones(3)).sum().backward()
+    >>> optimizer.step()
+    >>> optimizer.stepsize(layer.weight).shape
+    torch.Size({shape})
+
+"""
+
+
+def complete_docstring(member: _Member) -> _Member:
+    """Add to a member's docstring, before its source, what it has in common with the others'."""
+    if member.__doc__:  # which python -OO removes
+        arguments = {name: _DESCRIPTIONS[name] for name in inspect.signature(member).parameters}
+        shape = [] if member.layer_mean == "statistic" else [2, 3]
+        text, source, rest = inspect.cleandoc(member.__doc__).partition("Source:")
+        sections = _section("Args", arguments) + "\n" + _section("Raises", _ERRORS)
+        example = _EXAMPLE.format(name=member.__name__, shape=shape)
+        member.__doc__ = text + sections + example + source + rest
+    return member
+
+
+def _section(title: str, entries: Mapping[str, str]) -> str:
+    """Lay one section of a docstring out."""
+    paragraphs = (
+        textwrap.fill(
+            " ".join(f"{name}: {text}".split()),
+            width=96,
+            initial_indent=" " * 4,
+            subsequent_indent=" " * 8,
+            break_on_hyphens=False,
+        )
+        for name, text in entries.items()
+    )
+    return "\n".join([f"{title}:", *paragraphs, ""])

@@ -1,0 +1,88 @@
+"""Which tensors compiled code may be given the addresses of; every address passes through here."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aida_lightning.optim._kernels.rule import LayerMean, Layers
+
+
+def is_safe(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    dtypes: Mapping[torch.dtype, torch.dtype],
+    layer_mean: LayerMean,
+) -> bool:
+    """Tell whether a layer's memory is what compiled code takes it for.
+
+    State may have been put in by hand, a parameter may have been enlarged after its gradient was
+    computed, and a tensor may be of a class whose elements are not where its address says.
+
+    Args:
+        param: the parameter.
+        grad: its gradient.
+        exp_avg: the moving average of the gradient.
+        exp_avg_sq: the statistic, of the parameter's shape, or a scalar if it is averaged.
+        step: the number of steps taken, a scalar on the host or beside the parameter.
+        dtypes: the statistic's dtype, by that of the parameter.
+        layer_mean: what the rule averages over a layer.
+    """
+    # Only exact classes; and the layout first, for sparse tensors have no address.
+    if not type(grad) is type(exp_avg) is type(exp_avg_sq) is type(step) is Tensor:
+        return False
+    if type(param) is not nn.Parameter and type(param) is not Tensor:
+        return False
+    strided = torch.strided
+    if not param.layout is grad.layout is exp_avg.layout is exp_avg_sq.layout is strided:
+        return False
+    shape, dtype, device = param.shape, param.dtype, param.device
+    if not (grad.shape == shape and exp_avg.shape == shape and step.numel() == 1):
+        return False
+    if exp_avg_sq.shape != (() if layer_mean == "statistic" else shape):
+        return False
+    if not dtype is grad.dtype is exp_avg.dtype or dtypes.get(dtype) is not exp_avg_sq.dtype:
+        return False
+    if step.dtype is not torch.float32 and step.dtype is not torch.float64:
+        return False
+    if not (grad.device == device and exp_avg.device == device and exp_avg_sq.device == device):
+        return False
+    if not step.is_cpu and step.device != device:
+        return False
+    if exp_avg_sq.is_neg() or step.is_neg():  # memory that holds the negative of the values
+        return False
+    vectors = [param, grad, exp_avg]
+    if layer_mean != "statistic":
+        vectors.append(exp_avg_sq)
+    return _lie_alike(vectors)
+
+
+def overlap(layers: Layers) -> bool:
+    """Tell whether memory that is written to belongs to two tensors of some layers.
+
+    Compiled code updates layers in no order, on several threads. Gradients, which are only read,
+    may share their memory if they are equal.
+    """
+    columns = (layers.params, layers.exp_avgs, layers.exp_avg_sqs)
+    spans = [(t.data_ptr(), t.nbytes) for column in columns for t in column]
+    spans += {(grad.data_ptr(), grad.nbytes) for grad in layers.grads}
+    begins, sizes = np.array(spans, dtype=np.uint64).T
+    order = np.argsort(begins[sizes > 0])
+    begins, sizes = begins[sizes > 0][order], sizes[sizes > 0][order]
+    return bool((begins[:-1] + sizes[:-1] > begins[1:]).any())
+
+
+def _lie_alike(vectors: Sequence[Tensor]) -> bool:
+    """Tell whether the elements of tensors of one shape lie in one order, without gaps."""
+    if any(map(Tensor.is_neg, vectors)):
+        return False
+    if all(map(Tensor.is_contiguous, vectors)):
+        return True
+    dense = torch.empty_like(
+        vectors[0], device="meta", memory_format=torch.preserve_format
+    ).stride()
+    return all(vector.stride() == dense for vector in vectors)

@@ -1,0 +1,101 @@
+"""The options that the optimizers share, and the values that each of them may have."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Pick the options from the local variables of a constructor that has just been entered."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name not in ("self", "params", "__class__")
+    }
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give options as plain numbers, and raise in torch's wording where one is out of its range.
+
+    NumPy's numbers and the sequences of configuration libraries would go into checkpoints, which
+    could not be loaded with ``weights_only`` then.
+    """
+    return {
+        name: _KINDS[name](value) if name in _KINDS else _native(value)
+        for name, value in options.items()
+    }
+
+
+def _native(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _lr(lr: object) -> float | Tensor:
+    """Give a number, or a tensor of one element, that is at least 0."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        _lr(lr.item())
+        return lr
+    # This and the comparisons below refuse NaN too, for which no comparison holds.
+    if not 0.0 <= (number := _number("learning rate", lr)):
+        raise ValueError(f"Invalid learning rate: {lr}, it must be >= 0")
+    return number
+
+
+def _betas(betas: object) -> tuple[float, float]:
+    """Give a pair of numbers in [0, 1), whatever sequence they are in."""
+    if isinstance(betas, str) or not isinstance(betas, Sequence | np.ndarray):
+        raise TypeError(f"Invalid betas: {betas!r}, they must be a pair of numbers")
+    if len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas!r}, they must be a pair of numbers")
+    numbers = [_number(f"beta parameter at index {i}", beta) for i, beta in enumerate(betas)]
+    for index, beta in enumerate(numbers):
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(
+                f"Invalid beta parameter at index {index}: {beta}, it must be in [0, 1)"
+            )
+    return numbers[0], numbers[1]
+
+
+def _positive(name: str, value: object) -> float:
+    """Give a number above 0, which the message calls ``name``."""
+    if not 0.0 < (number := _number(f"{name} value", value)):
+        raise ValueError(f"Invalid {name} value: {value}, it must be > 0")
+    return number
+
+
+def _non_negative(name: str, value: object) -> float:
+    """Give a number of at least 0, which the message calls ``name``."""
+    if not 0.0 <= (number := _number(f"{name} value", value)):
+        raise ValueError(f"Invalid {name} value: {value}, it must be >= 0")
+    return number
+
+
+def _order(k: object) -> int:
+    """Give ``k``, the number of mutual projections, an integer of at least 0."""
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
+        raise ValueError(f"Invalid number of projections k: {k!r}, it must be an int >= 0")
+    return int(k)
+
+
+def _number(what: str, value: object) -> float:
+    # bool is a number to Python, but `eps=True` is a mistake; so is "1e-3" out of a YAML file.
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Invalid {what}: {value!r}, it must be a number")
+    return float(value)
+
+
+_KINDS: dict[str, Callable[[object], Any]] = {
+    "lr": _lr,
+    "betas": _betas,
+    "eps": partial(_positive, "epsilon"),
+    "weight_decay": partial(_non_negative, "weight_decay"),
+    "initial_accumulator": partial(_non_negative, "initial_accumulator"),
+    "k": _order,
+    "xi": partial(_positive, "xi"),
+}
