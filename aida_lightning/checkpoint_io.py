@@ -107,8 +107,10 @@ def find_whole(path: str | Path) -> str | Path:
         return path
     if target.is_file() and _digest(target) in known:
         return path
-    fault = "is not as it was written" if target.exists() else "is missing"
     backup = target.parent / _BACKUP / target.name
+    if not target.exists() and not backup.exists():  # they were moved away
+        return path
+    fault = "is not as it was written" if target.exists() else "is missing"
     if not backup.is_file() or _digest(backup) not in known:
         raise RuntimeError(
             f"the checkpoint {target} {fault}, and there is no whole one before it. Put a good "

@@ -3,6 +3,8 @@
 import random
 import sys
 import time
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from aida_lightning.checkpoint_io import DurableCheckpointIO
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.logs import tags
 
@@ -29,11 +32,11 @@ def run_callbacks(loaded: LoadedExperiment, seed: int, folder: Path) -> list[Cal
     """
     has_bar = loaded.trainer_options.get("enable_progress_bar") is not False
     return [
+        Resumable(seed),  # before others begin what the last checkpoint does not have
         *(callback() for callback in loaded.experiment.callbacks),
         OptimizerStateSize(),
         *([ProgressBar()] if has_bar else []),
-        _FiniteLoss(),
-        Resumable(seed),
+        FiniteLoss(),
         _LastCheckpoint(folder),
     ]
 
@@ -72,7 +75,11 @@ class Resumable(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._seeded != trainer.current_epoch:
             self._reseed(trainer.current_epoch, trainer.global_rank)
-        _flush(trainer)
+        _write_checkpoint(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _write_checkpoint(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,10 +88,6 @@ class Resumable(Callback):
             "steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
             "seconds": time.perf_counter() - self._started,
         }
-
-    @override
-    def on_save_checkpoint(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        _flush(trainer)
 
     def _reseed(self, epoch: int, rank: int) -> None:
         self._seeded = epoch
@@ -147,16 +150,38 @@ class ProgressBar(RichProgressBar):
         return metrics
 
 
-class _FiniteLoss(EarlyStopping):
-    """Stop when the loss is not finite.
+class FiniteLoss(EarlyStopping):
+    """Stop when the loss that is optimized, or the logged ``train_loss``, is not finite.
 
-    A class of its own keeps its state apart from that of a user's `EarlyStopping`.
+    Whether the loss was, is read at an epoch's end, so that no step waits for the device. A class
+    of its own keeps its state apart from that of a user's `EarlyStopping`.
     """
 
     def __init__(self) -> None:
         super().__init__(
             "train_loss", patience=sys.maxsize, strict=False, check_on_train_epoch_end=True
         )
+        self._not_finite: torch.Tensor | None = None
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, torch.Tensor):
+            found = ~torch.isfinite(loss.detach()).all()
+            self._not_finite = found if self._not_finite is None else self._not_finite | found
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._not_finite is None:
+            return
+        if trainer.strategy.reduce_boolean_decision(bool(self._not_finite), all=False):
+            trainer.should_stop = True
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+            for logger in trainer.loggers:
+                logger.log_metrics({tags.DIVERGED: 1.0}, step=step)
 
 
 class _LastCheckpoint(ModelCheckpoint):
@@ -172,8 +197,48 @@ class _LastCheckpoint(ModelCheckpoint):
         )
 
 
-def _flush(trainer: Trainer) -> None:
-    if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()
+class LastCheckpointIO(DurableCheckpointIO):
+    """Hold the checkpoint that a run goes on from until all of its epoch's metrics are logged.
+
+    Lightning logs an epoch's means after its end was announced, and checkpoints were saved. A run
+    that was killed between the two would go on without these means.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / CHECKPOINT
+        self._held: dict[str, Any] | None = None
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if Path(path) != self._path:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        # Until it is written, no step is taken, but rates change.
+        groups = [deepcopy(state["param_groups"]) for state in checkpoint["optimizer_states"]]
+        states = zip(checkpoint["optimizer_states"], groups, strict=True)
+        self._held = checkpoint | {
+            "optimizer_states": [{**state, "param_groups": own} for state, own in states],
+            **{key: deepcopy(checkpoint[key]) for key in ("lr_schedulers", "callbacks", "loops")},
+        }
+
+    def write(self) -> None:
+        """Write the checkpoint that is held, if there is one."""
+        if self._held is not None:
+            super().save_checkpoint(self._held, self._path)
+            self._held = None
+
+
+def _write_checkpoint(trainer: Trainer) -> None:
+    """Write the checkpoint that is held, once the event files are complete up to its step."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()
+    if isinstance(trainer.strategy.checkpoint_io, LastCheckpointIO):
+        trainer.strategy.checkpoint_io.write()

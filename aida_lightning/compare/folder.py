@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from aida_lightning.checkpoint_io import DurableCheckpointIO, find_whole
 from aida_lightning.compare.callbacks import CHECKPOINT, Resumable
 from aida_lightning.compare.methods import OptimizerChoice, UsageError
 from aida_lightning.compare.results import RunResult, measure_run, measured_by
 from aida_lightning.compare.settings import common_settings, refuse_differences, run_settings
+from aida_lightning.logs.events import DamagedEventsWarning
 from aida_lightning.logs.metric import Metric
 
 _T = TypeVar("_T")
@@ -31,7 +34,7 @@ class DamagedFileError(RuntimeError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
             f"{path} cannot be read ({reason}): put a good copy there or move it away; without "
-            f"its {CHECKPOINT} a run starts anew"
+            f"its {CHECKPOINT} (and the one before it, in .backup) a run starts anew"
         )
 
 
@@ -143,20 +146,22 @@ def resume_point(folder: Path) -> ResumePoint:
         DamagedFileError: the checkpoint cannot be read.
     """
     path = folder / CHECKPOINT
-    if not path.is_file():
-        return ResumePoint()
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        whole = Path(find_whole(path))
+        if not whole.is_file():
+            return ResumePoint()
+        checkpoint = torch.load(whole, map_location="cpu", weights_only=True, mmap=True)
         return ResumePoint(path, **checkpoint["callbacks"][Resumable.__qualname__])
     except Exception as error:  # torch raises nearly anything
-        raise DamagedFileError(path, type(error).__name__) from error
+        reason = (str(error).splitlines() or [""])[0]
+        raise DamagedFileError(path, f"{type(error).__name__}: {reason}") from error
 
 
 def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
     """Mark a run as finished, and remove what only its going on had needed."""
     write_whole(folder / _RESULT, json.dumps(asdict(result), indent=2, default=str))
     if not keep_checkpoint:
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        DurableCheckpointIO().remove_checkpoint(folder / CHECKPOINT)
 
 
 def finished_run(folder: Path, metric: Metric) -> RunResult | None:
@@ -171,14 +176,28 @@ def finished_run(folder: Path, metric: Metric) -> RunResult | None:
         return None  # the run's begin tells
     if result is None or measured_by(result, metric):
         return result
-    return replace(result, **measure_run(folder, metric))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DamagedEventsWarning)
+            return replace(result, **measure_run(folder, metric))
+    except DamagedEventsWarning as error:  # a number of a part of the points would be another one
+        message = f"{metric.name} is not measured: {error}. The result by {result.metric} is kept"
+        return replace(result, best=None, last=None, status="failed", message=message)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file as a whole, so that neither a reader nor a kill finds half of it."""
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8", newline="")
-    beside.replace(path)
+    try:
+        beside.write_text(text, encoding="utf-8", newline="")
+        beside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} cannot be written: {error}. What was there before is kept, and so is all that "
+            "the runs wrote; make room, and call the same command again to go on"
+        ) from error
 
 
 @contextlib.contextmanager

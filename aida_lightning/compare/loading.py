@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 
-from aida_lightning.compare.classes import class_paths
+from aida_lightning.compare.classes import check_classes, class_paths
 from aida_lightning.compare.experiment import Experiment, Paper
 from aida_lightning.compare.methods import Method, Published, UsageError
 from aida_lightning.compare.settings import flat, short_key
@@ -103,11 +103,14 @@ def load_experiment(
     """
     path = find_experiment(name)
     given = _read_content(path)
+    changes = dict(overrides or {})
+    check_classes(given)
+    for change in (given.get("sample"), changes):
+        check_classes(_nested(change or {}))
     parser = _parser()
     with _refused_as(str(path), given):
         content = parser.parse_path(str(path), defaults=False)
         in_file = parser.parse_object(content.as_dict())
-    changes = dict(overrides or {})
     given = {**in_file.as_dict(), **in_file.sample, **changes}
     with _refused_as(f"{path} as changed on the command line", given):
         if sample:
@@ -128,6 +131,17 @@ def load_experiment(
     return LoadedExperiment(
         _experiment_name(path), yaml.safe_load(parser.dump(config, skip_unset=False))
     )
+
+
+def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what changes by dotted key say of the parts of a file."""
+    nested: dict[str, Any] = {}
+    for key, value in changes.items():
+        part, _, rest = key.partition(".")
+        if not rest or rest == "class_path":
+            with suppress(yaml.YAMLError):
+                nested[part] = yaml.safe_load(value) if isinstance(value, str) else value
+    return nested
 
 
 def _parser() -> ArgumentParser:

@@ -72,8 +72,10 @@ def measure_run(folder: Path, metric: Metric) -> dict[str, Any]:
     floor, state = scalars.get(name + tags.FLOOR), scalars.get(tags.STATE_BYTES)
     losses = [curve.values[-1] for tag, curve in scalars.items() if tags.is_loss(tag)]
     status, message = "completed", ""
-    if not np.isfinite(losses).all():
+    if tags.DIVERGED in scalars or not np.isfinite(losses).all():
         status, message = "diverged", "the loss is not finite"
+    elif np.isnan(values).any():
+        status, message = "diverged", f"{name!r} is not a number"
     elif not len(values):
         # What could have been the metric: the tags of the stepsizes have a layer after a slash.
         others = ", ".join(tag for tag in scalars if "/" not in tag)

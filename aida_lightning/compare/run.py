@@ -14,10 +14,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from aida_lightning.compare.callbacks import run_callbacks
+from aida_lightning.compare.callbacks import LastCheckpointIO, run_callbacks
 from aida_lightning.compare.folder import (
     DamagedFileError,
     ResumePoint,
@@ -29,7 +31,8 @@ from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.compare.methods import OptimizerChoice
 from aida_lightning.compare.results import RunResult, measure_run
 from aida_lightning.compare.settings import run_settings
-from aida_lightning.registry import get_optimizer_class
+from aida_lightning.logs.events import next_suffix
+from aida_lightning.registry import build_optimizer, get_optimizer_class
 
 _NOT_TRAINED = (
     "no epoch was trained: the data are empty, or trainer.fast_dev_run, limit_train_batches or "
@@ -57,6 +60,7 @@ def train_run(
     """
     point = ResumePoint()
     failure: dict[str, str] = {}
+    _warm_up(optimizer)
     start = time.perf_counter()
     with quiet(), _sigint_handler_restored():
         try:
@@ -72,10 +76,12 @@ def train_run(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     epochs = 0
-    with contextlib.suppress(DamagedFileError):  # then none is known of
+    try:
         epochs = resume_point(folder).epochs
-    if not failure and epochs == 0:
-        failure = {"status": "failed", "message": _NOT_TRAINED}
+        if not failure and epochs == 0:
+            failure = {"status": "failed", "message": _NOT_TRAINED}
+    except DamagedFileError as error:
+        failure = failure or {"status": "failed", "message": str(error)}
     result = RunResult(
         label=optimizer.label,
         method=optimizer.method,
@@ -107,8 +113,11 @@ def _fit(
         flush_secs=10,
         # TensorBoard then forgets what a killed run logged after its last checkpoint.
         purge_step=point.steps if any(folder.glob("*tfevents*")) else None,
+        filename_suffix=next_suffix(folder),
     )
     trainer = experiment.trainer(logger=logger, callbacks=run_callbacks(loaded, seed, folder))
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = LastCheckpointIO(folder)
     pl.seed_everything(seed, workers=True, verbose=False)
     data = experiment.data()
     # Whatever the data module draws, all start from the same weights.
@@ -130,17 +139,32 @@ def build_model(
         data.prepare_data()
         data.setup("fit")
         sizes = {"vocab_size": data.vocab_size}  # type: ignore[attr-defined]
-    options = _with_fastest_kernel(optimizer, trainer.strategy.root_device)
+    options = _with_fastest_kernel(optimizer, trainer)
     return loaded.experiment.model(optimizer=optimizer.name, optimizer_options=options, **sizes)
 
 
-def _with_fastest_kernel(optimizer: OptimizerChoice, device: torch.device) -> dict[str, Any]:
-    """Ask for the fused kernel on a CPU, where no optimizer chooses it by itself."""
+def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: pl.Trainer) -> dict[str, Any]:
+    """Ask for the fused kernel on a CPU, where no optimizer chooses it by itself.
+
+    Not in mixed precision, where Lightning refuses to clip the gradients of torch's fused ones.
+    """
     accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
     chosen = {"foreach", "fused", "capturable", "differentiable"} & optimizer.options.keys()
-    if device.type == "cpu" and "fused" in accepted and not chosen:
+    on_host = trainer.strategy.root_device.type == "cpu"
+    mixed = isinstance(trainer.precision_plugin, MixedPrecision)
+    if on_host and not mixed and "fused" in accepted and not chosen:
         return {**optimizer.options, "fused": True}
     return optimizer.options
+
+
+def _warm_up(optimizer: OptimizerChoice) -> None:
+    """Take a step of a tiny layer, so that no run's time has the compilation of a kernel in it."""
+    param = torch.nn.Parameter(torch.zeros(1))
+    param.grad = torch.zeros(1)
+    accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
+    fused = {"fused": True} if "fused" in accepted else {}
+    with contextlib.suppress(Exception):  # which the run itself will tell
+        build_optimizer(optimizer.name, [param], **{**fused, **optimizer.options}).step()
 
 
 def _summary(error: Exception) -> str:

@@ -29,6 +29,7 @@ PROJECTION_COSINE = "projection_cosine"
 EPOCH = "epoch"
 HYPERPARAMETER_METRIC = "hp_metric"
 STATE_BYTES = "optimizer_state_bytes"
+DIVERGED = "loss_is_not_finite"
 # What follows the name of a metric that could only be approximated, and the best that it can be.
 PROXY = "_proxy"
 FLOOR = "_floor"

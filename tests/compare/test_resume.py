@@ -229,6 +229,7 @@ def test_a_damaged_file_stops_its_run_alone_and_is_kept(whole, tmp_path, name, k
         content = content.rpartition(b"seed")[0]
     if name == "last.ckpt":
         (tmp_path / "out" / RUN / "result.json").unlink()
+        (tmp_path / "out" / RUN / ".backup" / name).unlink()
     damaged.write_bytes(content)
     command = [load_experiment(str(whole / "tiny.yaml")), ["Aida K=2", "sgd"], tmp_path / "out"]
     failed, other = compare(*command)
@@ -240,10 +241,32 @@ def test_a_damaged_file_stops_its_run_alone_and_is_kept(whole, tmp_path, name, k
     assert [result.status for result in compare(*command)] == ["completed", "completed"]
 
 
+@pytest.mark.parametrize("damage", ["flipped", "empty", "missing"])
+def test_a_damaged_checkpoint_gives_way_to_that_of_the_epoch_before(whole, tmp_path, damage):
+    shutil.copytree(whole / "out", tmp_path / "out")
+    folder = tmp_path / "out" / RUN
+    before = read_scalars(folder)
+    (folder / "result.json").unlink()
+    content = bytearray((folder / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "last.ckpt").write_bytes(content if damage == "flipped" else b"")
+    if damage == "missing":
+        (folder / "last.ckpt").unlink()
+    with pytest.warns(UserWarning, match=r"last\.ckpt is .*; the one before it is loaded"):
+        (result,) = run(str(whole / "tiny.yaml"), tmp_path / "out")
+    assert (result.status, result.epochs) == ("completed", 2)
+    after = read_scalars(folder)
+    assert after.keys() == before.keys()
+    for tag, curve in before.items():
+        assert after[tag].steps.tolist() == curve.steps.tolist()
+        np.testing.assert_array_equal(after[tag].values, curve.values)
+
+
 def test_the_checkpoint_goes_when_the_run_is_finished_unless_it_is_to_be_kept(tmp_path, pair):
     path = write_experiment(tmp_path, figures=None)
     run(path, tmp_path / "out")
-    assert not [*(tmp_path / "out").rglob("*.ckpt")]
+    assert not [*(tmp_path / "out").rglob("*.ckpt*")]
+    assert not [*(tmp_path / "out").rglob(".backup")]
     assert [*(pair[0] / "unbroken").rglob("*.ckpt")]
 
 
