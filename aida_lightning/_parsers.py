@@ -124,6 +124,11 @@ def _compare_parser() -> ArgumentParser:
     )
     add("--output", type=str, metavar="DIR", help="By default one in aida_runs/.")
     parser.add_argument(
+        "--rerun",
+        action="store_true",
+        help="Train runs again whose classes were edited since; the old ones are kept aside.",
+    )
+    parser.add_argument(
         "--keep_checkpoints", action="store_true", help="Keep the last one of finished runs."
     )
     return parser

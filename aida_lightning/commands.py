@@ -1,6 +1,8 @@
 """The command `aida-lightning`."""
 
+import codecs
 import glob
+import io
 import os
 import sys
 from pathlib import Path
@@ -15,6 +17,10 @@ from aida_lightning.logs.events import EventsError
 
 # What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
+
+# How a stream that has no such character shows it, in the place of an error after the training.
+_PLAIN = "aida_lightning.plain"
+_PLAIN_FORMS = {"±": "+/-", "…": "...", "–": "-", "—": "-", "×": "x"}
 
 # Of each data module its class, and the batch size that suits the networks.
 _DATA_MODULES = {"digits": ("DigitsDataModule", 32), "cifar10": ("CIFAR10DataModule", 128)}
@@ -38,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         from aida_lightning.cli import main as lightning_main
 
         return lightning_main(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_PLAIN)
     arguments = command_parser().parse_args(argv)
     command = arguments.command
     try:
@@ -45,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, EventsError) as error:
         print(f"aida-lightning {command}: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # such as a full disk
+        print(f"aida-lightning {command}: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -66,7 +78,11 @@ def _compare(options: Namespace) -> int:
         options.experiment, _overrides(options), options.get("data") == "sample"
     )
     results = compare(
-        loaded, options.get("optimizers"), options.get("output"), options.keep_checkpoints
+        loaded,
+        options.get("optimizers"),
+        options.get("output"),
+        options.keep_checkpoints,
+        options.rerun,
     )
     statuses = {result.status for result in results}
     if "interrupted" in statuses:
@@ -147,4 +163,11 @@ def _expanded(logdirs: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    characters = error.object[error.start : error.end]
+    return "".join(_PLAIN_FORMS.get(character, "?") for character in characters), error.end
+
+
+codecs.register_error(_PLAIN, _in_plain)
 _COMMANDS = {"compare": _compare, "figures": _figures, "summary": _summary}

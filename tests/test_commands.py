@@ -21,11 +21,11 @@ def test_every_option_reaches_the_experiment(compared):
         "--limit_train_batches 0.1 --limit_val_batches 7 --batch_size 9 --weight_decay 0.5 "
         "--lr_scheduler StepLR:step_size=2,gamma=0.5 --accelerator cpu --devices 2 --output out "
         "--monitor_every_n_steps 11 --set model.init_args.num_classes=4 metric.report=last "
-        "--keep_checkpoints"
+        "--keep_checkpoints --rerun"
     )
     commands.main(text.split())
-    ((loaded, optimizers, output, keep),) = compared
-    assert (optimizers, output, keep) == (["aida*", "sgd"], "out", True)
+    ((loaded, optimizers, output, keep, rerun),) = compared
+    assert (optimizers, output, keep, rerun) == (["aida*", "sgd"], "out", True, True)
     config = loaded.config
     trainer, data, model = (config[k]["init_args"] for k in ("trainer", "data", "model"))
     assert (trainer["max_epochs"], trainer["log_every_n_steps"]) == (3, 11)

@@ -1,11 +1,13 @@
 """The classes that an experiment's file names: what they have to be, and how they are written."""
 
+import ast
 import hashlib
 import inspect
 import sysconfig
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from modulefinder import ModuleFinder
+from importlib.util import find_spec
+from importlib.util import resolve_name as resolve_import
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -24,13 +26,14 @@ _BASES: dict[str, type] = {
 _INSTALLED = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 
 
-def check_classes(config: Mapping[str, Any]) -> None:
+def check_classes(source: str, config: Mapping[str, Any]) -> None:
     """Raise unless what a file names as model, data, trainer and callbacks are classes of these.
 
     A file could name any function, which would be called while the experiment is loaded. To import
     a class runs its module all the same.
 
     Args:
+        source: where that is said, for the message.
         config: what an experiment's file holds, or a part of it.
 
     Raises:
@@ -47,7 +50,9 @@ def check_classes(config: Mapping[str, Any]) -> None:
             except (ImportError, AttributeError, ValueError):
                 continue  # the parser says what is wrong
             if not (inspect.isclass(named) and issubclass(named, base)):
-                raise UsageError(f"{key}: {path} is no {base.__name__}, which it has to be")
+                raise UsageError(
+                    f"{source}: {key}: {path} is no {base.__name__}, which it has to be"
+                )
 
 
 def source_digests(config: Any) -> dict[str, str]:
@@ -62,16 +67,16 @@ def source_digests(config: Any) -> dict[str, str]:
     Returns:
         A short digest by the module's name.
     """
-    digests = {}
-    for path in class_paths(config):
-        module = _module_of(path)
-        if module is None or (root := _own_folder(module)) is None:
+    digests: dict[str, str] = {}
+    names = [name for path in class_paths(config) if (name := _module_of(path))]
+    for name in names:  # it grows by what they import
+        file = _own_file(name)
+        if file is None or name in digests:
             continue
-        finder = ModuleFinder([str(root)])
-        finder.import_hook(module)
-        for name, found in finder.modules.items():
-            if file := getattr(found, "__file__", None):
-                digests[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        source = file.read_bytes()
+        digests[name] = hashlib.sha256(source).hexdigest()[:16]
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        names += [other for other in _imports(source, package) if _folder(other) == _folder(name)]
     return digests
 
 
@@ -98,12 +103,36 @@ def _module_of(path: str) -> str | None:
     return None
 
 
-def _own_folder(module: str) -> Path | None:
-    """Return the folder that a user's module is imported from, None for installed packages."""
-    file = getattr(import_module(module), "__file__", None)
-    if file is None or module.partition(".")[0] == "aida_lightning":
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """Yield the names that a module of a package imports, of modules and of what is in them."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            module = resolve_import(relative, package) if node.level else relative
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _own_file(name: str) -> Path | None:
+    """Return the file of a user's module; None for installed packages and what is no module."""
+    if name.partition(".")[0] == "aida_lightning":
         return None
-    if any(Path(file).is_relative_to(folder) for folder in _INSTALLED):
+    try:
+        spec = find_spec(name)
+    except (ImportError, AttributeError, ValueError):
         return None
-    levels = module.count(".") + (Path(file).name == "__init__.py")
-    return Path(file).parents[levels]
+    if spec is None or not spec.has_location or spec.origin is None:
+        return None
+    file = Path(spec.origin)
+    installed = any(file.is_relative_to(folder) for folder in _INSTALLED)
+    return None if installed or file.suffix != ".py" else file
+
+
+def _folder(name: str) -> Path | None:
+    """Return the folder that a user's module is found in by its full name."""
+    file = _own_file(name)
+    if file is None:
+        return None
+    return file.parents[name.count(".") + (file.name == "__init__.py")]

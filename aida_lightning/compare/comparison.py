@@ -1,6 +1,7 @@
 """Train one model from one initialisation under several optimizers, and report."""
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
@@ -19,6 +22,7 @@ from aida_lightning.compare.folder import (
     finished_run,
     locked,
     run_folder,
+    set_edited_aside,
     write_config,
 )
 from aida_lightning.compare.loading import LoadedExperiment
@@ -36,6 +40,7 @@ def compare(
     optimizers: Sequence[str] | None = None,
     output: str | Path | None = None,
     keep_checkpoints: bool = False,
+    rerun: bool = False,
 ) -> list[RunResult]:
     """Train one model from one initialisation under several optimizers, and report.
 
@@ -52,6 +57,8 @@ def compare(
         output: the folder to write to, new, empty, or of the same comparison; by default one in
             aida_runs/ whose name follows from the experiment and its settings.
         keep_checkpoints: keep the last checkpoint of each finished run.
+        rerun: train runs again whose classes were edited since, and move the old ones aside;
+            otherwise they are refused.
 
     Returns:
         the results of all runs.
@@ -67,11 +74,13 @@ def compare(
         # The same for the same settings, so that a repeated command goes on; else another.
         output = Path("aida_runs", f"{loaded.name}-{settings_digest(loaded.config)}")
     folder = Path(output)
-    check_folder(folder, loaded.config, chosen, experiment.seeds)
+    check_folder(folder, loaded.config, chosen, experiment.seeds, rerun)
     check_experiment(loaded, chosen)
     with locked(folder):
         # Again: another comparison may have been first.
-        check_folder(folder, loaded.config, chosen, experiment.seeds)
+        check_folder(folder, loaded.config, chosen, experiment.seeds, rerun)
+        for seed in experiment.seeds if rerun else []:
+            set_edited_aside(folder, loaded.config, chosen, seed)
         write_config(folder, loaded.config)
         return _train_all(loaded, chosen, folder, keep_checkpoints)
 
@@ -105,11 +114,30 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
         with _refusal("model"):
             model = build_model(loaded, optimizers[0], data, trainer)
             model.prepare_data()
+            _check_readable(model, data)
         with _refusal("model, its optimizer or its lr_scheduler"):
             model.trainer = trainer
             model.configure_optimizers()
         with _refusal("callbacks"):
             experiment.trainer(logger=False, callbacks=run_callbacks(loaded, 0, Path()))
+
+
+def _check_readable(*parts: LightningModule | LightningDataModule) -> None:
+    """Refuse what a run could not go on from: hyperparameters that no checkpoint gives back."""
+    for part in parts:
+        for name, value in part.hparams.items():
+            buffer = io.BytesIO()
+            try:
+                torch.save(value, buffer)
+                buffer.seek(0)
+                torch.load(buffer, weights_only=True)
+            except Exception as error:
+                raise UsageError(
+                    f"the hyperparameter {name!r} of {type(part).__name__} is a "
+                    f"{type(value).__name__}, which cannot be read again from a checkpoint with "
+                    "weights_only=True: leave it out, save_hyperparameters(ignore=[…]), or save it "
+                    "as a string or a number"
+                ) from error
 
 
 def _train_all(

@@ -1,6 +1,7 @@
 """The folder of a comparison and those of its runs: what is in them, and where a run goes on."""
 
 import contextlib
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,12 @@ from aida_lightning.checkpoint_io import DurableCheckpointIO, find_whole
 from aida_lightning.compare.callbacks import CHECKPOINT, Resumable
 from aida_lightning.compare.methods import OptimizerChoice, UsageError
 from aida_lightning.compare.results import RunResult, measure_run, measured_by
-from aida_lightning.compare.settings import common_settings, refuse_differences, run_settings
+from aida_lightning.compare.settings import (
+    common_settings,
+    edited_sources,
+    refuse_differences,
+    run_settings,
+)
 from aida_lightning.logs.events import DamagedEventsWarning
 from aida_lightning.logs.metric import Metric
 
@@ -70,10 +76,12 @@ def check_folder(
     config: Mapping[str, Any],
     optimizers: Sequence[OptimizerChoice],
     seeds: Sequence[int],
+    rerun: bool = False,
 ) -> None:
     """Refuse a folder that holds anything but a comparison with the same settings.
 
-    Optimizers, seeds and the metric may differ.
+    Optimizers, seeds and the metric may differ, and with ``rerun`` the sources of the classes. A
+    damaged note of the settings is no obstacle where each run has its own.
 
     Raises:
         UsageError: the folder cannot be used; the message names what differs.
@@ -89,21 +97,42 @@ def check_folder(
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             there = None
         # Other programs write a config.yaml, too, and people do; none has the changes that we note.
-        if not isinstance(there, dict) or "changes" not in there:
+        known = isinstance(there, dict) and "changes" in there
+        if not known and not any(folder.glob(f"*/seed_*/{_SETTINGS}")):
             raise UsageError(
                 f"output: {folder} exists and is not empty, and has no {_CONFIG} of a comparison; "
                 "nothing is overwritten. Give a new folder, or one of the same comparison"
             )
-        refuse_differences(
-            f"{folder} holds a comparison", common_settings(there), common_settings(config)
-        )
+        if known:
+            refuse_differences(
+                f"{folder} holds a comparison", common_settings(there), common_settings(config)
+            )
     for optimizer in optimizers:
         for seed in seeds:
             run = run_folder(folder, optimizer.label, seed)
             with contextlib.suppress(DamagedFileError):  # which is told when that run's turn comes
                 if (noted := _read_settings(run)) is not None:
                     settings = run_settings(config, optimizer, seed)
+                    if rerun:
+                        noted.pop("sources", None)
                     refuse_differences(f"{run} holds a run", noted, settings)
+
+
+def set_edited_aside(
+    folder: Path, config: Mapping[str, Any], optimizers: Sequence[OptimizerChoice], seed: int
+) -> None:
+    """Move the runs of one seed aside whose classes were edited since, into ``.replaced``."""
+    for optimizer in optimizers:
+        run = run_folder(folder, optimizer.label, seed)
+        with contextlib.suppress(DamagedFileError):
+            noted = _read_settings(run) or {}
+            if edited_sources(noted, run_settings(config, optimizer, seed)):
+                for number in itertools.count(1):
+                    aside = folder / ".replaced" / f"{run.parent.name}-{run.name}-{number}"
+                    if not aside.exists():
+                        aside.parent.mkdir(exist_ok=True)
+                        run.rename(aside)
+                        break
 
 
 @contextlib.contextmanager
@@ -122,7 +151,10 @@ def locked(folder: Path) -> Iterator[None]:
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the experiment that repeats a comparison into its folder."""
     with _refused_access(folder):
-        write_whole(folder / _CONFIG, _as_yaml(config))
+        path = folder / _CONFIG
+        if path.exists() and "changes:" not in path.read_text(encoding="utf-8", errors="replace"):
+            path.replace(path.with_name(f"{_CONFIG}.damaged"))  # what was left of it
+        write_whole(path, _as_yaml(config))
 
 
 def begin_run(folder: Path, settings: Mapping[str, Any]) -> ResumePoint:

@@ -104,9 +104,9 @@ def load_experiment(
     path = find_experiment(name)
     given = _read_content(path)
     changes = dict(overrides or {})
-    check_classes(given)
-    for change in (given.get("sample"), changes):
-        check_classes(_nested(change or {}))
+    check_classes(str(path), given)
+    check_classes(f"{path}: sample", _nested(given.get("sample") or {}))
+    check_classes(f"{path} as changed on the command line", _nested(changes))
     parser = _parser()
     with _refused_as(str(path), given):
         content = parser.parse_path(str(path), defaults=False)

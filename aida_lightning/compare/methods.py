@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,10 +143,13 @@ def folder_label(text: str) -> str:
         'Adam weight decay=0.1'
     """
     # Figures read labels back from folder names, where an underscore stands for a space.
-    clean = re.sub(r"[\s_]+", " ", text).strip()
+    clean = re.sub(r"[\s_]+", " ", unicodedata.normalize("NFC", text)).strip()
     unusable = f"optimizers: the label {text!r} cannot name a folder"
-    if not clean or clean.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', clean):
+    if not clean or clean.startswith(".") or re.search(r'[/\\:*?"<>|]', clean):
         raise UsageError(unusable)
+    # Control characters, and marks that change the direction of what is shown after them.
+    if hidden := [char for char in clean if unicodedata.category(char) in ("Cc", "Cf")]:
+        raise UsageError(f"{unusable}: {hidden[0]!r} in it cannot be seen")
     if _OWN_FILES.fullmatch(clean):
         raise UsageError(
             f"optimizers: the label {text!r} is the name of one of the files beside it"

@@ -81,6 +81,7 @@ def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table
     columns = ["Best", "Last", *(["Paper", "Difference"] if has_paper else [])]
     for name in [*columns, "Time", "State", "Runs"]:
         table.add_column(name, justify="right", no_wrap=True)
+    digits = _decimals(results, metric)
     for name, runs in representatives(results, metric).items():
         rows = _counted(runs)
         sizes = [run.optimizer_state_bytes for run in runs if run.optimizer_state_bytes is not None]
@@ -92,10 +93,10 @@ def results_table(results: Sequence[RunResult], experiment: Experiment) -> Table
             known = reported(rows, metric) is not None
             settings = f"best of {len(labels)}: {suffix}" if known else f"{len(labels)} settings"
             cells = [f"{name}, {settings}"]
-        cells += [_spread([run.best for run in rows], metric)]
-        cells += [_spread([run.last for run in rows], metric)]
+        cells += [_spread([run.best for run in rows], metric, digits)]
+        cells += [_spread([run.last for run in rows], metric, digits)]
         if has_paper:
-            cells += _beside_paper(rows, experiment)
+            cells += _beside_paper(rows, experiment, digits)
         cells += [str(timedelta(seconds=round(statistics.mean(run.wall_time_s for run in rows))))]
         cells += [decimal(max(sizes)) if sizes else _DASH, _completed(all_of_method)]
         table.add_row(*cells)
@@ -213,13 +214,20 @@ def _scaled(values: Sequence[float | None], metric: Metric) -> list[float]:
     return [(100 if metric.in_percent else 1) * value for value in values if value is not None]
 
 
-def _spread(values: Sequence[float | None], metric: Metric) -> str:
+def _decimals(results: Sequence[RunResult], metric: Metric) -> int:
+    """Return how many decimals show four significant digits of a metric's values, at least two."""
+    values = _scaled([value for run in results for value in (run.best, run.last)], metric)
+    largest = max((abs(value) for value in values if math.isfinite(value) and value), default=1.0)
+    return max(3 - math.floor(math.log10(largest)), 2)
+
+
+def _spread(values: Sequence[float | None], metric: Metric, decimals: int) -> str:
     known = _scaled(values, metric)
     if not known:
         return _DASH
     several = len(known) > 1 and metric.over_seeds == "mean" and np.isfinite(known).all()
-    spread = f" ± {statistics.stdev(known):.2f}" if several else ""
-    return f"{_over_seeds(known, metric):.2f}{spread}"
+    spread = f" ± {statistics.stdev(known):.{decimals}f}" if several else ""
+    return f"{_over_seeds(known, metric):.{decimals}f}{spread}"
 
 
 def _over_seeds(known: Sequence[float], metric: Metric) -> float:
@@ -228,13 +236,13 @@ def _over_seeds(known: Sequence[float], metric: Metric) -> float:
     return statistics.mean(known)
 
 
-def _beside_paper(runs: Sequence[RunResult], experiment: Experiment) -> list[str]:
+def _beside_paper(runs: Sequence[RunResult], experiment: Experiment, decimals: int) -> list[str]:
     paper, value = published(experiment, runs[0]), reported(runs, experiment.metric)
     if paper is None:
         return [_DASH, _DASH]
-    spread = "" if paper.std is None else f" ± {paper.std:.2f}"
-    difference = _DASH if value is None else f"{value - paper.mean:+.2f}"
-    return [f"{paper.mean:.2f}{spread}", difference]
+    spread = "" if paper.std is None else f" ± {paper.std:.{decimals}f}"
+    difference = _DASH if value is None else f"{value - paper.mean:+.{decimals}f}"
+    return [f"{paper.mean:.{decimals}f}{spread}", difference]
 
 
 def _completed(runs: Sequence[RunResult]) -> str:

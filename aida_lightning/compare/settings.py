@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from aida_lightning.compare.classes import source_digests
 from aida_lightning.compare.methods import OptimizerChoice, UsageError
 
 # What may differ when a run goes on, for example on another machine; short keys.
@@ -44,6 +45,7 @@ def run_settings(
         **{key: config[key] for key in ("model", "data", "trainer")},
         "callbacks": config.get("callbacks", []),
         "optimizer": {"name": optimizer.name, "options": optimizer.options},
+        "sources": source_digests(common_settings(config)),
         "seed": seed,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))
@@ -79,7 +81,19 @@ def refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, A
             f"output: {what} with other settings, which is kept: {'; '.join(differences)}. "
             "Give another folder"
         )
+    if edited := edited_sources(there, here):
+        raise UsageError(
+            f"output: {what} of classes that were edited since, which is kept: "
+            f"{', '.join(edited)}. Give another folder, or --rerun to train it again"
+        )
+
+
+def edited_sources(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return the modules whose source is another one now; none where it was not noted."""
+    old, new = there.get("sources") or {}, here.get("sources") or {}
+    return [name for name in {**old, **new} if old and old.get(name) != new.get(name)]
 
 
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: v for key, v in flat(settings).items() if short_key(key) not in INCIDENTAL}
+    own = {key: value for key, value in settings.items() if key != "sources"}
+    return {key: v for key, v in flat(own).items() if short_key(key) not in INCIDENTAL}

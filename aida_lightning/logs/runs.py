@@ -88,9 +88,10 @@ def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
         if not logdir.is_dir():
             raise EventsError(f"{logdir}: no such folder")
         root = logdir.resolve()
-        runs = sorted(
-            {file.parent for file in root.glob("**/*tfevents*") if file.is_file()}, key=_natural_key
-        )
+        folders = {file.parent for file in root.glob("**/*tfevents*") if file.is_file()}
+        # Those whose names begin with a dot hold what was set aside.
+        shown = (f for f in folders if not any(p[0] == "." for p in f.relative_to(root).parts))
+        runs = sorted(shown, key=_natural_key)
         if not runs:
             raise EventsError(
                 f"{logdir}: no TensorBoard event files (*tfevents*) in it or in any folder below it"

@@ -83,17 +83,18 @@ def test_a_class_that_cannot_be_imported_has_no_source():
     ],
 )
 def test_what_is_no_class_of_its_kind_is_refused(config):
-    with pytest.raises(UsageError, match=r"^(data|model|trainer|callbacks): .* is no .*"):
-        check_classes(config)
+    with pytest.raises(UsageError, match=r"^here: (data|model|trainer|callbacks): .* is no .*"):
+        check_classes("here", config)
 
 
 def test_classes_of_their_kind_bare_names_and_unknown_ones_are_left_to_the_parser():
     check_classes(
+        "here",
         {
             "model": {"class_path": "aida_lightning.example_modules.ImageClassifier"},
             "data": "DigitsDataModule",
             "trainer": {"max_epochs": 3},
             "callbacks": [{"class_path": "no_such.Callback"}],
-        }
+        },
     )
-    check_classes({})
+    check_classes("here", {})

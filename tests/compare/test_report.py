@@ -70,7 +70,7 @@ def test_best_and_last_come_from_the_event_files(tmp_path):
     assert (smallest["best"], smallest["last"]) == (0.25, 0.625)
 
 
-@pytest.mark.parametrize(("name", "shown"), [("val_accuracy", "50.00"), ("val_loss", "0.50")])
+@pytest.mark.parametrize(("name", "shown"), [("val_accuracy", "50.00"), ("val_loss", "0.5000")])
 def test_accuracies_are_in_percent_unless_the_experiment_says_so(name, shown):
     of = experiment(metric=Metric(name, name))
     assert cells(printed([result(best=0.5, metric=name)], of), "Aida")[1] == shown
