@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.optimizer import ParamsT
 
 from aida_lightning import optim
+from aida_lightning.optim._state import OwnStateOptimizer, check_groups
 
 OptimizerLike: TypeAlias = str | type[Optimizer] | Callable[..., Optimizer]
 
@@ -126,6 +127,8 @@ def build_optimizer(
     built = factory(params, **options)
     if not isinstance(built, Optimizer):
         raise TypeError(f"{optimizer} returned {built!r}, it must be a torch.optim.Optimizer")
+    if not isinstance(built, OwnStateOptimizer):  # which looks for itself
+        built.register_load_state_dict_pre_hook(check_groups)
     return built
 
 

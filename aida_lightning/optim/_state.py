@@ -72,12 +72,7 @@ class OwnStateOptimizer(Optimizer):
                 whose = f", but of {another}" if another else ""
                 raise ValueError(f"loaded state dict is not one of {name}{whose}: {fault}")
         if another:
-            warnings.warn(
-                f"the loaded state dict is one of {another}, not of {name}: what both call by the "
-                "same name may mean something else, and the options of the groups are those of "
-                f"{another} where both have them. To start afresh, load the model's weights alone",
-                stacklevel=4,
-            )
+            _warn_of_another(another, name)
         own = [{key: group[key] for key in group if key != _CLASS} for group in groups]
         return {**state_dict, "param_groups": own}
 
@@ -90,6 +85,36 @@ class OwnStateOptimizer(Optimizer):
         if lacking or foreign:
             return f"an optimizer with {foreign[0]!r}" if foreign else "another optimizer"
         return None
+
+
+def check_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Notice, for an optimizer of torch's, a state dict that is one of ours.
+
+    Raises:
+        ValueError: its groups lack what the optimizer would miss at a step.
+
+    Warns:
+        UserWarning: they do not, and what both keep may mean something else.
+    """
+    name = type(optimizer).__name__
+    for group in state_dict["param_groups"]:
+        lacking = [option for option in optimizer.defaults if option not in group]
+        whose = group.get(_CLASS, "another optimizer")
+        if lacking and (_CLASS in group or "xi" in group):
+            raise ValueError(
+                f"loaded state dict is not one of {name}, but of {whose}: its groups lack {lacking}"
+            )
+        if _CLASS in group:
+            _warn_of_another(whose, name)
+
+
+def _warn_of_another(whose: str, name: str) -> None:
+    warnings.warn(
+        f"the loaded state dict is one of {whose}, not of {name}: what both call by the same name "
+        f"may mean something else, and the options of the groups are those of {whose} where both "
+        "have them. To start afresh, load the model's weights alone",
+        stacklevel=5,
+    )
 
 
 def check_layer(

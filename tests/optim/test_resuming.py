@@ -1,5 +1,6 @@
 """What state dicts hold, and what is said of those of another optimizer."""
 
+import copy
 import io
 import warnings
 
@@ -11,7 +12,17 @@ from parameters import each_optimizer
 from torch import nn
 from torch.optim import SGD, Adam
 
-from aida_lightning import MSVAG, AdaBelief, AdamPlus, Aida, Fromage, LAdam, Yogi, optim
+from aida_lightning import (
+    MSVAG,
+    AdaBelief,
+    AdamPlus,
+    Aida,
+    Fromage,
+    LAdam,
+    Yogi,
+    build_optimizer,
+    optim,
+)
 
 CONFIG = OmegaConf.create(
     {"lr": 0.1, "betas": [0.8, 0.99], "eps": 1e-6, "weight_decay": 1, "k": 1, "xi": 1e-12}
@@ -120,6 +131,21 @@ def test_state_that_does_not_fit_is_refused(saved, loading, fault):
     with pytest.raises(ValueError, match=f"is not one of {loading.__name__}, but of {fault}"):
         optimizer.load_state_dict(state_dict)
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_torchs_optimizers_by_name_refuse_the_groups_of_ours_in_a_sentence(name):
+    state_dict = stepped(Aida).state_dict()
+    optimizer = build_optimizer(name, nn.Linear(2, 2))
+    pattern = "is not one of [A-Za-z]*, but of Aida: its groups lack"
+    with pytest.raises(ValueError, match=pattern):
+        optimizer.load_state_dict(state_dict)
+    optimizer.load_state_dict(optimizer.state_dict())
+    copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
+    with pytest.warns(UserWarning, match="is one of Aida, not of RAdam"):
+        build_optimizer("radam", nn.Linear(1, 2)).load_state_dict(
+            build_optimizer("aida", nn.Linear(1, 2)).state_dict()
+        )
 
 
 @pytest.mark.parametrize("cls", [Yogi, MSVAG, Fromage])
