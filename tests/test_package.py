@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -145,3 +146,16 @@ def test_the_documented_paths_of_before_still_lead_to_their_objects(old, new):
     # As jsonargparse imports a class path, which needs the modules above it first.
     found = getattr(importlib.import_module(module), name)
     assert found is resolve_name(f"aida_lightning.{new}")
+
+
+def test_the_walks_through_the_house_lead_through_rooms_that_there_are():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    walks = page.partition("Three walks:")[2].partition("\n## ")[0]
+    stays = re.findall(r"`((?:[a-z_]+\.)+\w+)`", walks)
+    assert len(stays) > 15
+    for stay in stays:
+        resolve_name(f"aida_lightning.{stay}")
+    table = page.partition("| part |")[2].partition("\n\n")[0]
+    named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", table)}
+    missing = [part for part in PARTS if part.replace(".", "/") not in named]
+    assert missing == ["experiments", "_names", "_parsers"]
