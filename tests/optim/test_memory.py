@@ -180,7 +180,7 @@ def test_the_text_that_names_the_compiled_code_has_the_cpus_features(monkeypatch
 
     def load_async(source, **options):
         compiled.append(source)
-        return SimpleNamespace
+        return lambda: SimpleNamespace(aida_step=SimpleNamespace())
 
     monkeypatch.setattr(codecache.CppCodeCache, "load_async", load_async)
     for features in ("one", "another", "one"):
