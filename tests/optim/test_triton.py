@@ -199,6 +199,6 @@ def test_without_triton_a_gpus_layers_go_to_foreach_with_one_warning(monkeypatch
     with pytest.warns(
         RuntimeWarning, match="falls back to foreach: the Triton kernel needs"
     ) as seen:
-        taken = [dispatch._compiled(layer, layer, layer, layer, layer) for _ in range(2)]
+        taken = [dispatch._compiled(*[layer] * 5, None) for _ in range(2)]
     assert taken == [False, False]
     assert len(seen) == 1
