@@ -40,18 +40,20 @@ def is_safe(
     strided = torch.strided
     if not param.layout is grad.layout is exp_avg.layout is exp_avg_sq.layout is strided:
         return False
-    shape, dtype, device = param.shape, param.dtype, param.device
-    if not (grad.shape == shape and exp_avg.shape == shape and step.numel() == 1):
+    size, dtype, device = param.numel(), param.dtype, param.get_device()  # the host is -1
+    if not grad.numel() == exp_avg.numel() == size or step.numel() != 1:
         return False
-    if exp_avg_sq.shape != (() if layer_mean == "statistic" else shape):
+    if exp_avg_sq.numel() != (1 if layer_mean == "statistic" else size):
         return False
     if not dtype is grad.dtype is exp_avg.dtype or dtypes.get(dtype) is not exp_avg_sq.dtype:
         return False
     if step.dtype is not torch.float32 and step.dtype is not torch.float64:
         return False
-    if not (grad.device == device and exp_avg.device == device and exp_avg_sq.device == device):
+    if param.is_meta or grad.is_meta or exp_avg.is_meta or exp_avg_sq.is_meta or step.is_meta:
         return False
-    if not step.is_cpu and step.device != device:
+    if not grad.get_device() == exp_avg.get_device() == exp_avg_sq.get_device() == device:
+        return False
+    if step.get_device() not in (-1, device):
         return False
     if exp_avg_sq.is_neg() or step.is_neg():  # memory that holds the negative of the values
         return False
