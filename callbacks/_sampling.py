@@ -1,23 +1,19 @@
 """What is sampled: the optimizers' steps are counted and, now and then, their layers measured."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from aida_lightning.callbacks._layers import check_count
 from aida_lightning.callbacks._measures import LayerStep, Number, Row, take_measures
 from aida_lightning.callbacks._merging import measure_shared
-from aida_lightning.diagnostics import has_stepsize, last_update, stepsize_ceiling
+from aida_lightning.diagnostics import last_update
 from aida_lightning.optim._sharding import is_distributed
 
 
@@ -167,67 +163,3 @@ class EpochSampler(OptimizerSampler):
             for group in self.optimizer.param_groups
         }
         super().end_step()
-
-
-def attach_samplers(
-    trainer: Trainer,
-    find_layers: Callable[[], dict[Tensor, str]],
-    measures: Iterable[str],
-    steps: Mapping[str, int],
-    every_n_steps: int | None,
-) -> list[OptimizerSampler]:
-    """Start to sample the optimizers that have adaptive stepsizes, and warn of what others lack.
-
-    Args:
-        trainer: the Trainer.
-        find_layers: gives the names of the parameters to watch, those of no optimizer among them.
-        measures: names of what to measure; some may be there twice.
-        steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
-        every_n_steps: the steps between two samples; None samples at each epoch's end.
-    """
-    samplers: list[OptimizerSampler] = []
-    measures = [*dict.fromkeys(measures)]
-    for name, optimizer in _named(trainer.optimizers):
-        kind = type(optimizer).__name__
-        if not has_stepsize(optimizer):
-            rank_zero_warn(
-                f"StepsizeMonitor logs nothing of {kind}, which has no adaptive stepsizes that are "
-                "known; if it has any, register a function for its class with "
-                "`aida_lightning.stepsize.register`."
-            )
-            continue
-        ceilings = [stepsize_ceiling(optimizer, group) for group in optimizer.param_groups]
-        if "ceiling_share" in measures and None in ceilings:
-            rank_zero_warn(
-                f"StepsizeMonitor logs no ceiling_share of {kind}, whose adaptive stepsizes have "
-                "no ceiling that is known."
-            )
-        common = (trainer, name, optimizer, find_layers, measures, steps.get(name))
-        if every_n_steps:
-            samplers.append(StepSampler(*common, every_n_steps=every_n_steps))
-        else:
-            samplers.append(EpochSampler(*common))
-        samplers[-1].attach()
-    return samplers
-
-
-def check_interval(logging_interval: object, every_n_steps: object) -> None:
-    """Raise unless the interval is known, and no number of steps is given for one of epochs."""
-    check_count("every_n_steps", every_n_steps)
-    if logging_interval not in ("step", "epoch"):
-        raise MisconfigurationException(
-            f"logging_interval must be 'step' or 'epoch', got {logging_interval!r}"
-        )
-    if logging_interval == "epoch" and every_n_steps is not None:
-        raise MisconfigurationException(
-            f"every_n_steps={every_n_steps} has no meaning with logging_interval='epoch'"
-        )
-
-
-def _named(optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Optimizer]]:
-    """Name the optimizers by their classes; those of one class are Adam, Adam-1, Adam-2."""
-    seen: Counter[str] = Counter()
-    for optimizer in optimizers:
-        name = type(optimizer).__name__
-        yield f"{name}-{seen[name]}" if seen[name] else name, optimizer
-        seen[name] += 1

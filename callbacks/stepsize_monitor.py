@@ -8,6 +8,7 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
 from aida_lightning.callbacks._layers import LayersOnceShaped, as_list, check_count
 from aida_lightning.callbacks._measures import choose_statistics, points_of, scalars_of
@@ -19,7 +20,6 @@ from aida_lightning.callbacks._pictures import (
     log_histograms,
     tensorboards,
 )
-from aida_lightning.callbacks._sampling import OptimizerSampler, attach_samplers, check_interval
 from aida_lightning.logs.custom_scalars import show
 from aida_lightning.logs.restart import drop_orphans
 from aida_lightning.logs.writing import log_scalars
@@ -117,7 +117,7 @@ class StepsizeMonitor(Callback):
         self.figures = figures
         self.health = health
         self._chosen = choose_statistics(self.statistics)
-        self._samplers: list[OptimizerSampler] = []
+        self._samplers: Samplers | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -139,8 +139,7 @@ class StepsizeMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        counted = {s.name: s.steps for s in self._samplers if s.steps is not None}
-        return {"steps": self._steps | counted}
+        return {"steps": self._samplers.steps if self._samplers else self._steps}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -175,10 +174,16 @@ class StepsizeMonitor(Callback):
         self._watch(trainer, pl_module)
 
     @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._samplers:
+            self._samplers.follow()
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._in_batch = True
-        for sampler in self._samplers:
-            sampler.begin_batch()
+        if self._samplers:
+            self._samplers.follow()
+            self._samplers.begin_batch()
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -191,13 +196,12 @@ class StepsizeMonitor(Callback):
         # The epoch's last step, which the Trainer logs its own epoch metrics at.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
         if self.logging_interval == "epoch":
-            for sampler in self._samplers:
+            for sampler in self._samplers or ():
                 sampler.end_epoch()
             self._log(trainer, step)
-        if self.figures and trainer.is_global_zero:
-            labels = {sampler.prefix: sampler.name for sampler in self._samplers}
+        if self.figures and self._samplers and trainer.is_global_zero:
             for logger in tensorboards(trainer):
-                self._history.log_figures(logger, labels, step)
+                self._history.log_figures(logger, self._samplers.labels, step)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -218,10 +222,11 @@ class StepsizeMonitor(Callback):
         measures += HEALTH_MEASURES if self.health else ()
         measures += HISTOGRAM_MEASURES if self.histograms else ()
         measures += FIGURE_MEASURES if self.figures else ()
-        self._samplers = attach_samplers(trainer, find_layers, measures, self._steps, every)
+        self._samplers = Samplers(trainer, find_layers, measures, self._steps, every)
 
     def _log(self, trainer: Trainer, step: int) -> None:
-        samples = {s.prefix: rows for s in self._samplers if (rows := s.take_sample()) is not None}
+        taken = {sampler.prefix: sampler.take_sample() for sampler in self._samplers or ()}
+        samples = {prefix: rows for prefix, rows in taken.items() if rows is not None}
         # Every process samples, so that none has less to do than another; one writes.
         if not samples or not trainer.is_global_zero:
             return
@@ -243,6 +248,6 @@ class StepsizeMonitor(Callback):
 
     def _detach(self) -> None:
         self._steps = self.state_dict()["steps"]
-        for sampler in self._samplers:
-            sampler.detach()
-        self._samplers = []
+        if self._samplers:
+            self._samplers.detach()
+        self._samplers = None
