@@ -76,6 +76,10 @@ class OptimizerSampler(ABC):
             self.sample()
         self.steps = 1 + (self.steps or 0)
 
+    def took(self, param: Tensor) -> bool:
+        """Tell whether the step that is sampled took the parameter's gradient."""
+        return param.grad is not None
+
     def end_epoch(self) -> None:
         """Sample the last step now if the epoch's last batch took none."""
         if self._sample is None:
@@ -96,7 +100,7 @@ class OptimizerSampler(ABC):
         rows: dict[Tensor, Row] = {}
         shared: dict[Tensor, LayerStep | None] = {}
         for param in names:
-            layer = self._layer_step(param, groups[param])
+            layer = self._layer_step(param, groups[param]) if self.took(param) else None
             if is_distributed(param):
                 shared[param] = layer
             elif layer is not None:
@@ -148,7 +152,9 @@ class StepSampler(OptimizerSampler):
 
 @dataclass
 class EpochSampler(OptimizerSampler):
-    """Samples the steps of an epoch's last batch, and keeps the learning rates of others."""
+    """Samples the steps of an epoch's last batch, and notes what it has to know of others."""
+
+    _took: set[Tensor] = field(default_factory=set)
 
     def is_due(self) -> bool:
         # The Trainer counts the steps of all optimizers.
@@ -162,4 +168,14 @@ class EpochSampler(OptimizerSampler):
             id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
             for group in self.optimizer.param_groups
         }
+        # So may a gradient.
+        params = (p for group in self.optimizer.param_groups for p in group["params"])
+        self._took = {param for param in params if param.grad is not None}
         super().end_step()
+
+    def took(self, param: Tensor) -> bool:
+        return param in self._took
+
+    def take_sample(self) -> dict[str, Row] | None:
+        self._took = set()  # An epoch without a step has none to sample.
+        return super().take_sample()

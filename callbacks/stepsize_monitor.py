@@ -4,25 +4,22 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
 from aida_lightning.callbacks._layers import LayersOnceShaped, as_list, check_count
-from aida_lightning.callbacks._measures import choose_statistics, points_of, scalars_of
+from aida_lightning.callbacks._measures import choose_statistics, points_of
 from aida_lightning.callbacks._pictures import (
     FIGURE_MEASURES,
     HISTOGRAM_MEASURES,
     History,
     check_loggers,
-    log_histograms,
     tensorboards,
 )
-from aida_lightning.logs.custom_scalars import show
+from aida_lightning.callbacks._writing import write_points
 from aida_lightning.logs.restart import drop_orphans
-from aida_lightning.logs.writing import log_scalars
 
 # Where in a checkpoint it is noted when it was saved, and before which step.
 _SAVED = "aida_lightning.StepsizeMonitor"
@@ -41,8 +38,10 @@ class StepsizeMonitor(Callback):
     at the step that the Trainer logs its own metrics at.
 
     A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
-    and not if the gradient scaler of mixed precision left it out. Steps in between are counted;
-    a sampled one costs a pass over the watched layers, one transfer to the host, and one write.
+    and not if the gradient scaler of mixed precision left it out. A sample holds the layers whose
+    gradient the optimizer took at that step: one that was frozen, or not used, has no point there.
+    Steps in between are counted; a sampled one costs a pass over the watched layers, one transfer
+    to the host, and one write.
 
     TensorBoard's Custom Scalars tab shows the layers as lines of few charts, and each one's band
     from mean - std to mean + std. A run that was killed and is resumed in the same folder shows no
@@ -60,9 +59,10 @@ class StepsizeMonitor(Callback):
     - ``gradient_cosine``: the cosine of the angle between the momentum and the gradient that the
       optimizer was given.
 
-    With ``logging_interval="epoch"`` the last step of each epoch is logged. If it was taken before
-    the epoch's last batch, or in a batch that became the last when ``trainer.should_stop`` was set,
-    there is no ``gradient_cosine``, and outside of the family no ``update_ratio``.
+    With ``logging_interval="epoch"`` the last step of each epoch is logged; an epoch without a step
+    has no point. If it was taken before the epoch's last batch, or in a batch that became the last
+    when ``trainer.should_stop`` was set, there is no ``gradient_cosine``, and outside of the family
+    no ``update_ratio``.
 
     Args:
         layers: globs of parameter names, such as ``["features.*.weight"]``. None chooses the weight
@@ -226,21 +226,12 @@ class StepsizeMonitor(Callback):
 
     def _log(self, trainer: Trainer, step: int) -> None:
         taken = {sampler.prefix: sampler.take_sample() for sampler in self._samplers or ()}
-        samples = {prefix: rows for prefix, rows in taken.items() if rows is not None}
+        samples = {prefix: rows for prefix, rows in taken.items() if rows}
         # Every process samples, so that none has less to do than another; one writes.
         if not samples or not trainer.is_global_zero:
             return
         points = points_of(samples, self._chosen)
-        for logger in trainer.loggers:
-            if not isinstance(logger, TensorBoardLogger):
-                log_scalars(logger, scalars_of(points), step)
-                continue
-            scalars = scalars_of(points, margins=self.custom_scalars)
-            log_scalars(logger, scalars, step)
-            if self.custom_scalars:
-                show(logger, scalars)
-            if self.histograms:
-                log_histograms(logger, points, step)
+        write_points(trainer, points, step, self.custom_scalars, self.histograms)
         if self.health:
             self._health.check(points, step)
         if self.figures:

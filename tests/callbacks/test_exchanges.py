@@ -104,3 +104,58 @@ def test_the_figures_of_a_run_with_exchanged_optimizers_are_drawn(tmp_path):
     monitor = StepsizeMonitor(figures=True, logging_interval="epoch")
     second = Exchanges("on_train_epoch_start", keep=[0])
     fit(tmp_path, Net(), monitor, second, max_epochs=2)
+
+
+class Freezes(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        module.features.requires_grad_(trainer.current_epoch != 1)
+
+
+class Branches(Net):
+    """The features are used in every third batch only."""
+
+    def training_step(self, batch, batch_idx):
+        self.uses_features = batch_idx % 3 == 2
+        return super().training_step(batch, batch_idx)
+
+    def loss(self, batch):
+        hidden = self.features(batch[0]) if self.uses_features else batch[0][:, :3]
+        return self.head(hidden.tanh()).square().mean()
+
+
+@pytest.mark.parametrize("name", ["aida", "adam"])
+@pytest.mark.parametrize(
+    ("module", "callbacks", "steps", "epochs"),
+    [
+        (Net, [Freezes()], [*range(12), *range(24, 36)], [11, 35]),
+        (Branches, [], [*range(2, 36, 3)], [11, 23, 35]),
+    ],
+)
+def test_a_layer_has_points_where_the_optimizer_took_its_gradient(
+    tmp_path, name, module, callbacks, steps, epochs
+):
+    statistics = ["mean", "std", "update_ratio", "effective_mean"]
+    for interval, expected in (("step", steps), ("epoch", epochs)):
+        monitor = StepsizeMonitor(
+            "*",
+            1 if interval == "step" else None,
+            logging_interval=interval,
+            statistics=statistics,
+            health=False,
+        )
+        fit(tmp_path / interval, module(name), monitor, *callbacks, max_epochs=3)
+        scalars = read(tmp_path / interval)
+        for tag in ("stepsize_mean", "stepsize_std", "update_ratio", "stepsize_effective_mean"):
+            assert sorted(scalars[f"{tag}/features.weight"]) == expected
+            assert len(scalars[f"{tag}/head.weight"]) == (36 if interval == "step" else 3)
+
+
+def test_an_epochs_last_step_leaves_out_the_layers_that_it_did_not_take(tmp_path):
+    class OtherBranches(Branches):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx + 1)
+
+    fit(tmp_path, OtherBranches(), StepsizeMonitor(logging_interval="epoch"))
+    scalars = read(tmp_path)
+    assert "stepsize_mean/features.weight" not in scalars
+    assert [*scalars[TAG]] == [11]
