@@ -20,7 +20,7 @@ class Samplers:
 
     Args:
         trainer: the Trainer.
-        find_layers: gives the names of the parameters to watch, those of no optimizer among them.
+        find_layers: gives the names of the parameters to watch, of all optimizers.
         measures: names of what to measure; some may be there twice.
         steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
         every_n_steps: the steps between two samples; None samples at each epoch's end.

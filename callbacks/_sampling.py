@@ -28,7 +28,7 @@ class OptimizerSampler(ABC):
         trainer: the Trainer.
         name: the optimizer's name.
         optimizer: the optimizer.
-        find_layers: gives the names of the parameters to watch, those of no optimizer among them.
+        find_layers: gives the names of the parameters to watch, of all optimizers.
         measures: names of what to measure.
         steps: how many were taken so far; None until the first batch if no count was restored.
     """

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
-from aida_lightning.callbacks._layers import LayersOnceShaped, as_list, check_count
+from aida_lightning.callbacks._layers import WatchedLayers, as_list, check_count
 from aida_lightning.callbacks._measures import choose_statistics, points_of
 from aida_lightning.callbacks._pictures import (
     FIGURE_MEASURES,
@@ -71,7 +71,8 @@ class StepsizeMonitor(Callback):
             ``log_every_n_steps``.
         logging_interval: ``"step"``, or ``"epoch"`` to log at the end of each training epoch.
         statistics: names of statistics, see above.
-        max_layers: log at most this many layers, evenly spread over the module, and warn. None logs
+        max_layers: log at most this many layers of those that are trained, evenly spread over the
+            module, and warn. Those that are trained later fill the places that are left. None logs
             all of them.
         custom_scalars: write TensorBoard's Custom Scalars layout, and the edges of its bands as two
             more tags per layer. Categories of a layout that was written before are kept.
@@ -212,7 +213,7 @@ class StepsizeMonitor(Callback):
         self._detach()
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        find_layers = LayersOnceShaped(pl_module, trainer.optimizers, self.layers, self.max_layers)
+        find_layers = WatchedLayers(trainer, pl_module, self.layers, self.max_layers)
         every: int | None = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.logging_interval == "epoch":
             every = None

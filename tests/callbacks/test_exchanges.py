@@ -159,3 +159,36 @@ def test_an_epochs_last_step_leaves_out_the_layers_that_it_did_not_take(tmp_path
     scalars = read(tmp_path)
     assert "stepsize_mean/features.weight" not in scalars
     assert [*scalars[TAG]] == [11]
+
+
+class Grows(Callback):
+    """Replaces the head and adds a layer of its own after the first epoch."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1:
+            (optimizer,) = trainer.optimizers
+            module.head, module.added = torch.nn.Linear(3, 1), torch.nn.Linear(1, 1)
+            parameters = [*module.head.parameters(), *module.added.parameters()]
+            optimizer.add_param_group({"params": parameters})
+
+
+class Growing(Net):
+    def __init__(self, name):
+        super().__init__(name)
+        self.added = None
+
+    def loss(self, batch):
+        output = self.head(self.features(batch[0]).tanh())
+        return (output if self.added is None else self.added(output)).square().mean()
+
+
+@pytest.mark.parametrize("layers", [None, ["*.weight"]])
+@pytest.mark.parametrize("name", ["aida", "adam"])
+def test_layers_that_come_later_join_at_their_first_step(tmp_path, name, layers):
+    monitor = StepsizeMonitor(layers, every_n_steps=1, statistics=["mean", "update_ratio"])
+    monitor.health = False
+    fit(tmp_path, Growing(name), monitor, Grows(), max_epochs=2)
+    scalars = read(tmp_path)
+    for tag in ("stepsize_mean", "update_ratio"):
+        assert sorted(scalars[f"{tag}/added.weight"]) == list(range(12, 24))
+        assert sorted(scalars[f"{tag}/head.weight"]) == list(range(24))
