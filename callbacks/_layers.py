@@ -1,7 +1,6 @@
 """The choice of layers to watch: by glob, and no more than a reader can look at."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from aida_lightning.callbacks._names import matching, names_of, weights
 from aida_lightning.optim._sharding import is_distributed
 
 
@@ -63,15 +63,12 @@ class WatchedLayers:
         return self._chosen
 
     def _matching(self) -> dict[Tensor, str]:
-        return {
-            param: name
-            for param, name in _names(self._module).items()
-            if (
-                param.ndim >= 2
-                if self._globs is None
-                else any(fnmatchcase(name, pattern) for pattern in self._globs)
-            )
-        }
+        names = names_of(self._module)
+        if self._globs is None:
+            chosen = weights(self._module)
+        else:
+            chosen = set().union(*(matching(names, pattern) for pattern in self._globs))
+        return {param: own[0] for param, own in names.items() if param in chosen}
 
 
 def spread(
@@ -101,24 +98,20 @@ def spread(
     return found
 
 
-def _names(pl_module: LightningModule) -> dict[Tensor, str]:
-    # torch.compile wraps a module and adds to its parameters' names.
-    return {param: name.replace("_orig_mod.", "") for name, param in pl_module.named_parameters()}
-
-
 def _check_globs(pl_module: LightningModule, globs: Sequence[str] | None) -> None:
     """Raise where a glob matches no layer, or where there is none to choose."""
-    names = _names(pl_module)
+    names = names_of(pl_module)
+    first = [own[0] for own in names.values()]
     for pattern in globs or ():
-        if not any(fnmatchcase(name, pattern) for name in names.values()):
+        if not matching(names, pattern):
             raise MisconfigurationException(
                 f"StepsizeMonitor found no layer that matches {pattern!r}, there are: "
-                f"{_abridged([*names.values()])}"
+                f"{_abridged(first)}"
             )
-    if globs is None and not any(param.ndim >= 2 or is_lazy(param) for param in names):
+    if globs is None and not weights(pl_module) and not any(map(is_lazy, names)):
         raise MisconfigurationException(
             "StepsizeMonitor found no parameter of 2 or more dimensions; choose layers "
-            f"with `layers`, there are: {_abridged([*names.values()])}"
+            f"with `layers`, there are: {_abridged(first)}"
         )
 
 

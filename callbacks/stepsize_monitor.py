@@ -65,8 +65,9 @@ class StepsizeMonitor(Callback):
     no ``update_ratio``.
 
     Args:
-        layers: globs of parameter names, such as ``["features.*.weight"]``. None chooses the weight
-            tensors, those of 2 or more dimensions.
+        layers: names of parameters or globs of them, such as ``["features.*.weight"]``, without
+            what wrappers add to them. A tied parameter has several names, a parametrized one that
+            of its result too. None chooses the weight tensors, those of 2 or more dimensions.
         every_n_steps: log every n-th step of an optimizer. None takes the Trainer's
             ``log_every_n_steps``.
         logging_interval: ``"step"``, or ``"epoch"`` to log at the end of each training epoch.
