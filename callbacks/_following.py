@@ -56,6 +56,8 @@ class Samplers:
     @property
     def steps(self) -> dict[str, int]:
         """The counts of steps taken, by the optimizers' names."""
+        for sampler in self:
+            sampler.settle()
         counted = {sampler.name: sampler.steps for sampler in self if sampler.steps is not None}
         return {**self._restored, **counted}
 
@@ -91,6 +93,7 @@ class Samplers:
                 sampler = self._sampler_of(name, optimizer)
                 former = before[place] if place < len(before) else None
                 if sampler and former and former.steps is not None:
+                    former.settle()
                     sampler.steps = former.steps
             if sampler:
                 sampler.name = name

@@ -1,9 +1,10 @@
 """What is sampled: the optimizers' steps are counted and, now and then, their layers measured."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -39,6 +40,7 @@ class OptimizerSampler(ABC):
     find_layers: Callable[[], dict[Tensor, str]]
     measures: list[str]
     steps: int | None = None
+    _left_out: Tensor | None = None  # how many of those were not taken, where the device knows
     _depth: int = 0  # of the steps that are under way, a subclass's and that of its base
     _sample: dict[str, Row] | None = None
     _before: dict[Tensor, Tensor] = field(default_factory=dict)
@@ -70,8 +72,27 @@ class OptimizerSampler(ABC):
         if self.steps is None:
             self.steps = self.trainer.fit_loop.epoch_loop._batches_that_stepped
 
+    def settle(self) -> None:
+        """Take the steps off the count that were left out, which waits for the device."""
+        if self._left_out is not None:
+            self.steps = (self.steps or 0) - int(self._left_out)
+        self._left_out = None
+
     def end_step(self) -> None:
-        """Count a step, and sample it if it is due."""
+        """Count a step, and sample it if it is due.
+
+        A gradient scaler leaves it to torch's fused optimizers to skip a step, and whether they did
+        is known on the device only. It is read where a step is due if none before it was skipped:
+        at those that are logged, and once more for each time that some were skipped.
+        """
+        flag = self._flag
+        if flag is not None and self.is_due():
+            self.settle()
+            if flag.item():
+                return
+        elif flag is not None:
+            skips = (flag != 0).long()
+            self._left_out = skips if self._left_out is None else self._left_out + skips
         if self.is_due():
             self.sample()
         self.steps = 1 + (self.steps or 0)
@@ -92,10 +113,6 @@ class OptimizerSampler(ABC):
         """Take the measures, on the device. Of several steps in one batch the last one counts."""
         measures = [name for name in self.measures if name != without]
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
-        # A gradient scaler leaves it to torch's fused optimizers to skip a step. Whether they did,
-        # this is not 0 then, is known on the device only.
-        flag = getattr(self.optimizer, "found_inf", None)
-        skipped: Row = {} if flag is None else {"skipped": flag.reshape(())}
         names = {p: n for p, n in self.find_layers().items() if p in groups and p.numel()}
         rows: dict[Tensor, Row] = {}
         shared: dict[Tensor, LayerStep | None] = {}
@@ -106,7 +123,7 @@ class OptimizerSampler(ABC):
             elif layer is not None:
                 rows[param] = take_measures(layer, measures)
         rows |= measure_shared(shared, measures)
-        self._sample = {name: rows[p] | skipped for p, name in names.items() if p in rows}
+        self._sample = {name: rows[p] for p, name in names.items() if p in rows}
         self._before = {}
 
     def take_sample(self) -> dict[str, Row] | None:
@@ -127,6 +144,12 @@ class OptimizerSampler(ABC):
         params = (p for group in self.optimizer.param_groups for p in group["params"])
         if not self._depth and any(param.grad is not None for param in params):
             self.end_step()
+
+    @property
+    def _flag(self) -> Tensor | None:
+        """Not 0 where the step that is under way is skipped; None where that is known not to be."""
+        flag: Tensor | None = getattr(self.optimizer, "found_inf", None)
+        return flag
 
     @property
     def _needs_copies(self) -> bool:
@@ -152,9 +175,14 @@ class StepSampler(OptimizerSampler):
 
 @dataclass
 class EpochSampler(OptimizerSampler):
-    """Samples the steps of an epoch's last batch, and notes what it has to know of others."""
+    """Samples the steps of an epoch's last batch, and notes what it has to know of others.
 
-    _took: set[Tensor] = field(default_factory=set)
+    Of steps that a fused optimizer may have skipped some are noted, of which one was taken: a
+    gradient scaler that has halved its scale as often as this has none left.
+    """
+
+    _notes: deque["_Note"] = field(default_factory=lambda: deque(maxlen=32))
+    _took: Collection[Tensor] = ()
 
     def is_due(self) -> bool:
         # The Trainer counts the steps of all optimizers.
@@ -163,19 +191,37 @@ class EpochSampler(OptimizerSampler):
         return ends or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
     def end_step(self) -> None:
-        # A scheduler may change them before the epoch's end, and a tensor in place.
-        self._lrs = {
+        if self._flag is None:
+            self._notes.clear()
+        # A scheduler may change rates before the epoch's end, and a tensor in place; anyone may
+        # change gradients.
+        groups = self.optimizer.param_groups
+        lrs = {
             id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
-            for group in self.optimizer.param_groups
+            for group in groups
         }
-        # So may a gradient.
-        params = (p for group in self.optimizer.param_groups for p in group["params"])
-        self._took = {param for param in params if param.grad is not None}
+        took = {p for group in groups for p in group["params"] if p.grad is not None}
+        self._notes.append(_Note(self._flag, lrs, took))
         super().end_step()
 
     def took(self, param: Tensor) -> bool:
         return param in self._took
 
+    def sample(self, without: str | None = None) -> None:
+        while self._notes and (note := self._notes[-1]).skipped is not None and note.skipped.item():
+            self._notes.pop()
+        # An epoch without a step has none to sample.
+        self._took, self._lrs = (note.took, note.lrs) if self._notes else ((), {})
+        super().sample(without)
+
     def take_sample(self) -> dict[str, Row] | None:
-        self._took = set()  # An epoch without a step has none to sample.
+        self._notes.clear()
         return super().take_sample()
+
+
+class _Note(NamedTuple):
+    """What is to be known of a step later: whether it was skipped, its rates, and its gradients."""
+
+    skipped: Tensor | None
+    lrs: dict[int, Number]
+    took: set[Tensor]

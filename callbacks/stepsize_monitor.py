@@ -38,7 +38,9 @@ class StepsizeMonitor(Callback):
     at the step that the Trainer logs its own metrics at.
 
     A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
-    and not if the gradient scaler of mixed precision left it out. A sample holds the layers whose
+    and not if the gradient scaler of mixed precision left it out. (Of a fused optimizer of torch's
+    the device alone knows that: it is read at the logged steps, and once more for each time that
+    steps were left out between two of them.) A sample holds the layers whose
     gradient the optimizer took at that step: one that was frozen, or not used, has no point there.
     Steps in between are counted; a sampled one costs a pass over the watched layers, one transfer
     to the host, and one write.
