@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aida_lightning.callbacks._layers import check_count
-from aida_lightning.callbacks._sampling import EpochSampler, OptimizerSampler, StepSampler
+from aida_lightning.callbacks._sampling import LastStepSampler, OptimizerSampler, StepSampler
 from aida_lightning.diagnostics import has_stepsize, stepsize_ceiling
 
 
@@ -23,7 +23,8 @@ class Samplers:
         find_layers: gives the names of the parameters to watch, of all optimizers.
         measures: names of what to measure; some may be there twice.
         steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
-        every_n_steps: the steps between two samples; None samples at each epoch's end.
+        interval: the steps between two samples, or what tells whether a batch is the last before a
+            sample.
 
     Attributes:
         labels: the names of all optimizers that were sampled so far, by their prefixes in tags.
@@ -35,15 +36,17 @@ class Samplers:
         find_layers: Callable[[], dict[Tensor, str]],
         measures: Iterable[str],
         steps: Mapping[str, int],
-        every_n_steps: int | None,
+        interval: int | Callable[[Trainer], bool],
     ) -> None:
         self._trainer = trainer
         self._find_layers = find_layers
         self._measures = [*dict.fromkeys(measures)]
         self._restored = steps
-        self._build: Callable[..., OptimizerSampler] = EpochSampler
-        if every_n_steps:
-            self._build = partial(StepSampler, every_n_steps=every_n_steps)
+        self._build: Callable[..., OptimizerSampler]
+        if isinstance(interval, int):
+            self._build = partial(StepSampler, every_n_steps=interval)
+        else:
+            self._build = partial(LastStepSampler, ends_interval=interval)
         self._held: list[Optimizer] = []
         self._at: list[OptimizerSampler | None] = []  # in the places of the optimizers
         self._has_told = False

@@ -101,13 +101,6 @@ class OptimizerSampler(ABC):
         """Tell whether the step that is sampled took the parameter's gradient."""
         return param.grad is not None
 
-    def end_epoch(self) -> None:
-        """Sample the last step now if the epoch's last batch took none."""
-        if self._sample is None:
-            self._before = {}  # of a step that was not taken
-            # The gradient may have changed since.
-            self.sample(without="gradient_cosine")
-
     @torch.no_grad()
     def sample(self, without: str | None = None) -> None:
         """Take the measures, on the device. Of several steps in one batch the last one counts."""
@@ -174,26 +167,27 @@ class StepSampler(OptimizerSampler):
 
 
 @dataclass
-class EpochSampler(OptimizerSampler):
-    """Samples the steps of an epoch's last batch, and notes what it has to know of others.
+class LastStepSampler(OptimizerSampler):
+    """Samples the last step of each interval, and notes what it has to know of others.
+
+    Args:
+        ends_interval: tells whether the batch that is under way ends an interval.
 
     Of steps that a fused optimizer may have skipped some are noted, of which one was taken: a
     gradient scaler that has halved its scale as often as this has none left.
     """
 
+    ends_interval: Callable[[Trainer], bool] = field(kw_only=True)
     _notes: deque["_Note"] = field(default_factory=lambda: deque(maxlen=32))
     _took: Collection[Tensor] = ()
 
     def is_due(self) -> bool:
-        # The Trainer counts the steps of all optimizers.
-        trainer = self.trainer
-        ends = 0 <= trainer.max_steps <= trainer.global_step + len(trainer.optimizers)
-        return ends or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        return self.ends_interval(self.trainer)
 
     def end_step(self) -> None:
         if self._flag is None:
             self._notes.clear()
-        # A scheduler may change rates before the epoch's end, and a tensor in place; anyone may
+        # A scheduler may change rates before the interval's end, and a tensor in place; anyone may
         # change gradients.
         groups = self.optimizer.param_groups
         lrs = {
@@ -210,11 +204,15 @@ class EpochSampler(OptimizerSampler):
     def sample(self, without: str | None = None) -> None:
         while self._notes and (note := self._notes[-1]).skipped is not None and note.skipped.item():
             self._notes.pop()
-        # An epoch without a step has none to sample.
+        # An interval without a step has none to sample.
         self._took, self._lrs = (note.took, note.lrs) if self._notes else ((), {})
         super().sample(without)
 
     def take_sample(self) -> dict[str, Row] | None:
+        if self._sample is None:  # The interval's last batch took no step.
+            self._before = {}  # of a step that was not taken
+            # The gradient may have changed since.
+            self.sample(without="gradient_cosine")
         self._notes.clear()
         return super().take_sample()
 
@@ -225,3 +223,16 @@ class _Note(NamedTuple):
     skipped: Tensor | None
     lrs: dict[int, Number]
     took: set[Tensor]
+
+
+def ends_epoch(trainer: Trainer) -> bool:
+    """Tell whether the batch that is under way is the last of its epoch."""
+    # The Trainer counts the steps of all optimizers.
+    ends = 0 <= trainer.max_steps <= trainer.global_step + len(trainer.optimizers)
+    return ends or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def is_logged(trainer: Trainer) -> bool:
+    """Tell whether the Trainer logs its own metrics at the end of the batch that is under way."""
+    logs: bool = trainer._logger_connector.should_update_logs
+    return logs and not trainer.fit_loop._should_accumulate()

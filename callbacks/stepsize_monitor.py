@@ -18,6 +18,7 @@ from aida_lightning.callbacks._pictures import (
     check_loggers,
     tensorboards,
 )
+from aida_lightning.callbacks._sampling import ends_epoch, is_logged
 from aida_lightning.callbacks._writing import write_points
 from aida_lightning.logs.restart import drop_orphans
 
@@ -61,17 +62,18 @@ class StepsizeMonitor(Callback):
     - ``gradient_cosine``: the cosine of the angle between the momentum and the gradient that the
       optimizer was given.
 
-    With ``logging_interval="epoch"`` the last step of each epoch is logged; an epoch without a step
-    has no point. If it was taken before the epoch's last batch, or in a batch that became the last
-    when ``trainer.should_stop`` was set, there is no ``gradient_cosine``, and outside of the family
-    no ``update_ratio``.
+    An optimizer's last step is logged at each step that the Trainer logs its metrics at, or with
+    ``logging_interval="epoch"`` at each epoch's end; without a step since the last time there is no
+    point. If it was taken before the last batch, or in a batch that became the last when
+    ``trainer.should_stop`` was set, there is no ``gradient_cosine``, and outside of the family no
+    ``update_ratio``.
 
     Args:
         layers: names of parameters or globs of them, such as ``["features.*.weight"]``, without
             what wrappers add to them. A tied parameter has several names, a parametrized one that
             of its result too. None chooses the weight tensors, those of 2 or more dimensions.
-        every_n_steps: log every n-th step of an optimizer. None takes the Trainer's
-            ``log_every_n_steps``.
+        every_n_steps: log every n-th step of an optimizer; of several in one batch the last. None
+            logs at the Trainer's own steps, see above.
         logging_interval: ``"step"``, or ``"epoch"`` to log at the end of each training epoch.
         statistics: names of statistics, see above.
         max_layers: log at most this many layers of those that are trained, evenly spread over the
@@ -191,7 +193,7 @@ class StepsizeMonitor(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if self.logging_interval == "step":
+        if self.logging_interval == "step" and (self.every_n_steps or is_logged(trainer)):
             self._log(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     @override
@@ -200,8 +202,6 @@ class StepsizeMonitor(Callback):
         # The epoch's last step, which the Trainer logs its own epoch metrics at.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
         if self.logging_interval == "epoch":
-            for sampler in self._samplers or ():
-                sampler.end_epoch()
             self._log(trainer, step)
         if self.figures and self._samplers and trainer.is_global_zero:
             for logger in tensorboards(trainer):
@@ -217,16 +217,14 @@ class StepsizeMonitor(Callback):
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         find_layers = WatchedLayers(trainer, pl_module, self.layers, self.max_layers)
-        every: int | None = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.logging_interval == "epoch":
-            every = None
-        elif not every:
-            return  # as the Trainer logs nothing
+        interval = (
+            ends_epoch if self.logging_interval == "epoch" else self.every_n_steps or is_logged
+        )
         measures = [name for statistic in self._chosen for name in statistic.measures]
         measures += HEALTH_MEASURES if self.health else ()
         measures += HISTOGRAM_MEASURES if self.histograms else ()
         measures += FIGURE_MEASURES if self.figures else ()
-        self._samplers = Samplers(trainer, find_layers, measures, self._steps, every)
+        self._samplers = Samplers(trainer, find_layers, measures, self._steps, interval)
 
     def _log(self, trainer: Trainer, step: int) -> None:
         taken = {sampler.prefix: sampler.take_sample() for sampler in self._samplers or ()}
