@@ -77,6 +77,7 @@ class Samplers:
             )
 
     def begin_batch(self) -> None:
+        self.follow()
         for sampler in self:
             sampler.begin_batch()
         self._restored = {}  # All that are sampled have a count from here on.

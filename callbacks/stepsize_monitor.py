@@ -19,7 +19,7 @@ from aida_lightning.callbacks._pictures import (
     tensorboards,
 )
 from aida_lightning.callbacks._sampling import ends_epoch, is_logged
-from aida_lightning.callbacks._writing import write_points
+from aida_lightning.callbacks._writing import forget, write_points
 from aida_lightning.logs.restart import drop_orphans
 
 # Where in a checkpoint it is noted when it was saved, and before which step.
@@ -137,7 +137,10 @@ class StepsizeMonitor(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(**{name: getattr(self, name) for name in _KEY})
+        # The others are in it where they differ from the default, as older checkpoints lack them.
+        others = ("custom_scalars", "health")
+        names = [*_KEY, *(name for name in others if not getattr(self, name))]
+        return self._generate_state_key(**{name: getattr(self, name) for name in names})
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -173,6 +176,8 @@ class StepsizeMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_loggers(trainer, histograms=self.histograms, figures=self.figures)
         self._detach()
+        if trainer.ckpt_path:
+            forget(trainer)
         if trainer.ckpt_path and self._saved and trainer.is_global_zero:
             tags = {statistic.tag for statistic in self._chosen}
             for logger in tensorboards(trainer):
@@ -188,7 +193,6 @@ class StepsizeMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._in_batch = True
         if self._samplers:
-            self._samplers.follow()
             self._samplers.begin_batch()
 
     @override
