@@ -223,16 +223,3 @@ class _Note(NamedTuple):
     skipped: Tensor | None
     lrs: dict[int, Number]
     took: set[Tensor]
-
-
-def ends_epoch(trainer: Trainer) -> bool:
-    """Tell whether the batch that is under way is the last of its epoch."""
-    # The Trainer counts the steps of all optimizers.
-    ends = 0 <= trainer.max_steps <= trainer.global_step + len(trainer.optimizers)
-    return ends or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-
-
-def is_logged(trainer: Trainer) -> bool:
-    """Tell whether the Trainer logs its own metrics at the end of the batch that is under way."""
-    logs: bool = trainer._logger_connector.should_update_logs
-    return logs and not trainer.fit_loop._should_accumulate()

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 from weakref import WeakKeyDictionary
 
+import torch
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
@@ -46,6 +47,16 @@ def write_points(
             by_path = {point.path(tags.STEPSIZES): point for point in points}
             new = _take_up(trainer, logger, by_path, step)
             log_histograms(board, [by_path[path] for path in new], step)
+
+
+def publish(trainer: Trainer, points: Iterable[Point]) -> None:
+    """Put statistics among the ``callback_metrics``, with "/" between the parts of their names."""
+    device = trainer.strategy.root_device
+    scalars = {"/".join(path): x for path, x in scalars_of(points).items()}
+    # The public property computes the Trainer's own metrics anew.
+    trainer._logger_connector._callback_metrics.update(
+        {name: torch.tensor(x, device=device) for name, x in scalars.items()}
+    )
 
 
 def forget(trainer: Trainer) -> None:

@@ -18,8 +18,8 @@ from aida_lightning.callbacks._pictures import (
     check_loggers,
     tensorboards,
 )
-from aida_lightning.callbacks._sampling import ends_epoch, is_logged
-from aida_lightning.callbacks._writing import forget, write_points
+from aida_lightning.callbacks._progress import ends_epoch, is_logged, next_step
+from aida_lightning.callbacks._writing import forget, publish, write_points
 from aida_lightning.logs.restart import drop_orphans
 
 # Where in a checkpoint it is noted when it was saved, and before which step.
@@ -36,7 +36,9 @@ class StepsizeMonitor(Callback):
     Trainer is given the numbers, as ``stepsize_mean/<layer>`` and ``stepsize_std/<layer>`` with the
     parameter's name in the module; the deviation is the population's (divided by n). Where there
     are several optimizers, their names go first: ``Adam-1/stepsize_mean/<layer>``. They are logged
-    at the step that the Trainer logs its own metrics at.
+    at the step that the Trainer logs its own metrics at, and are in its ``callback_metrics`` for
+    other callbacks, such as ``EarlyStopping("stepsize_mean/<layer>")``. One that acts at the end of
+    the epoch that the monitor logs comes after it in the Trainer's list.
 
     A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
     and not if the gradient scaler of mixed precision left it out. (Of a fused optimizer of torch's
@@ -158,10 +160,7 @@ class StepsizeMonitor(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        next_step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        # Of the batch that is being finished it is counted only after its checkpoints are saved.
-        next_step += self._in_batch and not trainer.fit_loop._should_accumulate()
-        checkpoint[_SAVED] = {"at": time.time(), "next_step": next_step}
+        checkpoint[_SAVED] = {"at": time.time(), "next_step": next_step(trainer, self._in_batch)}
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()  # so that a run that is killed has logged all up to here
@@ -233,10 +232,11 @@ class StepsizeMonitor(Callback):
     def _log(self, trainer: Trainer, step: int) -> None:
         taken = {sampler.prefix: sampler.take_sample() for sampler in self._samplers or ()}
         samples = {prefix: rows for prefix, rows in taken.items() if rows}
-        # Every process samples, so that none has less to do than another; one writes.
-        if not samples or not trainer.is_global_zero:
-            return
+        # Every process samples, and has the numbers for what else follows them; one writes.
         points = points_of(samples, self._chosen)
+        publish(trainer, points)
+        if not points or not trainer.is_global_zero:
+            return
         write_points(trainer, points, step, self.custom_scalars, self.histograms)
         if self.health:
             self._health.check(points, step)
