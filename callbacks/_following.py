@@ -10,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from aida_lightning.callbacks._adapters import stepsize_ceiling
 from aida_lightning.callbacks._layers import check_count
 from aida_lightning.callbacks._sampling import LastStepSampler, OptimizerSampler, StepSampler
-from aida_lightning.diagnostics import has_stepsize, stepsize_ceiling
+from aida_lightning.diagnostics import has_stepsize
 
 
 class Samplers:

@@ -14,13 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aida_lightning.diagnostics import (
-    effective_learning_rate,
-    last_update,
-    reductions,
-    stepsize,
-    stepsize_ceiling,
-)
+from aida_lightning.callbacks._adapters import last_update, stepsize, stepsize_ceiling
+from aida_lightning.diagnostics import effective_learning_rate, reductions
 from aida_lightning.logs import tags
 
 # Stepsizes at the ceiling differ by what v rounds, which adds up over 1 / (1 - beta2) steps.

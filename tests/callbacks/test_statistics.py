@@ -11,6 +11,7 @@ from toy import Net, TwoOptimizers, fit, read
 
 from aida_lightning import build_optimizer, stepsize
 from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.diagnostics import last_update, stepsize_ceiling
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -286,6 +287,47 @@ def test_a_registered_optimizer_has_the_statistics_that_it_has_the_state_for(tmp
     scalars = read(tmp_path)
     assert_equal(scalars, brute_force, list(range(12)), ["effective_mean", "update_ratio"])
     assert not any(tag.startswith("gradient_cosine") for tag in scalars)
+
+
+class Wrong(torch.optim.RMSprop):
+    """Has functions that return what the test says."""
+
+    stepsizes, update, ceiling = torch.ones(3, 4), None, 1.0
+
+
+@stepsize.register
+def stepsize_of_wrong(optimizer: Wrong, group, state):
+    return optimizer.stepsizes
+
+
+@last_update.register
+def update_of_wrong(optimizer: Wrong, group, state, param, lr=None):
+    return optimizer.update
+
+
+@stepsize_ceiling.register
+def ceiling_of_wrong(optimizer: Wrong, group):
+    return optimizer.ceiling
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stepsizes", None, r"stepsize_of_wrong, .*`stepsize.register` .* a real tensor, got None"),
+        ("stepsizes", 0.5, r"stepsize_of_wrong, .* must return a real tensor, got 0.5"),
+        ("stepsizes", torch.ones(1) * 1j, r"stepsize_of_wrong, .* a real tensor, got tensor"),
+        ("update", 0.5, r"update_of_wrong, .*`last_update.register` .* or None, got 0.5"),
+        ("ceiling", "1", r"ceiling_of_wrong, .*`stepsize_ceiling.register` .* or None, got '1'"),
+    ],
+)
+def test_a_registered_function_that_returns_another_thing_is_named(
+    tmp_path, monkeypatch, name, value, message
+):
+    monkeypatch.setattr(Wrong, name, value)
+    statistics = ["mean", "update_ratio", "ceiling_share"]
+    with pytest.raises(MisconfigurationException, match=rf"test_statistics\.{message}") as raised:
+        fit(tmp_path, Net(Wrong), StepsizeMonitor(every_n_steps=1, statistics=statistics))
+    assert "for Wrong, must return" in str(raised.value)
 
 
 @pytest.mark.parametrize(
