@@ -23,6 +23,9 @@ def next_step(trainer: Trainer, in_batch: bool) -> int:
         trainer: the Trainer.
         in_batch: whether a batch has started of the epoch that is under way.
     """
-    # Of the batch that is being finished it is counted only after its checkpoints are saved.
-    pending = in_batch and not trainer.fit_loop._should_accumulate()
-    return trainer.fit_loop.epoch_loop._batches_that_stepped + pending
+    loop = trainer.fit_loop.epoch_loop
+    # Of the batch that is being finished it is counted only after its checkpoints are saved; of one
+    # whose checkpoint a run is resumed from, only after the hooks that start the run's training.
+    resumes = loop.restarting and (loop.restarted_on_train_batch_end or not loop.restarted_on_last)
+    pending = (in_batch or resumes) and not loop._should_accumulate()
+    return loop._batches_that_stepped + pending

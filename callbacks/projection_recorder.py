@@ -55,7 +55,8 @@ class ProjectionRecorder(Callback):
 
     def _before_step(self, trainer: Trainer, param: Tensor, optimizer: Optimizer, *_: Any) -> None:
         every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        due = every > 0 and step % every == 0  # A Trainer whose number is 0 logs nothing.
         momentum = optimizer.state.get(param, {}).get("exp_avg", torch.zeros_like(param))
         self._before = momentum.detach().clone() if due else None
 
