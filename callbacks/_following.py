@@ -97,7 +97,8 @@ class Samplers:
             else:
                 sampler = self._sampler_of(name, optimizer)
                 former = before[place] if place < len(before) else None
-                if sampler and former and former.steps is not None:
+                leaves = former is not None and former.optimizer not in self._held
+                if sampler and former and leaves and former.steps is not None:
                     former.settle()
                     sampler.steps = former.steps
             if sampler:

@@ -192,3 +192,32 @@ def test_layers_that_come_later_join_at_their_first_step(tmp_path, name, layers)
     for tag in ("stepsize_mean", "update_ratio"):
         assert sorted(scalars[f"{tag}/added.weight"]) == list(range(12, 24))
         assert sorted(scalars[f"{tag}/head.weight"]) == list(range(24))
+
+
+class Inserts(Callback):
+    """Puts a new optimizer in the place of one that stays."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1:
+            _, features = trainer.optimizers
+            new = build_optimizer("adam", module.head)
+            trainer.strategy.optimizers = [features, new]
+
+
+def test_an_optimizer_that_moves_keeps_its_count_and_gives_it_to_no_other(tmp_path):
+    monitor = StepsizeMonitor(every_n_steps=100)
+    counts = []
+
+    class Counts(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            counts.append(monitor.state_dict()["steps"])
+
+    class Swapped(TwoOptimizers):
+        def optimizers(self):
+            first, second = super().optimizers()
+            return (first, second) if self.current_epoch == 0 else (second, first)
+
+    module = Swapped(["aida", "aida"], every=3)
+    fit(tmp_path, module, monitor, Inserts(), Counts(), max_epochs=2)
+    # The new one has no predecessor that left its place, and counts from the Trainer's 12 steps on.
+    assert counts == [{"Aida": 12, "Aida-1": 4}, {"Aida": 8, "Adam": 24}]
