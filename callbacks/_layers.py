@@ -1,109 +1,118 @@
 """The choice of layers to watch: by glob, and no more than a reader can look at."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from aida_lightning.callbacks._names import matching, names_of, weights
 from aida_lightning.optim._sharding import is_distributed
 
 
-class LayersOnceShaped:
-    """The layers to watch, chosen anew as long as the module has lazy ones without a shape.
+class WatchedLayers:
+    """The layers to watch: of those that the globs choose, the ones that an optimizer trains.
 
-    A warning says where no optimizer trains any of them, so that nothing will be logged.
+    A layer joins when an optimizer first holds it with a shape and unfrozen. It keeps its place
+    while it is frozen again, as ``toggle_optimizer`` does in every batch. A warning says where none
+    is trained at the start, so that nothing will be logged.
 
     Args:
-        pl_module: the module.
-        optimizers: all of the Trainer's.
-        globs: as in ``choose_layers``.
-        max_layers: as in ``choose_layers``.
+        trainer: the Trainer, whose optimizers may change.
+        pl_module: the module, whose layers may change.
+        globs: of names of parameters; None chooses those of 2 or more dimensions.
+        max_layers: as in ``spread``.
 
     Raises:
-        MisconfigurationException: the optimizers do not hold the module's layers, or see
-            ``choose_layers``.
+        MisconfigurationException: the optimizers do not hold the module's layers, a glob matches no
+            layer, or there is none to choose.
     """
 
     def __init__(
         self,
+        trainer: Trainer,
         pl_module: LightningModule,
-        optimizers: Sequence[Optimizer],
         globs: Sequence[str] | None,
         max_layers: int | None,
     ) -> None:
-        _check_held(pl_module, optimizers)
-        self._module = pl_module
-        self._choose = partial(choose_layers, pl_module, globs, max_layers)
-        self._chosen: dict[Tensor, str] | None = None
-        if self._are_shaped():
-            _warn_of_untrained(self(), optimizers)
-
-    def _are_shaped(self) -> bool:
-        return not any(map(is_lazy, self._module.parameters()))
+        self._trainer, self._module = trainer, pl_module
+        self._globs, self._max_layers = globs, max_layers
+        self._trained: set[Tensor] = set()
+        self._chosen: dict[Tensor, str] = {}
+        _check_globs(pl_module, globs)
+        _check_held(pl_module, trainer.optimizers)
+        if not self() and self._trained and not any(map(is_lazy, pl_module.parameters())):
+            rank_zero_warn(
+                "StepsizeMonitor logs nothing for now: the layers that it watches are frozen, or "
+                f"no optimizer has them. Layers: {_abridged([*self._matching().values()])}"
+            )
 
     def __call__(self) -> dict[Tensor, str]:
-        """Choose among the layers that have a shape by now, as ``choose_layers`` does."""
-        if self._chosen is None and self._are_shaped():
-            self._chosen = self._choose()
-        return self._choose() if self._chosen is None else self._chosen
+        """Map the parameters to watch to their names, in the module's order."""
+        optimizers = self._trainer.optimizers
+        held = (p for optimizer in optimizers for g in optimizer.param_groups for p in g["params"])
+        joined = {p for p in held if p.requires_grad and not is_lazy(p)} - self._trained
+        if joined:
+            self._trained |= joined
+            _check_held(self._module, optimizers)
+            layers = {p: name for p, name in self._matching().items() if p in self._trained}
+            self._chosen = spread(layers, self._max_layers, self._chosen)
+        return self._chosen
+
+    def _matching(self) -> dict[Tensor, str]:
+        names = names_of(self._module)
+        if self._globs is None:
+            chosen = weights(self._module)
+        else:
+            chosen = set().union(*(matching(names, pattern) for pattern in self._globs))
+        return {param: own[0] for param, own in names.items() if param in chosen}
 
 
-def choose_layers(
-    pl_module: LightningModule, globs: Sequence[str] | None, max_layers: int | None
+def spread(
+    layers: Mapping[Tensor, str], max_layers: int | None, chosen: Collection[Tensor] = ()
 ) -> dict[Tensor, str]:
-    """Map the parameters to watch to their names, in the module's order.
-
-    Those that no optimizer has yet are among them, for a callback may unfreeze them later.
+    """Choose layers of many, and warn where not all are.
 
     Args:
-        pl_module: the module.
-        globs: of names of parameters; None chooses those of 2 or more dimensions.
-        max_layers: watch so many at most, and warn; they are spread over the depth of the module,
-            its first and its last layer among them. None watches all.
-
-    Raises:
-        MisconfigurationException: a glob matches no layer, or there is none to choose.
+        layers: their names, in the module's order.
+        max_layers: choose so many at most, evenly spread over the depth of the module, its first
+            and its last layer among them. None chooses all.
+        chosen: those that were chosen before, which stay.
     """
-    # torch.compile wraps a module and adds to its parameters' names.
-    names: dict[Tensor, str] = {
-        param: name.replace("_orig_mod.", "") for name, param in pl_module.named_parameters()
-    }
-    for pattern in globs or ():
-        if not any(fnmatchcase(name, pattern) for name in names.values()):
-            raise MisconfigurationException(
-                f"StepsizeMonitor found no layer that matches {pattern!r}, there are: "
-                f"{_abridged([*names.values()])}"
-            )
-    chosen = [
-        (param, name)
-        for param, name in names.items()
-        if (
-            param.ndim >= 2
-            if globs is None
-            else any(fnmatchcase(name, pattern) for pattern in globs)
-        )
-    ]
-    if not chosen:
-        raise MisconfigurationException(
-            "StepsizeMonitor found no parameter of 2 or more dimensions; choose layers "
-            f"with `layers`, there are: {_abridged([*names.values()])}"
-        )
-    if max_layers is None or len(chosen) <= max_layers:
-        return dict(chosen)
-    gaps = max(max_layers - 1, 1)
-    kept = dict(chosen[index * (len(chosen) - 1) // gaps] for index in range(max_layers))
+    if max_layers is None or len(layers) <= max_layers:
+        return dict(layers)
+    kept = layers.keys() & {*chosen}
+    others = [param for param in layers if param not in kept]
+    room = max_layers - len(kept)
+    places = (index * (len(others) - 1) // max(room - 1, 1) for index in range(room))
+    kept.update(others[place] for place in places)
+    found = {param: name for param, name in layers.items() if param in kept}
     rank_zero_warn(
-        f"StepsizeMonitor found {len(chosen):,} layers and logs {max_layers:,} of them, evenly "
-        f"spread over the module: {_abridged([*kept.values()])}. To choose others give `layers` "
+        f"StepsizeMonitor found {len(layers):,} layers and logs {max_layers:,} of them, evenly "
+        f"spread over the module: {_abridged([*found.values()])}. To choose others give `layers` "
         "globs of their names, such as layers=['*.attn.*.weight']; max_layers=None logs all."
     )
-    return kept
+    return found
+
+
+def _check_globs(pl_module: LightningModule, globs: Sequence[str] | None) -> None:
+    """Raise where a glob matches no layer, or where there is none to choose."""
+    names = names_of(pl_module)
+    first = [own[0] for own in names.values()]
+    for pattern in globs or ():
+        if not matching(names, pattern):
+            raise MisconfigurationException(
+                f"StepsizeMonitor found no layer that matches {pattern!r}, there are: "
+                f"{_abridged(first)}"
+            )
+    if globs is None and not weights(pl_module) and not any(map(is_lazy, names)):
+        raise MisconfigurationException(
+            "StepsizeMonitor found no parameter of 2 or more dimensions; choose layers "
+            f"with `layers`, there are: {_abridged(first)}"
+        )
 
 
 def _abridged(names: list[str]) -> str:
@@ -138,16 +147,6 @@ def _check_held(pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> 
                     "Build it in configure_optimizers"
                 )
             rank_zero_warn(f"StepsizeMonitor logs nothing of it: {fault}.")
-
-
-def _warn_of_untrained(layers: Mapping[Tensor, str], optimizers: Sequence[Optimizer]) -> None:
-    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
-    trained = {param for group in groups for param in group["params"] if param.requires_grad}
-    if trained and trained.isdisjoint(layers):
-        rank_zero_warn(
-            "StepsizeMonitor logs nothing for now: the layers that it watches are frozen, or no "
-            f"optimizer has them. Layers: {_abridged([*layers.values()])}"
-        )
 
 
 def check_count(name: str, value: object) -> None:

@@ -14,13 +14,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aida_lightning.diagnostics import (
-    effective_learning_rate,
-    last_update,
-    reductions,
-    stepsize,
-    stepsize_ceiling,
-)
+from aida_lightning.callbacks._adapters import last_update, stepsize, stepsize_ceiling
+from aida_lightning.diagnostics import effective_learning_rate, reductions
 from aida_lightning.logs import tags
 
 # Stepsizes at the ceiling differ by what v rounds, which adds up over 1 / (1 - beta2) steps.
@@ -223,18 +218,16 @@ def points_of(
     """Bring samples to the host, in one transfer per device, and compute statistics of them.
 
     Args:
-        samples: the rows of layers, by optimizer and layer. A number ``"skipped"`` that is not 0
-            says that the step was not taken, and leaves the layer out.
+        samples: the rows of layers, by optimizer and layer.
         statistics: the statistics to compute.
     """
     names = [(optimizer, layer) for optimizer, rows in samples.items() for layer in rows]
     on_host = to_host(row for rows in samples.values() for row in rows.values())
     points = []
     for (optimizer, layer), numbers in zip(names, on_host, strict=True):
-        if not numbers.get("skipped"):
-            computed = {statistic.tag: statistic.compute(numbers) for statistic in statistics}
-            known = {tag: number for tag, number in computed.items() if number is not None}
-            points.append(Point(optimizer, layer, numbers, known))
+        computed = {statistic.tag: statistic.compute(numbers) for statistic in statistics}
+        known = {tag: number for tag, number in computed.items() if number is not None}
+        points.append(Point(optimizer, layer, numbers, known))
     return points
 
 

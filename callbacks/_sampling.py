@@ -1,23 +1,20 @@
 """What is sampled: the optimizers' steps are counted and, now and then, their layers measured."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from aida_lightning.callbacks._layers import check_count
 from aida_lightning.callbacks._measures import LayerStep, Number, Row, take_measures
 from aida_lightning.callbacks._merging import measure_shared
-from aida_lightning.diagnostics import has_stepsize, last_update, stepsize_ceiling
+from aida_lightning.diagnostics import last_update
 from aida_lightning.optim._sharding import is_distributed
 
 
@@ -32,7 +29,7 @@ class OptimizerSampler(ABC):
         trainer: the Trainer.
         name: the optimizer's name.
         optimizer: the optimizer.
-        find_layers: gives the names of the parameters to watch, those of no optimizer among them.
+        find_layers: gives the names of the parameters to watch, of all optimizers.
         measures: names of what to measure.
         steps: how many were taken so far; None until the first batch if no count was restored.
     """
@@ -43,6 +40,7 @@ class OptimizerSampler(ABC):
     find_layers: Callable[[], dict[Tensor, str]]
     measures: list[str]
     steps: int | None = None
+    _left_out: Tensor | None = None  # how many of those were not taken, where the device knows
     _depth: int = 0  # of the steps that are under way, a subclass's and that of its base
     _sample: dict[str, Row] | None = None
     _before: dict[Tensor, Tensor] = field(default_factory=dict)
@@ -74,39 +72,51 @@ class OptimizerSampler(ABC):
         if self.steps is None:
             self.steps = self.trainer.fit_loop.epoch_loop._batches_that_stepped
 
+    def settle(self) -> None:
+        """Take the steps off the count that were left out, which waits for the device."""
+        if self._left_out is not None:
+            self.steps = (self.steps or 0) - int(self._left_out)
+        self._left_out = None
+
     def end_step(self) -> None:
-        """Count a step, and sample it if it is due."""
+        """Count a step, and sample it if it is due.
+
+        A gradient scaler leaves it to torch's fused optimizers to skip a step, and whether they did
+        is known on the device only. It is read where a step is due if none before it was skipped:
+        at those that are logged, and once more for each time that some were skipped.
+        """
+        flag = self._flag
+        if flag is not None and self.is_due():
+            self.settle()
+            if flag.item():
+                return
+        elif flag is not None:
+            skips = (flag != 0).long()
+            self._left_out = skips if self._left_out is None else self._left_out + skips
         if self.is_due():
             self.sample()
         self.steps = 1 + (self.steps or 0)
 
-    def end_epoch(self) -> None:
-        """Sample the last step now if the epoch's last batch took none."""
-        if self._sample is None:
-            self._before = {}  # of a step that was not taken
-            # The gradient may have changed since.
-            self.sample(without="gradient_cosine")
+    def took(self, param: Tensor) -> bool:
+        """Tell whether the step that is sampled took the parameter's gradient."""
+        return param.grad is not None
 
     @torch.no_grad()
     def sample(self, without: str | None = None) -> None:
         """Take the measures, on the device. Of several steps in one batch the last one counts."""
         measures = [name for name in self.measures if name != without]
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
-        # A gradient scaler leaves it to torch's fused optimizers to skip a step. Whether they did,
-        # this is not 0 then, is known on the device only.
-        flag = getattr(self.optimizer, "found_inf", None)
-        skipped: Row = {} if flag is None else {"skipped": flag.reshape(())}
         names = {p: n for p, n in self.find_layers().items() if p in groups and p.numel()}
         rows: dict[Tensor, Row] = {}
         shared: dict[Tensor, LayerStep | None] = {}
         for param in names:
-            layer = self._layer_step(param, groups[param])
+            layer = self._layer_step(param, groups[param]) if self.took(param) else None
             if is_distributed(param):
                 shared[param] = layer
             elif layer is not None:
                 rows[param] = take_measures(layer, measures)
         rows |= measure_shared(shared, measures)
-        self._sample = {name: rows[p] | skipped for p, name in names.items() if p in rows}
+        self._sample = {name: rows[p] for p, name in names.items() if p in rows}
         self._before = {}
 
     def take_sample(self) -> dict[str, Row] | None:
@@ -127,6 +137,12 @@ class OptimizerSampler(ABC):
         params = (p for group in self.optimizer.param_groups for p in group["params"])
         if not self._depth and any(param.grad is not None for param in params):
             self.end_step()
+
+    @property
+    def _flag(self) -> Tensor | None:
+        """Not 0 where the step that is under way is skipped; None where that is known not to be."""
+        flag: Tensor | None = getattr(self.optimizer, "found_inf", None)
+        return flag
 
     @property
     def _needs_copies(self) -> bool:
@@ -151,83 +167,59 @@ class StepSampler(OptimizerSampler):
 
 
 @dataclass
-class EpochSampler(OptimizerSampler):
-    """Samples the steps of an epoch's last batch, and keeps the learning rates of others."""
-
-    def is_due(self) -> bool:
-        # The Trainer counts the steps of all optimizers.
-        trainer = self.trainer
-        ends = 0 <= trainer.max_steps <= trainer.global_step + len(trainer.optimizers)
-        return ends or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-
-    def end_step(self) -> None:
-        # A scheduler may change them before the epoch's end, and a tensor in place.
-        self._lrs = {
-            id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
-            for group in self.optimizer.param_groups
-        }
-        super().end_step()
-
-
-def attach_samplers(
-    trainer: Trainer,
-    find_layers: Callable[[], dict[Tensor, str]],
-    measures: Iterable[str],
-    steps: Mapping[str, int],
-    every_n_steps: int | None,
-) -> list[OptimizerSampler]:
-    """Start to sample the optimizers that have adaptive stepsizes, and warn of what others lack.
+class LastStepSampler(OptimizerSampler):
+    """Samples the last step of each interval, and notes what it has to know of others.
 
     Args:
-        trainer: the Trainer.
-        find_layers: gives the names of the parameters to watch, those of no optimizer among them.
-        measures: names of what to measure; some may be there twice.
-        steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
-        every_n_steps: the steps between two samples; None samples at each epoch's end.
+        ends_interval: tells whether the batch that is under way ends an interval.
+
+    Of steps that a fused optimizer may have skipped some are noted, of which one was taken: a
+    gradient scaler that has halved its scale as often as this has none left.
     """
-    samplers: list[OptimizerSampler] = []
-    measures = [*dict.fromkeys(measures)]
-    for name, optimizer in _named(trainer.optimizers):
-        kind = type(optimizer).__name__
-        if not has_stepsize(optimizer):
-            rank_zero_warn(
-                f"StepsizeMonitor logs nothing of {kind}, which has no adaptive stepsizes that are "
-                "known; if it has any, register a function for its class with "
-                "`aida_lightning.stepsize.register`."
-            )
-            continue
-        ceilings = [stepsize_ceiling(optimizer, group) for group in optimizer.param_groups]
-        if "ceiling_share" in measures and None in ceilings:
-            rank_zero_warn(
-                f"StepsizeMonitor logs no ceiling_share of {kind}, whose adaptive stepsizes have "
-                "no ceiling that is known."
-            )
-        common = (trainer, name, optimizer, find_layers, measures, steps.get(name))
-        if every_n_steps:
-            samplers.append(StepSampler(*common, every_n_steps=every_n_steps))
-        else:
-            samplers.append(EpochSampler(*common))
-        samplers[-1].attach()
-    return samplers
+
+    ends_interval: Callable[[Trainer], bool] = field(kw_only=True)
+    _notes: deque["_Note"] = field(default_factory=lambda: deque(maxlen=32))
+    _took: Collection[Tensor] = ()
+
+    def is_due(self) -> bool:
+        return self.ends_interval(self.trainer)
+
+    def end_step(self) -> None:
+        if self._flag is None:
+            self._notes.clear()
+        # A scheduler may change rates before the interval's end, and a tensor in place; anyone may
+        # change gradients.
+        groups = self.optimizer.param_groups
+        lrs = {
+            id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
+            for group in groups
+        }
+        took = {p for group in groups for p in group["params"] if p.grad is not None}
+        self._notes.append(_Note(self._flag, lrs, took))
+        super().end_step()
+
+    def took(self, param: Tensor) -> bool:
+        return param in self._took
+
+    def sample(self, without: str | None = None) -> None:
+        while self._notes and (note := self._notes[-1]).skipped is not None and note.skipped.item():
+            self._notes.pop()
+        # An interval without a step has none to sample.
+        self._took, self._lrs = (note.took, note.lrs) if self._notes else ((), {})
+        super().sample(without)
+
+    def take_sample(self) -> dict[str, Row] | None:
+        if self._sample is None:  # The interval's last batch took no step.
+            self._before = {}  # of a step that was not taken
+            # The gradient may have changed since.
+            self.sample(without="gradient_cosine")
+        self._notes.clear()
+        return super().take_sample()
 
 
-def check_interval(logging_interval: object, every_n_steps: object) -> None:
-    """Raise unless the interval is known, and no number of steps is given for one of epochs."""
-    check_count("every_n_steps", every_n_steps)
-    if logging_interval not in ("step", "epoch"):
-        raise MisconfigurationException(
-            f"logging_interval must be 'step' or 'epoch', got {logging_interval!r}"
-        )
-    if logging_interval == "epoch" and every_n_steps is not None:
-        raise MisconfigurationException(
-            f"every_n_steps={every_n_steps} has no meaning with logging_interval='epoch'"
-        )
+class _Note(NamedTuple):
+    """What is to be known of a step later: whether it was skipped, its rates, and its gradients."""
 
-
-def _named(optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Optimizer]]:
-    """Name the optimizers by their classes; those of one class are Adam, Adam-1, Adam-2."""
-    seen: Counter[str] = Counter()
-    for optimizer in optimizers:
-        name = type(optimizer).__name__
-        yield f"{name}-{seen[name]}" if seen[name] else name, optimizer
-        seen[name] += 1
+    skipped: Tensor | None
+    lrs: dict[int, Number]
+    took: set[Tensor]

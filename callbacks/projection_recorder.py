@@ -38,9 +38,22 @@ class ProjectionRecorder(Callback):
         self._before: Tensor | None = None
         self._triangle: Tensor | None = None
         self._handles: list[RemovableHandle] = []
+        self._held: list[Optimizer] = []
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._attach(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        if self._held != trainer.optimizers:  # A callback may exchange them.
+            self._attach(trainer, pl_module)
+
+    def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._detach()
+        self._held = [*trainer.optimizers]
         layers = dict(pl_module.named_parameters())
         if self.layer not in layers:
             raise MisconfigurationException(
@@ -55,23 +68,31 @@ class ProjectionRecorder(Callback):
 
     def _before_step(self, trainer: Trainer, param: Tensor, optimizer: Optimizer, *_: Any) -> None:
         every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        due = every > 0 and step % every == 0  # A Trainer whose number is 0 logs nothing.
         momentum = optimizer.state.get(param, {}).get("exp_avg", torch.zeros_like(param))
         self._before = momentum.detach().clone() if due else None
 
     def _after_step(self, param: Tensor, optimizer: Optimizer, *_: Any) -> None:
         momentum = optimizer.state.get(param, {}).get("exp_avg")
         group = _group_of(optimizer, param)
-        if self._before is not None and momentum is not None and "betas" in group:
-            self._triangle = _triangle(momentum, self._before, group["betas"][0])
+        # A layer without a gradient took no step.
+        took = param.grad is not None and momentum is not None and "betas" in group
+        if took and self._before is not None:
+            triangle = _triangle(momentum, self._before, group["betas"][0])
+            # Not 0 where a gradient scaler had a fused optimizer skip the step.
+            skipped = getattr(optimizer, "found_inf", torch.zeros(()))
+            self._triangle = torch.cat([triangle, skipped.reshape(1).to(triangle)])
         self._before = None
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self._triangle is None:
             return
-        m_norm, g_norm, cosine = self._triangle.tolist()
+        m_norm, g_norm, cosine, skipped = self._triangle.tolist()
         self._triangle = None
+        if skipped:
+            return
         metrics = {
             f"{tags.PROJECTION_M_NORM}/{self.layer}": m_norm,
             f"{tags.PROJECTION_G_NORM}/{self.layer}": g_norm,
@@ -82,6 +103,9 @@ class ProjectionRecorder(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._detach()
+
+    def _detach(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []

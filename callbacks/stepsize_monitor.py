@@ -4,25 +4,23 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
-from aida_lightning.callbacks._layers import LayersOnceShaped, as_list, check_count
-from aida_lightning.callbacks._measures import choose_statistics, points_of, scalars_of
+from aida_lightning.callbacks._layers import WatchedLayers, as_list, check_count
+from aida_lightning.callbacks._measures import choose_statistics, points_of
 from aida_lightning.callbacks._pictures import (
     FIGURE_MEASURES,
     HISTOGRAM_MEASURES,
     History,
     check_loggers,
-    log_histograms,
     tensorboards,
 )
-from aida_lightning.callbacks._sampling import OptimizerSampler, attach_samplers, check_interval
-from aida_lightning.logs.custom_scalars import show
+from aida_lightning.callbacks._progress import ends_epoch, is_logged, next_step
+from aida_lightning.callbacks._writing import forget, publish, write_points
 from aida_lightning.logs.restart import drop_orphans
-from aida_lightning.logs.writing import log_scalars
 
 # Where in a checkpoint it is noted when it was saved, and before which step.
 _SAVED = "aida_lightning.StepsizeMonitor"
@@ -38,11 +36,17 @@ class StepsizeMonitor(Callback):
     Trainer is given the numbers, as ``stepsize_mean/<layer>`` and ``stepsize_std/<layer>`` with the
     parameter's name in the module; the deviation is the population's (divided by n). Where there
     are several optimizers, their names go first: ``Adam-1/stepsize_mean/<layer>``. They are logged
-    at the step that the Trainer logs its own metrics at.
+    at the step that the Trainer logs its own metrics at, and are in its ``callback_metrics`` for
+    other callbacks, such as ``EarlyStopping("stepsize_mean/<layer>")``. One that acts at the end of
+    the epoch that the monitor logs comes after it in the Trainer's list.
 
     A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
-    and not if the gradient scaler of mixed precision left it out. Steps in between are counted;
-    a sampled one costs a pass over the watched layers, one transfer to the host, and one write.
+    and not if the gradient scaler of mixed precision left it out. (Of a fused optimizer of torch's
+    the device alone knows that: it is read at the logged steps, and once more for each time that
+    steps were left out between two of them.) A sample holds the layers whose
+    gradient the optimizer took at that step: one that was frozen, or not used, has no point there.
+    Steps in between are counted; a sampled one costs a pass over the watched layers, one transfer
+    to the host, and one write.
 
     TensorBoard's Custom Scalars tab shows the layers as lines of few charts, and each one's band
     from mean - std to mean + std. A run that was killed and is resumed in the same folder shows no
@@ -60,18 +64,22 @@ class StepsizeMonitor(Callback):
     - ``gradient_cosine``: the cosine of the angle between the momentum and the gradient that the
       optimizer was given.
 
-    With ``logging_interval="epoch"`` the last step of each epoch is logged. If it was taken before
-    the epoch's last batch, or in a batch that became the last when ``trainer.should_stop`` was set,
-    there is no ``gradient_cosine``, and outside of the family no ``update_ratio``.
+    An optimizer's last step is logged at each step that the Trainer logs its metrics at, or with
+    ``logging_interval="epoch"`` at each epoch's end; without a step since the last time there is no
+    point. If it was taken before the last batch, or in a batch that became the last when
+    ``trainer.should_stop`` was set, there is no ``gradient_cosine``, and outside of the family no
+    ``update_ratio``.
 
     Args:
-        layers: globs of parameter names, such as ``["features.*.weight"]``. None chooses the weight
-            tensors, those of 2 or more dimensions.
-        every_n_steps: log every n-th step of an optimizer. None takes the Trainer's
-            ``log_every_n_steps``.
+        layers: names of parameters or globs of them, such as ``["features.*.weight"]``, without
+            what wrappers add to them. A tied parameter has several names, a parametrized one that
+            of its result too. None chooses the weight tensors, those of 2 or more dimensions.
+        every_n_steps: log every n-th step of an optimizer; of several in one batch the last. None
+            logs at the Trainer's own steps, see above.
         logging_interval: ``"step"``, or ``"epoch"`` to log at the end of each training epoch.
         statistics: names of statistics, see above.
-        max_layers: log at most this many layers, evenly spread over the module, and warn. None logs
+        max_layers: log at most this many layers of those that are trained, evenly spread over the
+            module, and warn. Those that are trained later fill the places that are left. None logs
             all of them.
         custom_scalars: write TensorBoard's Custom Scalars layout, and the edges of its bands as two
             more tags per layer. Categories of a layout that was written before are kept.
@@ -117,7 +125,7 @@ class StepsizeMonitor(Callback):
         self.figures = figures
         self.health = health
         self._chosen = choose_statistics(self.statistics)
-        self._samplers: list[OptimizerSampler] = []
+        self._samplers: Samplers | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -131,7 +139,10 @@ class StepsizeMonitor(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(**{name: getattr(self, name) for name in _KEY})
+        # The others are in it where they differ from the default, as older checkpoints lack them.
+        others = ("custom_scalars", "health")
+        names = [*_KEY, *(name for name in others if not getattr(self, name))]
+        return self._generate_state_key(**{name: getattr(self, name) for name in names})
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -139,8 +150,7 @@ class StepsizeMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        counted = {s.name: s.steps for s in self._samplers if s.steps is not None}
-        return {"steps": self._steps | counted}
+        return {"steps": self._samplers.steps if self._samplers else self._steps}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -150,10 +160,7 @@ class StepsizeMonitor(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        next_step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        # Of the batch that is being finished it is counted only after its checkpoints are saved.
-        next_step += self._in_batch and not trainer.fit_loop._should_accumulate()
-        checkpoint[_SAVED] = {"at": time.time(), "next_step": next_step}
+        checkpoint[_SAVED] = {"at": time.time(), "next_step": next_step(trainer, self._in_batch)}
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()  # so that a run that is killed has logged all up to here
@@ -168,6 +175,8 @@ class StepsizeMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_loggers(trainer, histograms=self.histograms, figures=self.figures)
         self._detach()
+        if trainer.ckpt_path:
+            forget(trainer)
         if trainer.ckpt_path and self._saved and trainer.is_global_zero:
             tags = {statistic.tag for statistic in self._chosen}
             for logger in tensorboards(trainer):
@@ -175,14 +184,19 @@ class StepsizeMonitor(Callback):
         self._watch(trainer, pl_module)
 
     @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._samplers:
+            self._samplers.follow()
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._in_batch = True
-        for sampler in self._samplers:
-            sampler.begin_batch()
+        if self._samplers:
+            self._samplers.begin_batch()
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if self.logging_interval == "step":
+        if self.logging_interval == "step" and (self.every_n_steps or is_logged(trainer)):
             self._log(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     @override
@@ -191,13 +205,10 @@ class StepsizeMonitor(Callback):
         # The epoch's last step, which the Trainer logs its own epoch metrics at.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
         if self.logging_interval == "epoch":
-            for sampler in self._samplers:
-                sampler.end_epoch()
             self._log(trainer, step)
-        if self.figures and trainer.is_global_zero:
-            labels = {sampler.prefix: sampler.name for sampler in self._samplers}
+        if self.figures and self._samplers and trainer.is_global_zero:
             for logger in tensorboards(trainer):
-                self._history.log_figures(logger, labels, step)
+                self._history.log_figures(logger, self._samplers.labels, step)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -208,34 +219,25 @@ class StepsizeMonitor(Callback):
         self._detach()
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        find_layers = LayersOnceShaped(pl_module, trainer.optimizers, self.layers, self.max_layers)
-        every: int | None = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.logging_interval == "epoch":
-            every = None
-        elif not every:
-            return  # as the Trainer logs nothing
+        find_layers = WatchedLayers(trainer, pl_module, self.layers, self.max_layers)
+        interval = (
+            ends_epoch if self.logging_interval == "epoch" else self.every_n_steps or is_logged
+        )
         measures = [name for statistic in self._chosen for name in statistic.measures]
         measures += HEALTH_MEASURES if self.health else ()
         measures += HISTOGRAM_MEASURES if self.histograms else ()
         measures += FIGURE_MEASURES if self.figures else ()
-        self._samplers = attach_samplers(trainer, find_layers, measures, self._steps, every)
+        self._samplers = Samplers(trainer, find_layers, measures, self._steps, interval)
 
     def _log(self, trainer: Trainer, step: int) -> None:
-        samples = {s.prefix: rows for s in self._samplers if (rows := s.take_sample()) is not None}
-        # Every process samples, so that none has less to do than another; one writes.
-        if not samples or not trainer.is_global_zero:
-            return
+        taken = {sampler.prefix: sampler.take_sample() for sampler in self._samplers or ()}
+        samples = {prefix: rows for prefix, rows in taken.items() if rows}
+        # Every process samples, and has the numbers for what else follows them; one writes.
         points = points_of(samples, self._chosen)
-        for logger in trainer.loggers:
-            if not isinstance(logger, TensorBoardLogger):
-                log_scalars(logger, scalars_of(points), step)
-                continue
-            scalars = scalars_of(points, margins=self.custom_scalars)
-            log_scalars(logger, scalars, step)
-            if self.custom_scalars:
-                show(logger, scalars)
-            if self.histograms:
-                log_histograms(logger, points, step)
+        publish(trainer, points)
+        if not points or not trainer.is_global_zero:
+            return
+        write_points(trainer, points, step, self.custom_scalars, self.histograms)
         if self.health:
             self._health.check(points, step)
         if self.figures:
@@ -243,6 +245,6 @@ class StepsizeMonitor(Callback):
 
     def _detach(self) -> None:
         self._steps = self.state_dict()["steps"]
-        for sampler in self._samplers:
-            sampler.detach()
-        self._samplers = []
+        if self._samplers:
+            self._samplers.detach()
+        self._samplers = None

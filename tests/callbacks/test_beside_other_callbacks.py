@@ -92,6 +92,40 @@ def test_early_stopping(tmp_path, name):
     assert steps(tmp_path) == [4, 9, 14, 19, 24, 29, 34]
 
 
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_early_stopping_by_a_statistic(tmp_path, interval):
+    stopping = EarlyStopping(
+        TAG, patience=1, mode="max", check_on_train_epoch_end=True, min_delta=1e9
+    )
+    monitor = StepsizeMonitor(logging_interval=interval)
+    trainer = fit(tmp_path, Net(), monitor, stopping, max_epochs=20)
+    assert trainer.current_epoch == 2
+    logged = read(tmp_path)
+    assert stopping.best_score.item() == pytest.approx(
+        logged[TAG][{"step": 9, "epoch": 11}[interval]]
+    )
+    for tag in (TAG, "stepsize_std/features.weight"):
+        last = logged[tag][max(logged[tag])]
+        assert trainer.callback_metrics[tag].item() == pytest.approx(last)
+
+
+@pytest.mark.parametrize("every_n_steps", [1, None])
+def test_a_checkpoint_of_the_best_statistic(tmp_path, every_n_steps):
+    saved = ModelCheckpoint(tmp_path / "saved", monitor=TAG, every_n_train_steps=5)
+    monitor = StepsizeMonitor(every_n_steps=every_n_steps)
+    fit(tmp_path, Net(), saved, monitor, enable_checkpointing=True)
+    logged = read(tmp_path)[TAG]
+    assert saved.best_model_score.item() == pytest.approx(min(logged[4], logged[9]))
+
+
+def test_every_process_has_the_statistics(tmp_path):
+    # Each raises where it has no number to compare.
+    stopping = EarlyStopping(TAG, strict=True, check_on_train_epoch_end=True)
+    monitor = StepsizeMonitor(every_n_steps=1)
+    fit(tmp_path, Net(), monitor, stopping, devices=2, strategy="ddp_spawn", max_epochs=2)
+    assert steps(tmp_path) == list(range(12))
+
+
 @both
 def test_gradient_accumulation_scheduler(tmp_path, name):
     schedule = GradientAccumulationScheduler({0: 1, 1: 3})

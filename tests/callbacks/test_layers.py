@@ -1,17 +1,18 @@
 """Which layers are watched, where there are more than can be looked at."""
 
 import re
-import warnings
 from itertools import pairwise
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from torch import nn
 from toy import Net, fit, read
 
+from aida_lightning import build_optimizer
 from aida_lightning.callbacks import StepsizeMonitor
-from aida_lightning.callbacks._layers import choose_layers
+from aida_lightning.callbacks._layers import spread
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -59,28 +60,36 @@ def test_all_10_000_are_logged_on_request(tmp_path):
     assert logged_layers(tmp_path) == NAMES
 
 
-def test_globs_that_match_few_need_no_cap():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        chosen = choose_layers(Deep(), ["layers.??", "layers.777*"], 256)
-    assert [*chosen.values()] == [*NAMES[10:100], "layers.777", *NAMES[7770:7780]]
+def test_globs_that_match_few_need_no_cap(tmp_path):
+    fit(tmp_path, Deep(), StepsizeMonitor(["layers.??", "layers.777*"], 1), max_steps=1)
+    assert logged_layers(tmp_path) == [*NAMES[10:100], "layers.777", *NAMES[7770:7780]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9_999])
-def test_the_cap_holds_for_globs_too(count):
-    module = Deep()
+def test_the_cap_holds_for_any_number(count):
+    layers = {param: name for name, param in Deep().named_parameters()}
     with pytest.warns(UserWarning, match=f"logs {count:,} of them"):
-        chosen = choose_layers(module, ["*"], count)
+        chosen = spread(layers, count)
     assert len({*chosen.values()}) == count
     assert next(iter(chosen.values())) == "layers.0"
     assert count == 1 or [*chosen.values()][-1] == "layers.9999"
-    params = dict(module.named_parameters())
-    assert all(params[name] is param for param, name in chosen.items())
+    assert chosen.items() <= layers.items()
 
 
-def test_an_error_of_many_layers_can_be_read():
+@pytest.mark.parametrize("before", [0, 1, 3, 4])
+def test_layers_that_were_chosen_stay_and_others_fill_the_places_that_are_left(before):
+    layers = {param: name for name, param in Deep().named_parameters()}
+    chosen = [*layers][100 : 100 + before]
+    with pytest.warns(UserWarning, match="logs 4 of them"):
+        found = spread(layers, 4, chosen)
+    assert {*chosen} <= found.keys()
+    assert len(found) == 4
+    assert [*found] == [param for param in layers if param in found]
+
+
+def test_an_error_of_many_layers_can_be_read(tmp_path):
     with pytest.raises(MisconfigurationException, match="matches 'conv', there are: ") as raised:
-        choose_layers(Deep(), ["conv"], None)
+        fit(tmp_path, Deep(), StepsizeMonitor("conv"))
     assert len(str(raised.value)) < 600
 
 
@@ -102,6 +111,88 @@ def test_layers_that_nothing_trains_are_told(tmp_path):
     model.features.requires_grad_(False)
     with pytest.warns(UserWarning, match=r"frozen, or no optimizer has them. .*features.weight"):
         fit(tmp_path, model, StepsizeMonitor("features.*"))
+
+
+class LowRank(Net):
+    """Many frozen matrices, and some that train."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.ModuleList(nn.Linear(3, 3) for _ in range(12)).requires_grad_(False)
+        self.adapters = nn.ModuleList(nn.Linear(3, 3) for _ in range(5))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())  # the frozen ones too
+
+    def loss(self, batch):
+        hidden = self.features(batch[0])
+        for layer in (*self.base, *self.adapters):
+            hidden = hidden + layer(hidden).tanh()
+        return self.head(hidden).square().mean()
+
+
+ADAPTERS = {f"adapters.{index}.weight" for index in range(5)}
+TRAINED = {"features.weight", "head.weight", *ADAPTERS}
+
+
+@pytest.mark.parametrize("max_layers", [7, 4])
+def test_frozen_layers_take_no_place(tmp_path, recwarn, max_layers):
+    monitor = StepsizeMonitor(every_n_steps=1, max_layers=max_layers)
+    fit(tmp_path, LowRank(), monitor, max_steps=1)
+    logged = {*logged_layers(tmp_path)}
+    assert len(logged) == max_layers
+    assert logged <= TRAINED
+    told = [str(w.message) for w in recwarn if "StepsizeMonitor found" in str(w.message)]
+    assert ["found 7 layers and logs 4 of them" in message for message in told] == [True] * (
+        max_layers < 7
+    )
+
+
+class Thaws(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1:
+            module.base.requires_grad_(True)
+
+
+def test_layers_that_thaw_fill_the_places_that_are_left(tmp_path):
+    monitor = StepsizeMonitor(every_n_steps=12, max_layers=10)
+    with pytest.warns(UserWarning, match="found 19 layers and logs 10 of them"):
+        fit(tmp_path, LowRank(), monitor, Thaws(), max_epochs=2)
+    logged = {*logged_layers(tmp_path)}
+    assert logged - TRAINED == {"base.0.weight", "base.5.weight", "base.11.weight"}
+    scalars = read(tmp_path)
+    for layer in logged:
+        expected = [11, 23] if layer in TRAINED else [23]
+        assert sorted(scalars[f"stepsize_mean/{layer}"]) == expected
+
+
+class Toggles(LowRank):
+    """Two optimizers, each of which freezes the layers of the other for its step."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        parts = (nn.ModuleList([self.features, self.head]), self.adapters)
+        return [build_optimizer("aida", part) for part in parts]
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            self.toggle_optimizer(optimizer)
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+
+def test_layers_that_are_frozen_for_another_ones_step_keep_their_places(tmp_path, recwarn):
+    monitor = StepsizeMonitor(every_n_steps=1, max_layers=4)
+    fit(tmp_path, Toggles(), monitor, max_epochs=1)
+    assert len([w for w in recwarn if "StepsizeMonitor" in str(w.message)]) == 1
+    means = {tag: points for tag, points in read(tmp_path).items() if "stepsize_mean/" in tag}
+    assert len(means) == 4
+    assert all(sorted(points) == list(range(12)) for points in means.values())
 
 
 class Lazy(Net):

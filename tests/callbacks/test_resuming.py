@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -161,6 +162,30 @@ def test_a_monitor_that_was_stopped_in_a_batch_saves_the_next_runs_start_in_step
         train(tmp_path, SavesAtTheStart(), Stops(15), monitor=monitor, ckpt="epoch=0")
     train(tmp_path, ckpt="start")
     assert restarts(tmp_path) == [12, 12]
+    for tag in [*LAYERS, "taken"]:
+        assert [step for step, _ in shown(tmp_path)[tag]] == list(range(24)), tag
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "accumulate", "expected"),
+    [("step=8", 1, 8), ("step=16", 1, 16), ("epoch=0", 1, 12), ("step=4", 2, 4), ("fifth", 2, 8)],
+)
+def test_a_checkpoint_at_the_start_of_a_resumed_run_holds_the_next_step(
+    tmp_path, ckpt, accumulate, expected
+):
+    # The fifth batch is the second epoch's, whose gradients a sixth one adds to.
+    train(tmp_path, SavesAfterFiveBatches(), accumulate_grad_batches=accumulate)
+    train(tmp_path, SavesAtTheStart(), accumulate_grad_batches=accumulate, ckpt=ckpt)
+    checkpoint = torch.load(tmp_path / "saved" / "start.ckpt", weights_only=False)
+    assert checkpoint["aida_lightning.StepsizeMonitor"]["next_step"] == expected
+
+
+def test_a_run_killed_before_its_first_step_after_a_resumption_shows_each_point_once(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, Stops(11))
+    with pytest.raises(Killed):
+        train(tmp_path, SavesAtTheStart(), Stops(9), ckpt="step=8")
+    train(tmp_path, ckpt="start")
     for tag in [*LAYERS, "taken"]:
         assert [step for step, _ in shown(tmp_path)[tag]] == list(range(24)), tag
 

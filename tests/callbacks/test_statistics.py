@@ -11,6 +11,7 @@ from toy import Net, TwoOptimizers, fit, read
 
 from aida_lightning import build_optimizer, stepsize
 from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.diagnostics import last_update, stepsize_ceiling
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -177,29 +178,32 @@ def test_a_gradient_that_is_gone_at_the_epochs_end_has_no_cosine(tmp_path):
     assert "Aida/gradient_cosine/head.weight" in scalars
 
 
-class FallsWithTheEpoch(Adversaries):
-    """The features train in the first epoch only, and both rates fall at each epoch's end.
+class FallsInTheEpoch(Adversaries):
+    """The features train in the first 6 batches of two epochs only, and then their rate falls.
 
     A rate that is a tensor falls in place.
     """
 
     def training_step(self, batch, batch_idx):
-        self.every = 1 if not self.current_epoch else 1000
-        super().training_step(batch, batch_idx + self.current_epoch)
-
-    def on_train_epoch_end(self):
-        for optimizer in self.optimizers():
-            for group in optimizer.param_groups:
-                group["lr"] *= 0.1
+        trains = batch_idx < 6 and self.current_epoch < 2
+        self.every = 1 if trains else 1000
+        super().training_step(batch, batch_idx + 12 * self.current_epoch)
+        if batch_idx == 6:
+            (group,) = self.optimizers()[1].param_groups
+            group["lr"] *= 0.1
 
 
 @pytest.mark.parametrize("make_lr", [float, torch.tensor])
-def test_a_step_of_an_earlier_epoch_keeps_its_learning_rate(tmp_path, make_lr):
-    monitor = StepsizeMonitor(logging_interval="epoch", statistics="effective_mean")
-    fit(tmp_path, FallsWithTheEpoch(False, lr=make_lr(1e-3)), monitor, max_epochs=3)
-    values = read(tmp_path)["Aida-1/stepsize_effective_mean/features.weight"]
-    assert len({*values.values()}) == 1
-    assert len(values) == 3
+def test_a_step_of_an_earlier_batch_keeps_its_learning_rate(tmp_path, make_lr):
+    monitor = StepsizeMonitor(logging_interval="epoch", statistics=["mean", "effective_mean"])
+    fit(tmp_path, FallsInTheEpoch(False, lr=make_lr(1e-3)), monitor, max_epochs=3)
+    scalars = read(tmp_path)
+    means = scalars["Aida-1/stepsize_mean/features.weight"]
+    # The third epoch has no step of it.
+    lrs = {11: 1e-3 / (1 - 0.9**6), 23: 1e-4 / (1 - 0.9**12)}
+    assert scalars["Aida-1/stepsize_effective_mean/features.weight"] == {
+        step: pytest.approx(lr * means[step], rel=1e-5) for step, lr in lrs.items()
+    }
 
 
 def test_two_optimizers_steps_in_the_batch_that_ends_training_are_both_the_last(tmp_path):
@@ -283,6 +287,47 @@ def test_a_registered_optimizer_has_the_statistics_that_it_has_the_state_for(tmp
     scalars = read(tmp_path)
     assert_equal(scalars, brute_force, list(range(12)), ["effective_mean", "update_ratio"])
     assert not any(tag.startswith("gradient_cosine") for tag in scalars)
+
+
+class Wrong(torch.optim.RMSprop):
+    """Has functions that return what the test says."""
+
+    stepsizes, update, ceiling = torch.ones(3, 4), None, 1.0
+
+
+@stepsize.register
+def stepsize_of_wrong(optimizer: Wrong, group, state):
+    return optimizer.stepsizes
+
+
+@last_update.register
+def update_of_wrong(optimizer: Wrong, group, state, param, lr=None):
+    return optimizer.update
+
+
+@stepsize_ceiling.register
+def ceiling_of_wrong(optimizer: Wrong, group):
+    return optimizer.ceiling
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stepsizes", None, r"stepsize_of_wrong, .*`stepsize.register` .* a real tensor, got None"),
+        ("stepsizes", 0.5, r"stepsize_of_wrong, .* must return a real tensor, got 0.5"),
+        ("stepsizes", torch.ones(1) * 1j, r"stepsize_of_wrong, .* a real tensor, got tensor"),
+        ("update", 0.5, r"update_of_wrong, .*`last_update.register` .* or None, got 0.5"),
+        ("ceiling", "1", r"ceiling_of_wrong, .*`stepsize_ceiling.register` .* or None, got '1'"),
+    ],
+)
+def test_a_registered_function_that_returns_another_thing_is_named(
+    tmp_path, monkeypatch, name, value, message
+):
+    monkeypatch.setattr(Wrong, name, value)
+    statistics = ["mean", "update_ratio", "ceiling_share"]
+    with pytest.raises(MisconfigurationException, match=rf"test_statistics\.{message}") as raised:
+        fit(tmp_path, Net(Wrong), StepsizeMonitor(every_n_steps=1, statistics=statistics))
+    assert "for Wrong, must return" in str(raised.value)
 
 
 @pytest.mark.parametrize(

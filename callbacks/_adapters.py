@@ -1,0 +1,56 @@
+"""The functions that users register for optimizers of their own, whose results are checked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aida_lightning import diagnostics
+
+
+def stepsize(optimizer: Optimizer, *args: Any) -> Tensor:
+    """Call ``diagnostics.stepsize``, which returns a real tensor."""
+    result: Tensor = _call(diagnostics.stepsize, "a real tensor", _is_real, optimizer, *args)
+    return result
+
+
+def last_update(optimizer: Optimizer, *args: Any) -> Tensor | None:
+    """Call ``diagnostics.last_update``, which returns a real tensor or None."""
+    allowed = "a real tensor or None"
+    result: Tensor | None = _call(
+        diagnostics.last_update, allowed, lambda x: x is None or _is_real(x), optimizer, *args
+    )
+    return result
+
+
+def stepsize_ceiling(optimizer: Optimizer, *args: Any) -> float | None:
+    """Call ``diagnostics.stepsize_ceiling``, which returns a number or None."""
+    result: float | None = _call(
+        diagnostics.stepsize_ceiling,
+        "a float or None",
+        lambda x: x is None or isinstance(x, float | int),
+        optimizer,
+        *args,
+    )
+    return result
+
+
+def _call(
+    function: Any, allowed: str, is_allowed: Callable[[Any], bool], optimizer: Optimizer, *args: Any
+) -> Any:
+    result = function(optimizer, *args)
+    if is_allowed(result):
+        return result
+    registered = function.dispatch(type(optimizer))
+    raise MisconfigurationException(
+        f"{registered.__module__}.{registered.__qualname__}, which is registered with "
+        f"`{function.__name__}.register` for {type(optimizer).__name__}, must return {allowed}, "
+        f"got {result!r}"
+    )
+
+
+def _is_real(result: object) -> bool:
+    return isinstance(result, torch.Tensor) and not result.is_complex()

@@ -1,0 +1,74 @@
+"""The points of one step, given to the Trainer's loggers, none of which gets one twice."""
+
+from collections.abc import Collection, Iterable
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+
+from aida_lightning.callbacks._measures import Point, scalars_of
+from aida_lightning.callbacks._pictures import log_histograms
+from aida_lightning.logs import tags
+from aida_lightning.logs.custom_scalars import show
+from aida_lightning.logs.writing import log_scalars
+
+# At which step each name was last given to a logger. Several monitors share it, and several fits
+# of one Trainer, which may count a step again that was under way when an exception ended a fit.
+_written: WeakKeyDictionary[Trainer, WeakKeyDictionary[Logger, dict[tuple[str, ...], int]]]
+_written = WeakKeyDictionary()
+
+
+def write_points(
+    trainer: Trainer,
+    points: Collection[Point],
+    step: int,
+    custom_scalars: bool,
+    histograms: bool,
+) -> None:
+    """Log points of one step, without what another monitor has logged of the same layers there.
+
+    Args:
+        trainer: the Trainer, whose loggers write.
+        points: the points.
+        step: the step to log them at.
+        custom_scalars: give TensorBoard the Custom Scalars layout and its bands' edges too.
+        histograms: give TensorBoard the histograms too.
+    """
+    for logger in trainer.loggers:
+        board = logger if isinstance(logger, TensorBoardLogger) else None
+        scalars = scalars_of(points, margins=custom_scalars and board is not None)
+        new = _take_up(trainer, logger, scalars, step)
+        log_scalars(logger, {path: scalars[path] for path in new}, step)
+        if board and custom_scalars:
+            show(board, scalars)
+        if board and histograms:
+            by_path = {point.path(tags.STEPSIZES): point for point in points}
+            new = _take_up(trainer, logger, by_path, step)
+            log_histograms(board, [by_path[path] for path in new], step)
+
+
+def publish(trainer: Trainer, points: Iterable[Point]) -> None:
+    """Put statistics among the ``callback_metrics``, with "/" between the parts of their names."""
+    device = trainer.strategy.root_device
+    scalars = {"/".join(path): x for path, x in scalars_of(points).items()}
+    # The public property computes the Trainer's own metrics anew.
+    trainer._logger_connector._callback_metrics.update(
+        {name: torch.tensor(x, device=device) for name, x in scalars.items()}
+    )
+
+
+def forget(trainer: Trainer) -> None:
+    """Let all steps be logged again, as those after a checkpoint that a Trainer goes back to."""
+    _written.pop(trainer, None)
+
+
+def _take_up(
+    trainer: Trainer, logger: Logger, paths: Iterable[tuple[str, ...]], step: int
+) -> list[tuple[str, ...]]:
+    """Return the names that were not written at the step yet, which they are from here on."""
+    written = _written.setdefault(trainer, WeakKeyDictionary()).setdefault(logger, {})
+    new = [path for path in paths if written.get(path) != step]
+    written.update(dict.fromkeys(new, step))
+    return new

@@ -1,0 +1,142 @@
+"""The names of layers in wrappers, of tied and of parametrized ones."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import parametrizations
+from toy import Net, fit, read
+
+from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.callbacks._names import names_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*`isinstance\\(treespec, LeafSpec\\)`.*"),
+]
+
+
+def logged(folder):
+    return {tag.partition("/")[2] for tag in read(folder) if tag.startswith("stepsize_mean/")}
+
+
+class Wrapped(Net):
+    def __init__(self, wrap):
+        super().__init__()
+        self.features, self.head = wrap(self.features), wrap(self.head)
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def compiled_checkpoint(module):
+    return compiled(checkpoint_wrapper(module))
+
+
+class Replica(nn.parallel.DistributedDataParallel):
+    """Wraps as its base does, without processes."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+    def forward(self, *inputs):
+        return self.module(*inputs)
+
+
+def in_a_module_of_its_own(module):
+    """Return a module whose part is called as DDP calls what it wraps."""
+    wrapper = nn.Sequential()
+    wrapper.module = module
+    return wrapper
+
+
+def compiled_replica(module):
+    return Replica(compiled(module))
+
+
+@pytest.mark.parametrize(
+    "wrap", [checkpoint_wrapper, compiled, compiled_checkpoint, Replica, compiled_replica]
+)
+@pytest.mark.parametrize("layers", [None, ["head.weight", "f*.weight"]])
+def test_wrappers_are_in_neither_tags_nor_globs(tmp_path, wrap, layers):
+    with torch.compiler.set_stance("force_eager"):  # The names are the same.
+        fit(tmp_path, Wrapped(wrap), StepsizeMonitor(layers))
+    assert logged(tmp_path) == {"features.weight", "head.weight"}
+
+
+def test_names_are_those_of_the_state_dict_where_torch_leaves_the_wrapper_out():
+    module = nn.Sequential(checkpoint_wrapper(nn.Sequential(checkpoint_wrapper(nn.Linear(1, 1)))))
+    assert [own[0] for own in names_of(module).values()] == [*module.state_dict()]
+
+
+def test_a_glob_may_name_the_wrapper(tmp_path):
+    layers = ["head._checkpoint_wrapped_module.weight"]
+    fit(tmp_path, Wrapped(checkpoint_wrapper), StepsizeMonitor(layers))
+    assert logged(tmp_path) == {"head.weight"}
+
+
+def test_a_part_that_is_called_module_keeps_its_name(tmp_path):
+    fit(tmp_path, Wrapped(in_a_module_of_its_own), StepsizeMonitor())
+    assert logged(tmp_path) == {"features.module.weight", "head.module.weight"}
+
+
+class Bracketed(Net):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleDict({"[0]": nn.Linear(3, 3), "0": nn.Linear(3, 3)})
+
+    def loss(self, batch):
+        hidden = self.features(batch[0])
+        for block in self.blocks.values():
+            hidden = block(hidden).tanh()
+        return self.head(hidden).square().mean()
+
+
+@pytest.mark.parametrize("layer", ["[0]", "0", "[1-]"])
+def test_an_exact_name_is_taken_before_it_is_read_as_a_glob(tmp_path, layer):
+    module = Bracketed()
+    if layer == "[1-]":
+        module.blocks["1"] = nn.Linear(3, 3)
+    fit(tmp_path, module, StepsizeMonitor(f"blocks.{layer}.weight"))
+    assert logged(tmp_path) == {f"blocks.{'1' if layer == '[1-]' else layer}.weight"}
+
+
+class Tied(Bracketed):
+    def __init__(self):
+        super().__init__()
+        self.blocks["0"].weight = self.blocks["[0]"].weight
+
+
+@pytest.mark.parametrize("layers", [None, "blocks.[0].weight", "blocks.0.weight", "*.0.w*", "bl*t"])
+def test_a_tied_weight_has_either_name_and_is_logged_under_the_first(tmp_path, layers):
+    fit(tmp_path, Tied(), StepsizeMonitor(layers))
+    assert {name for name in logged(tmp_path) if "blocks" in name} == {"blocks.[0].weight"}
+
+
+def weight_norm(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The older function is deprecated.
+        return nn.utils.weight_norm(module)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "suffix"),
+    [
+        (parametrizations.weight_norm, "parametrizations.weight.original1"),
+        (parametrizations.spectral_norm, "parametrizations.weight.original"),
+        (weight_norm, "weight_v"),
+    ],
+)
+def test_a_gain_is_no_weight_and_not_chosen_by_default(tmp_path, wrap, suffix):
+    fit(tmp_path, Wrapped(wrap), StepsizeMonitor())
+    assert logged(tmp_path) == {f"features.{suffix}", f"head.{suffix}"}
+
+
+def test_a_parametrized_layer_is_chosen_by_the_name_of_its_result(tmp_path):
+    fit(tmp_path, Wrapped(parametrizations.weight_norm), StepsizeMonitor(["he*.weight"]))
+    assert logged(tmp_path) == {f"head.parametrizations.weight.original{n}" for n in (0, 1)}
