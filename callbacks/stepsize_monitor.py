@@ -41,12 +41,12 @@ class StepsizeMonitor(Callback):
     the epoch that the monitor logs comes after it in the Trainer's list.
 
     A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
-    and not if the gradient scaler of mixed precision left it out. (Of a fused optimizer of torch's
-    the device alone knows that: it is read at the logged steps, and once more for each time that
-    steps were left out between two of them.) A sample holds the layers whose
-    gradient the optimizer took at that step: one that was frozen, or not used, has no point there.
-    Steps in between are counted; a sampled one costs a pass over the watched layers, one transfer
-    to the host, and one write.
+    and not if the gradient scaler of mixed precision left it out. (Of torch's fused optimizers the
+    device alone knows that. It is read at the logged steps, and once more for each time that steps
+    were left out between two of them.) A sample holds the layers whose gradient the optimizer took
+    at that step: one that was frozen, or not used, has no point there. Steps in between are
+    counted; a sampled one costs a pass over the watched layers, one transfer to the host, and one
+    write.
 
     TensorBoard's Custom Scalars tab shows the layers as lines of few charts, and each one's band
     from mean - std to mean + std. A run that was killed and is resumed in the same folder shows no
