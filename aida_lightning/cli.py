@@ -99,7 +99,7 @@ class AidaCLI(LightningCLI):
         return chosen
 
 
-def main(args: list[str] | None = None) -> int:
+def run_lightning_cli(args: list[str] | None = None) -> int:
     """Run ``aida-lightning fit``, ``validate``, ``test`` or ``predict``.
 
     Args:

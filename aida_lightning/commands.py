@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     given = sys.argv[1:] if argv is None else argv
     if given and given[0] in LIGHTNING:
-        from aida_lightning.cli import main as lightning_main
+        from aida_lightning.cli import run_lightning_cli
 
-        return lightning_main(argv)
+        return run_lightning_cli(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_PLAIN)

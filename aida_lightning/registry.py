@@ -1,6 +1,7 @@
 """Optimizers by name: ``build_optimizer("aida", module, lr=1e-3)``."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,6 +17,12 @@ from aida_lightning import optim
 from aida_lightning.optim._state import OwnStateOptimizer, check_groups
 
 OptimizerLike: TypeAlias = str | type[Optimizer] | Callable[..., Optimizer]
+
+
+# What torch.compile, activation checkpointing, FSDP and Lightning's Fabric put around a module.
+_WRAPPED = re.compile(
+    r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)\."
+)
 
 
 class _Entry(NamedTuple):
@@ -145,6 +152,16 @@ def check_options(optimizer: Callable[..., Optimizer], options: Iterable[str]) -
             )
 
 
+def layer_name(name: str) -> str:
+    """Leave out of a parameter's name what is put around modules and left out of state dicts.
+
+    Example:
+        >>> layer_name("_orig_mod.net.0._checkpoint_wrapped_module.weight")
+        'net.0.weight'
+    """
+    return _WRAPPED.sub("", name)
+
+
 def _entry(name: str) -> _Entry:
     key = name.lower().replace("+", "plus")
     key = "".join(character for character in key if character not in "-_. ")
@@ -155,7 +172,7 @@ def _entry(name: str) -> _Entry:
 
 
 def _groups(module: nn.Module, no_decay_1d: bool, named: bool) -> Any:
-    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    trainable = [(layer_name(n), p) for n, p in module.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(
             f"{type(module).__name__} has no parameters that require a gradient, so there is "

@@ -10,11 +10,8 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.weight_norm import WeightNorm
 
-# What torch.compile, activation checkpointing, FSDP and Lightning's Fabric put around a module, and
-# leave out of its state_dict.
-_WRAPPED = re.compile(
-    r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)\."
-)
+from aida_lightning.registry import layer_name
+
 _PARAMETRIZED = re.compile(r"\bparametrizations\.([^.]+)\.original\d*$")
 
 
@@ -39,7 +36,7 @@ def names_of(module: nn.Module) -> dict[Tensor, list[str]]:
         for path in reversed(replicated):
             if name.startswith(path):
                 name = path + name.removeprefix(path).removeprefix("module.")
-        names.setdefault(param, []).append(_WRAPPED.sub("", name))
+        names.setdefault(param, []).append(layer_name(name))
     return {
         param: [*dict.fromkeys([*own, *(_PARAMETRIZED.sub(r"\1", name) for name in own)])]
         for param, own in names.items()
@@ -55,7 +52,7 @@ def matching(names: Mapping[Tensor, Sequence[str]], pattern: str) -> set[Tensor]
         >>> matching({a: ["blocks[0]"], b: ["blocks0"]}, "blocks[0]") == {a}
         True
     """
-    pattern = _WRAPPED.sub("", pattern)
+    pattern = layer_name(pattern)
     exact = {param for param, own in names.items() if pattern in own}
     return exact or {
         param for param, own in names.items() if any(fnmatchcase(name, pattern) for name in own)

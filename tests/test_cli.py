@@ -21,7 +21,8 @@ from toy import Net
 
 from aida_lightning import Aida, LAida, OptimizerMixin, StepsizeMonitor
 from aida_lightning.callbacks import UseOptimizer
-from aida_lightning.cli import AidaCLI, NamesArgumentParser, main
+from aida_lightning.cli import AidaCLI, NamesArgumentParser
+from aida_lightning.cli import run_lightning_cli as main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),

@@ -65,7 +65,8 @@ def test_set_may_be_given_again_and_the_last_value_of_a_key_holds(compared):
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_lightnings_commands_are_handed_over_whole(monkeypatch, capsys, command):
-    monkeypatch.setattr(lightning, "main", lambda argv: 3 if argv == [command, "--a=1"] else 4)
+    run = lambda argv: 3 if argv == [command, "--a=1"] else 4  # noqa: E731
+    monkeypatch.setattr(lightning, "run_lightning_cli", run)
     assert commands.main([command, "--a=1"]) == 3
     with pytest.raises(SystemExit):
         commands.main(["--help"])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 import aida_lightning
@@ -238,3 +239,10 @@ def test_a_plateau_needs_a_metric_to_follow():
         lr_scheduler="ReduceLROnPlateau", lr_scheduler_config={"monitor": "val_loss"}
     ).configure_optimizers()
     assert followed["lr_scheduler"]["monitor"] == "val_loss"
+
+
+def test_names_in_groups_are_those_of_the_module_without_wrappers():
+    net = nn.Sequential(checkpoint_wrapper(nn.Linear(2, 2)), nn.Linear(2, 1))
+    optimizer = build_optimizer("aida", torch.compile(net))
+    names = [name for name, _ in nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).named_parameters()]
+    assert optimizer.param_groups[0]["param_names"] == names

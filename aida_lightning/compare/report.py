@@ -215,10 +215,14 @@ def _scaled(values: Sequence[float | None], metric: Metric) -> list[float]:
 
 
 def _decimals(results: Sequence[RunResult], metric: Metric) -> int:
-    """Return how many decimals show four significant digits of a metric's values, at least two."""
+    """Return how many decimals the column of a metric needs.
+
+    They show four significant digits of the largest value and two of the smallest, and are at
+    least two.
+    """
     values = _scaled([value for run in results for value in (run.best, run.last)], metric)
-    largest = max((abs(value) for value in values if math.isfinite(value) and value), default=1.0)
-    return max(3 - math.floor(math.log10(largest)), 2)
+    scales = [math.floor(math.log10(abs(v))) for v in values if v and math.isfinite(v)] or [1]
+    return min(max(2, 3 - max(scales), 1 - min(scales)), 10)
 
 
 def _spread(values: Sequence[float | None], metric: Metric, decimals: int) -> str:

@@ -77,6 +77,17 @@ def test_accuracies_are_in_percent_unless_the_experiment_says_so(name, shown):
     assert ("in %" in printed([], of)) is (name == "val_accuracy")
 
 
+def test_small_numbers_are_shown_with_four_significant_digits_in_one_column(tmp_path):
+    of = experiment(metric=Metric("val_loss", "val_loss", better="min", report="last"))
+    values = [5e-5, 6e-5]
+    seeds = [result(seed=i, best=v, last=v, metric="val_loss") for i, v in enumerate(values)]
+    assert cells(printed(seeds, of), "Aida")[2] == "0.00005500 ± 0.00000707"
+    other = result(label="SGD", method="SGD", best=1.25, last=1.25, metric="val_loss")
+    table = printed([*seeds, other], of)
+    assert cells(table, "Aida")[2] == "0.000055 ± 0.000007"
+    assert cells(table, "SGD")[2] == "1.250000"
+
+
 def test_a_proxy_is_read_under_its_own_name_with_its_floor(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("fid_proxy", 12.0, 9)
