@@ -1,7 +1,7 @@
 """Checkpoints that a kill, a full disk or a flipped bit cannot turn into the loss of a run."""
 
-import hashlib
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,6 @@ from typing_extensions import override
 # Beside the checkpoints, in a folder of its own: Lightning takes any file whose name has "last" in
 # it for a checkpoint that ckpt_path="last" may mean.
 _BACKUP = ".backup"
-# Digests that are remembered: of the checkpoint, of the one before it, and of those that a kill
-# kept from their place between.
-_MOST = 8
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -27,9 +24,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
     Lightning's own way writes to the temporary folder and moves the file over the old one. Where
     that folder is on another file system, the move is a copy, and a kill or a full disk in its
     course leaves neither the old checkpoint nor the new one. Here, the file is written beside its
-    target, flushed to the disk, and renamed. The checkpoint that it replaces is kept, with the
-    SHA-256 of both, in a folder ``.backup`` beside it; a damaged or missing checkpoint is replaced
-    by the one before it when it is loaded, with a warning.
+    target, flushed to the disk, and renamed; the checkpoint that it replaces is kept in a folder
+    ``.backup`` beside it. When a checkpoint is loaded, the checksums of its parts are checked; a
+    damaged or missing one gives way to the one before it, with a warning.
 
     The checkpoint that is kept doubles the disk space of checkpoints that are saved under one name
     again and again. Files on remote file systems are left to Lightning.
@@ -60,18 +57,19 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            _write(_sums(target), "\n".join([_digest(part), *_digests(target)][:_MOST]))
             if target.exists():
                 _hold(target, backup)
             part.replace(target)
             _sync_folder(target.parent)
         except (OSError, RuntimeError) as error:  # torch's writer raises the second
-            part.unlink(missing_ok=True)
-            kept = f"{target} is the one before" if target.exists() else "there is none before it"
+            kept = next((file for file in (target, backup) if file.exists()), None)
             raise OSError(
-                f"the checkpoint {target} cannot be written: {error}; {kept}. Make room or give "
-                "another folder, and go on from the last checkpoint"
+                f"the checkpoint {target} cannot be written: {error}; "
+                + (f"{kept} is the one before" if kept else "there is none before it")
+                + ". Make room or give another folder, and go on from the last checkpoint"
             ) from error
+        finally:
+            part.unlink(missing_ok=True)
 
     @override
     def load_checkpoint(
@@ -86,13 +84,14 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
+        target = _local(path)  # before it is gone
         super().remove_checkpoint(path)
-        if (target := _local(path)) is not None:
-            backup = target.parent / _BACKUP
-            for file in (backup / target.name, _sums(target)):
+        if target is not None:
+            folder = target.parent / _BACKUP
+            for file in (folder / target.name, folder / f"{target.name}.part"):
                 file.unlink(missing_ok=True)
-            if backup.is_dir() and not any(backup.iterdir()):
-                backup.rmdir()
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def find_whole(path: str | Path) -> str | Path:
@@ -102,16 +101,13 @@ def find_whole(path: str | Path) -> str | Path:
         RuntimeError: it is damaged, and there is no whole one before it.
     """
     target = _local(path)
-    known = [] if target is None else _digests(target)
-    if target is None or not known:  # Lightning's or a copy; nothing is known of it
-        return path
-    if target.is_file() and _digest(target) in known:
+    if target is None or _is_whole(target):
         return path
     backup = target.parent / _BACKUP / target.name
-    if not target.exists() and not backup.exists():  # they were moved away
+    if not target.exists() and not backup.exists():
         return path
-    fault = "is not as it was written" if target.exists() else "is missing"
-    if not backup.is_file() or _digest(backup) not in known:
+    fault = "is damaged" if target.exists() else "is missing"
+    if not _is_whole(backup):
         raise RuntimeError(
             f"the checkpoint {target} {fault}, and there is no whole one before it. Put a good "
             f"copy in its place, or move it and {backup.parent} away"
@@ -121,37 +117,22 @@ def find_whole(path: str | Path) -> str | Path:
 
 
 def _local(path: str | Path) -> Path | None:
+    """Return where a file is on this machine, past links; None on a remote file system."""
     filesystem, stripped = url_to_fs(str(path))
-    return Path(stripped) if isinstance(filesystem, LocalFileSystem) else None
+    return Path(stripped).resolve() if isinstance(filesystem, LocalFileSystem) else None
 
 
-def _sums(target: Path) -> Path:
-    return target.parent / _BACKUP / f"{target.name}.sha256"
+def _is_whole(file: Path) -> bool:
+    """Check the checksums that torch keeps of a checkpoint's parts.
 
-
-def _digests(target: Path) -> list[str]:
-    """Read the digests of the checkpoints that were saved last under a name, newest first."""
+    Where torch was told to keep none, only what a cut leaves is noticed.
+    """
     try:
-        return _sums(target).read_text(encoding="ascii").split()
-    except (OSError, UnicodeDecodeError):
-        return []
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+        torch.PyTorchFileReader(str(file))  # which looks at more of the headers
+        with zipfile.ZipFile(file) as archive:
+            return not torch.serialization.get_crc32_options() or archive.testzip() is None
+    except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile):
+        return False
 
 
 def _hold(target: Path, backup: Path) -> None:

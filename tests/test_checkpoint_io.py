@@ -1,6 +1,8 @@
 """A checkpoint is there, whole, whatever happens while the next one is saved."""
 
 import os
+import random
+import shutil
 import warnings
 from multiprocessing import get_context
 from pathlib import Path
@@ -79,7 +81,7 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
         if process.exitcode == 0:
             break
     assert codes[-1] == 0
-    assert codes.count(9) >= 6  # the operations were met
+    assert codes.count(9) >= 4  # the operations were met
     assert newest == value_of(path)
 
 
@@ -120,8 +122,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
 def test_without_a_whole_one_before_it_a_damaged_checkpoint_is_refused(tmp_path):
     path = tmp_path / "last.ckpt"
     save(path, 1)
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(RuntimeError, match="is not as it was written, and there is no whole one"):
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RuntimeError, match="is damaged, and there is no whole one before it"):
         value_of(path)
     with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt"):
         value_of(tmp_path / "nothing.ckpt")
@@ -132,6 +134,46 @@ def test_checkpoints_that_others_wrote_are_loaded_as_they_are(tmp_path):
     torch.save({"value": 3}, path)
     assert value_of(path) == 3
     assert find_whole(path) == path
+
+
+@pytest.mark.parametrize("way", ["saved", "copied", "linked"])
+def test_a_whole_checkpoint_that_others_put_in_its_place_is_loaded(tmp_path, way):
+    path, other = tmp_path / "last.ckpt", tmp_path / "epoch=3.ckpt"
+    save(path, 1)
+    save(path, 2)
+    torch.save({"value": 3}, path if way == "saved" else other)
+    if way == "copied":
+        shutil.copy(other, path)
+    elif way == "linked":
+        path.unlink()
+        path.symlink_to(other.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert value_of(path) == 3
+    save(path, 4)
+    assert value_of(path) == 4
+    path.resolve().write_bytes(b"")
+    with pytest.warns(UserWarning, match="the one before it is loaded"):
+        assert value_of(path) == 3
+
+
+def test_a_flipped_byte_anywhere_changes_no_value_unseen(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save(path, 1)
+    save(path, 2, size=50)
+    whole = path.read_bytes()
+    draw, seen = random.Random(0), 0
+    for _ in range(300):
+        content = bytearray(whole)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded = DurableCheckpointIO().load_checkpoint(path, weights_only=True)
+        seen += bool(caught)
+        assert loaded["value"] == (1 if caught else 2)
+        assert torch.equal(loaded["weights"], torch.ones(1000 if caught else 50))
+    assert seen > 50
 
 
 def test_a_removed_checkpoint_leaves_nothing(tmp_path):

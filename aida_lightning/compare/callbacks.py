@@ -1,5 +1,6 @@
 """The callbacks that a comparison gives to each run, beside the experiment's own."""
 
+import os
 import random
 import sys
 import time
@@ -208,23 +209,23 @@ class LastCheckpointIO(DurableCheckpointIO):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / CHECKPOINT
+        self._path = os.path.realpath(folder / CHECKPOINT)  # as ModelCheckpoint has it
         self._held: dict[str, Any] | None = None
 
     @override
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        if Path(path) != self._path:
+        if os.path.realpath(path) != self._path:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        # Until it is written, no step is taken, but rates change.
-        groups = [deepcopy(state["param_groups"]) for state in checkpoint["optimizer_states"]]
-        states = zip(checkpoint["optimizer_states"], groups, strict=True)
-        self._held = checkpoint | {
-            "optimizer_states": [{**state, "param_groups": own} for state, own in states],
-            **{key: deepcopy(checkpoint[key]) for key in ("lr_schedulers", "callbacks", "loops")},
-        }
+        # Until it is written, no step is taken, but everything else may change.
+        steps = ("state_dict", "optimizer_states")
+        self._held = {k: v if k in steps else deepcopy(v) for k, v in checkpoint.items()}
+        self._held["optimizer_states"] = [
+            {**state, "param_groups": deepcopy(state["param_groups"])}
+            for state in checkpoint.get("optimizer_states", [])
+        ]
 
     def write(self) -> None:
         """Write the checkpoint that is held, if there is one."""

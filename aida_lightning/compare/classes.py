@@ -76,7 +76,8 @@ def source_digests(config: Any) -> dict[str, str]:
         source = file.read_bytes()
         digests[name] = hashlib.sha256(source).hexdigest()[:16]
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-        names += [other for other in _imports(source, package) if _folder(other) == _folder(name)]
+        imported = [name.rpartition(".")[0], *_imports(source, package)]
+        names += [other for other in imported if other and _folder(other) == _folder(name)]
     return digests
 
 
@@ -105,7 +106,11 @@ def _module_of(path: str) -> str | None:
 
 def _imports(source: bytes, package: str) -> Iterator[str]:
     """Yield the names that a module of a package imports, of modules and of what is in them."""
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # which is the interpreter's to tell, if it ever runs it
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -129,8 +129,20 @@ def load_experiment(
     config.changes = before | noted
     _settle_trainer(config.trainer.init_args, resolve_name(config.model.class_path))
     return LoadedExperiment(
-        _experiment_name(path), yaml.safe_load(parser.dump(config, skip_unset=False))
+        _experiment_name(path),
+        _without_unwritable(yaml.safe_load(parser.dump(config, skip_unset=False))),
     )
+
+
+def _without_unwritable(content: Any) -> Any:
+    """Leave out the defaults that jsonargparse cannot write: the class has them itself."""
+    if isinstance(content, dict):
+        return {
+            key: _without_unwritable(value)
+            for key, value in content.items()
+            if not (isinstance(value, str) and value.startswith("Unable to serialize instance"))
+        }
+    return [*map(_without_unwritable, content)] if isinstance(content, list) else content
 
 
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:

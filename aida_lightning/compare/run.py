@@ -65,6 +65,8 @@ def train_run(
     with quiet(), _sigint_handler_restored():
         try:
             point = begin_run(folder, run_settings(loaded.config, optimizer, seed))
+            if not _can_go_on(loaded):
+                point = ResumePoint()
             _fit(loaded, optimizer, seed, folder, point)
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
             failure = {"status": "interrupted", "message": ""}
@@ -95,6 +97,16 @@ def train_run(
     if not failure:
         finish_run(folder, result, keep_checkpoint)
     return result
+
+
+def _can_go_on(loaded: LoadedExperiment) -> bool:
+    """Tell whether a resumed run equals an unbroken one under the Trainer's options.
+
+    With these, Lightning goes on a step or an epoch's data too late: the run starts anew instead.
+    """
+    options = loaded.trainer_options
+    by_steps = options.get("max_steps", -1) not in (None, -1)
+    return not by_steps and not options.get("reload_dataloaders_every_n_epochs")
 
 
 def _fit(

@@ -73,22 +73,25 @@ def read_events(file: str | Path) -> Iterator[Event]:
     filesystem, path = url_to_fs(str(file))
     content = memoryview(filesystem.cat_file(path))
     position, count, damaged = 0, 0, False
+    suspect = False  # something was lost: it was a cut, unless a whole record follows
     while position + _HEADER.size <= len(content):
         header = content[position : position + _HEADER.size]
         length, checksum = _HEADER.unpack(header)
         if checksum != _masked_checksum(header[:8]):
-            damaged, position = True, position + 1  # a later byte begins the next record
+            damaged |= not suspect  # a cut leaves no whole header that is wrong
+            suspect, position = True, position + 1  # a later byte begins the next record
             continue
         begin = position + _HEADER.size
-        position = begin + length + _CHECKSUM.size
-        if position > len(content):
-            break  # the run was killed
-        event = _decode(content[begin : begin + length], content[begin + length : position])
+        end = begin + length + _CHECKSUM.size
+        is_cut = end > len(content)
+        event = None if is_cut else _decode(content[begin : end - 4], content[end - 4 : end])
         if event is None:
-            damaged = True
-        else:
-            count += 1
-            yield event
+            damaged |= not is_cut
+            suspect, position = True, begin
+            continue
+        damaged |= suspect
+        position, count = end, count + 1
+        yield event
     if damaged:
         warnings.warn(
             f"{path} is damaged: {count} of its events were read, others are lost. What is shown "

@@ -25,13 +25,21 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     could not be loaded with ``weights_only`` then.
     """
     return {
-        name: _KINDS[name](value) if name in _KINDS else _native(value)
+        name: _KINDS[name](_native(value)) if name in _KINDS else value
         for name, value in options.items()
     }
 
 
 def _native(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    is_scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
+    return value.item() if is_scalar else value
+
+
+def _flag(name: str, value: object) -> bool | None:
+    """Give True, False or None, for a text such as "false" would count as true."""
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"Invalid {name} value: {value!r}, it must be True or False")
+    return value
 
 
 def _lr(lr: object) -> float | Tensor:
@@ -90,6 +98,7 @@ def _number(what: str, value: object) -> float:
     return float(value)
 
 
+_FLAGS = ("decoupled_weight_decay", "foreach", "fused", "maximize", "capturable", "differentiable")
 _KINDS: dict[str, Callable[[object], Any]] = {
     "lr": _lr,
     "betas": _betas,
@@ -97,5 +106,6 @@ _KINDS: dict[str, Callable[[object], Any]] = {
     "weight_decay": partial(_non_negative, "weight_decay"),
     "initial_accumulator": partial(_non_negative, "initial_accumulator"),
     "k": _order,
+    **{name: partial(_flag, name) for name in _FLAGS},
     "xi": partial(_positive, "xi"),
 }

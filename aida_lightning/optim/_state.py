@@ -33,6 +33,7 @@ class OwnStateOptimizer(Optimizer):
     """Base of the optimizers whose state dict says whose it is, and which load no other's unseen.
 
     Optimizers keep states of the same names, such as ``exp_avg_sq``, that mean different things.
+    torch's distributed checkpoints in flat form keep no name, and tell nothing.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,8 +141,9 @@ def fault_of(param: Tensor, state: dict[str, Any], layer_mean: LayerMean) -> str
     averaged = layer_mean == "statistic"
     shape, shape_sq = param.shape, torch.Size() if averaged else param.shape
     for name, expected in (("exp_avg", shape), ("exp_avg_sq", shape_sq)):
-        if (found := state[name].shape) != expected:
-            return f"{name} has the shape {[*found]}, not {[*expected]}"
+        if (found := getattr(state[name], "shape", None)) != expected:
+            shown = "no shape" if found is None else f"the shape {[*found]}"
+            return f"{name} has {shown}, not {[*expected]}"
     return None
 
 

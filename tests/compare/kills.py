@@ -68,7 +68,8 @@ def _run(path, output, fatal, log):
     torch.set_num_threads(1)
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
-    compare(load_experiment(path), ["Aida K=2"], output, keep_checkpoints=True)
+    os.chdir(Path(output).parent)  # a relative folder, as by default
+    compare(load_experiment(path), ["Aida K=2"], Path(output).name, keep_checkpoints=True)
     if log:
         Path(log).write_text("\n".join(names), encoding="utf-8")
     os._exit(0)

@@ -144,30 +144,56 @@ def test_a_full_disk_is_named_with_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert "not run again" in capsys.readouterr().out
 
 
-def test_the_clock_set_back_changes_no_number(tmp_path, monkeypatch):
-    trainer = {**EXPERIMENT["trainer"], "max_epochs": 4}
-    path = write_experiment(tmp_path, figures=None, trainer=trainer)
-    run(path, tmp_path / "unbroken")
-    stopped = {"epoch": 2}
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A function that compares, and is stopped at the start of an epoch."""
     start = TinyClassifier.on_train_epoch_start
 
-    def interrupt(self):
-        if self.current_epoch == stopped["epoch"]:
-            raise RuntimeError("stopped")
-        start(self)
+    def compared(path, output, epoch):
+        def stop(self):
+            if self.current_epoch == epoch:
+                raise RuntimeError("stopped")
+            start(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(TinyClassifier, "on_train_epoch_start", interrupt)
-        run(path, tmp_path / "broken")
-        now = time.time
-        patch.setattr(time, "time", lambda: now() - 86_400)
-        stopped["epoch"] = -1
-        (result,) = run(path, tmp_path / "broken")
-    assert (result.status, result.epochs) == ("completed", 4)
-    ours, theirs = (read_scalars(tmp_path / name / RUN) for name in ("broken", "unbroken"))
+        with monkeypatch.context() as patch:
+            patch.setattr(TinyClassifier, "on_train_epoch_start", stop)
+            (result,) = run(path, output)
+        assert result.status == "failed"
+
+    return compared
+
+
+def assert_alike(folder, other):
+    ours, theirs = (read_scalars(f / RUN) for f in (folder, other))
+    assert ours.keys() == theirs.keys()
     for tag, curve in theirs.items():
         assert ours[tag].steps.tolist() == curve.steps.tolist(), tag
         np.testing.assert_array_equal(ours[tag].values, curve.values)
+
+
+def test_the_clock_set_back_changes_no_number(tmp_path, monkeypatch, interrupted):
+    trainer = {**EXPERIMENT["trainer"], "max_epochs": 4}
+    path = write_experiment(tmp_path, figures=None, trainer=trainer)
+    run(path, tmp_path / "unbroken")
+    interrupted(path, tmp_path / "broken", epoch=2)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 86_400)
+    (result,) = run(path, tmp_path / "broken")
+    assert (result.status, result.epochs) == ("completed", 4)
+    assert_alike(tmp_path / "broken", tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("option", [{"max_steps": 14}, {"reload_dataloaders_every_n_epochs": 1}])
+def test_a_run_that_lightning_would_not_go_on_with_rightly_starts_anew(
+    tmp_path, interrupted, option
+):
+    trainer = {**EXPERIMENT["trainer"], "max_epochs": 4, **option}
+    path = write_experiment(tmp_path, figures=None, trainer=trainer)
+    run(path, tmp_path / "unbroken")
+    interrupted(path, tmp_path / "broken", epoch=2)
+    (result,) = run(path, tmp_path / "broken")
+    assert (result.status, result.epochs) == ("completed", 4)
+    assert_alike(tmp_path / "broken", tmp_path / "unbroken")
 
 
 @pytest.mark.filterwarnings("ignore:.* is damaged")

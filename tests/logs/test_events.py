@@ -56,6 +56,17 @@ def test_a_flipped_bit_costs_one_event_and_is_named(file, place, index):
     assert found == {step: value for step, value in POINTS.items() if step != index - 1}
 
 
+def test_bytes_that_are_lost_cost_no_event_but_their_own(file):
+    content = file.read_bytes()
+    (begin, end), (_, last) = records(content)[2], records(content)[-1]
+    file.write_bytes(content[: begin + 14] + content[begin + 20 : last])
+    with pytest.warns(DamagedEventsWarning, match="6 of its events were read"):
+        assert points(file) == {step: value for step, value in POINTS.items() if step != 1}
+    file.write_bytes(content[: end - 3] + content[end:])
+    with pytest.warns(DamagedEventsWarning, match="6 of its events were read"):
+        assert points(file) == {step: value for step, value in POINTS.items() if step != 1}
+
+
 def test_a_hole_of_zeros_costs_the_events_in_it(file):
     content = bytearray(file.read_bytes())
     (begin, _), (_, end) = records(content)[2], records(content)[3]

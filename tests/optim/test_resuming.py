@@ -83,6 +83,13 @@ def test_betas_that_are_no_pair_of_numbers_are_refused(betas):
         Yogi([torch.zeros(1)], betas=betas)
 
 
+@pytest.mark.parametrize("name", ["maximize", "decoupled_weight_decay", "foreach"])
+@pytest.mark.parametrize("value", ["false", 1, 0.0])
+def test_a_flag_that_is_no_bool_is_refused(name, value):
+    with pytest.raises(TypeError, match=f"Invalid {name} value: {value!r}, it must be True or"):
+        Aida([torch.zeros(1)], **{name: value})
+
+
 @each_optimizer
 def test_its_own_state_is_loaded_without_a_word(name):
     cls = getattr(optim, name)
