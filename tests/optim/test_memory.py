@@ -136,7 +136,7 @@ def test_memory_overlaps_where_any_of_what_is_written_does():
     assert not overlap(layers(g=[shared, shared]))  # which is only read
     assert not overlap(layers(m=[buffer[:4], buffer[4:]]))
     assert overlap(layers(m=[buffer[:4], buffer[3:7]]))
-    assert overlap(layers(x=[shared, torch.ones(4)], g=[torch.ones(4), shared]))
+    assert overlap(layers(x=[shared, torch.ones(4)], m=[torch.ones(4), shared]))
     assert overlap(layers(v=[shared, shared]))
     assert not overlap(layers(**dict.fromkeys("xgmv", [torch.ones(0)] * 2)))
 

@@ -1,8 +1,9 @@
 """Which tensors compiled code may be given the addresses of; every address passes through here."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,15 +68,18 @@ def overlap(layers: Layers) -> bool:
     """Tell whether memory that is written to belongs to two tensors of some layers.
 
     Compiled code updates layers in no order, on several threads. Gradients, which are only read,
-    may share their memory if they are equal.
+    may share their memory.
     """
-    columns = (layers.params, layers.exp_avgs, layers.exp_avg_sqs)
-    spans = [(t.data_ptr(), t.nbytes) for column in columns for t in column]
-    spans += {(grad.data_ptr(), grad.nbytes) for grad in layers.grads}
-    begins, sizes = np.array(spans, dtype=np.uint64).T
-    order = np.argsort(begins[sizes > 0])
-    begins, sizes = begins[sizes > 0][order], sizes[sizes > 0][order]
-    return bool((begins[:-1] + sizes[:-1] > begins[1:]).any())
+    written = (*layers.params, *layers.exp_avgs, *layers.exp_avg_sqs)
+    return _spans_overlap(
+        tuple(map(Tensor.data_ptr, written)), tuple(tensor.nbytes for tensor in written)
+    )
+
+
+@lru_cache(maxsize=16)  # most steps find the addresses of the one before
+def _spans_overlap(begins: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
+    spans = sorted((begin, size) for begin, size in zip(begins, sizes, strict=True) if size)
+    return any(begin + size > after for (begin, size), (after, _) in pairwise(spans))
 
 
 def _lie_alike(vectors: Sequence[Tensor]) -> bool:
