@@ -154,8 +154,9 @@ def test_the_walks_through_the_house_lead_through_rooms_that_there_are():
     stays = re.findall(r"`((?:[a-z_]+\.)+\w+)`", walks)
     assert len(stays) > 15
     for stay in stays:
-        resolve_name(f"aida_lightning.{stay}")
+        if not stay.endswith((".py", ".cpp")):
+            resolve_name(f"aida_lightning.{stay}")
     table = page.partition("| part |")[2].partition("\n\n")[0]
     named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", table)}
     missing = [part for part in PARTS if part.replace(".", "/") not in named]
-    assert missing == ["experiments", "_names", "_parsers"]
+    assert missing == ["experiments"]
