@@ -4,8 +4,11 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations
 from toy import Net, fit, read
 
@@ -140,3 +143,18 @@ def test_a_gain_is_no_weight_and_not_chosen_by_default(tmp_path, wrap, suffix):
 def test_a_parametrized_layer_is_chosen_by_the_name_of_its_result(tmp_path):
     fit(tmp_path, Wrapped(parametrizations.weight_norm), StepsizeMonitor(["he*.weight"]))
     assert logged(tmp_path) == {f"head.parametrizations.weight.original{n}" for n in (0, 1)}
+
+
+def test_checkpointed_layers_keep_their_names_under_fsdp2():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        expected = [[name] for name, _ in net.named_parameters()]
+        net[0] = checkpoint_wrapper(net[0])
+        mesh = init_device_mesh("cpu", (1,))
+        for part in (net[0], net):
+            fully_shard(part, mesh=mesh)
+        assert any("_checkpoint_wrapped_module" in name for name, _ in net.named_parameters())
+        assert [*names_of(net).values()] == expected
+    finally:
+        dist.destroy_process_group()
