@@ -1,6 +1,7 @@
 """A checkpoint is there, whole, whatever happens while the next one is saved."""
 
 import os
+import pickle
 import random
 import shutil
 import warnings
@@ -208,3 +209,33 @@ def test_a_trainer_takes_it_and_last_is_still_found(tmp_path):
         warnings.simplefilter("ignore")
         second.fit(Net(), ckpt_path="last")
     assert second.current_epoch == 3
+
+
+def test_what_cannot_be_saved_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "last.ckpt"
+    save(path, 1)
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        DurableCheckpointIO().save_checkpoint({"value": lambda: None}, path)
+    assert value_of(path) == 1
+    assert not [*tmp_path.rglob("*.part")]
+
+
+def test_a_rename_that_fails_without_links_names_where_the_one_before_is(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    save(path, 1)
+    replace = Path.replace
+
+    def fail(source, target):
+        if source.suffix == ".part":
+            raise OSError("no rename")
+        return replace(source, target)
+
+    def refuse(*arguments):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match=r"no rename; .*\.backup.last\.ckpt is the one before"):
+        save(path, 2)
+    with pytest.warns(UserWarning, match="is missing; the one before it is loaded"):
+        assert value_of(path) == 1

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -128,10 +129,10 @@ def load_experiment(
         before.pop("data", None)  # other data than the sample that a comparison was of
     config.changes = before | noted
     _settle_trainer(config.trainer.init_args, resolve_name(config.model.class_path))
-    return LoadedExperiment(
-        _experiment_name(path),
-        _without_unwritable(yaml.safe_load(parser.dump(config, skip_unset=False))),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(?s).*Unable to serialize instance")
+        text = parser.dump(config, skip_unset=False)
+    return LoadedExperiment(_experiment_name(path), _without_unwritable(yaml.safe_load(text)))
 
 
 def _without_unwritable(content: Any) -> Any:

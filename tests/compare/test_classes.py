@@ -98,3 +98,15 @@ def test_classes_of_their_kind_bare_names_and_unknown_ones_are_left_to_the_parse
         },
     )
     check_classes("here", {})
+
+
+def test_a_neighbour_that_does_not_parse_is_noted_and_read_no_further(folder):
+    (folder / "own_helper.py").write_text("print 'of another time'\n")
+    single = folder / "own_single.py"
+    single.write_text(
+        "try:\n    import own_helper\nexcept SyntaxError:\n    pass\n" + single.read_text()
+    )
+    assert source_digests({"class_path": "own_single.Callback"}).keys() == {
+        "own_single",
+        "own_helper",
+    }

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from aida_lightning.commands import main
 from aida_lightning.compare import run as running
+from aida_lightning.compare.callbacks import LastCheckpointIO
 from aida_lightning.compare.comparison import compare
 from aida_lightning.compare.loading import load_experiment
 from aida_lightning.compare.methods import UsageError, folder_label
@@ -309,3 +310,31 @@ def test_a_terminal_that_lacks_characters_gets_others(tmp_path, encoding):
     assert done.returncode == 0, done.stderr
     shown = done.stdout.decode(encoding)
     assert ("+/-" if encoding == "ascii" else "±") in shown
+
+
+def test_a_default_that_no_file_can_hold_is_left_to_its_class(tmp_path):
+    average = {
+        "class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging",
+        "init_args": {"swa_lrs": 0.01},
+    }
+    loaded = load_experiment(write_experiment(tmp_path, callbacks=[average]))
+    assert "Unable to serialize" not in str(loaded.config)
+    assert loaded.config["callbacks"][0]["init_args"]["swa_lrs"] == 0.01
+    (callback,) = (build() for build in loaded.experiment.callbacks)
+    assert callback._device == torch.device("cpu")
+
+
+def test_a_checkpoint_that_is_held_is_that_of_its_moment(tmp_path):
+    held = LastCheckpointIO(tmp_path)
+    data = {"loads": [1]}
+    rate = torch.tensor(0.1)
+    state = {"state": {}, "param_groups": [{"lr": rate}]}
+    checkpoint = {"state_dict": {}, "optimizer_states": [state], "TinyData": data}
+    held.save_checkpoint(checkpoint, tmp_path / "last.ckpt")
+    data["loads"].append(2)
+    rate.fill_(0.5)
+    assert not (tmp_path / "last.ckpt").exists()
+    held.write()
+    written = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert written["TinyData"] == {"loads": [1]}
+    assert written["optimizer_states"][0]["param_groups"][0]["lr"] == torch.tensor(0.1)

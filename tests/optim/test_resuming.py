@@ -164,3 +164,16 @@ def test_an_error_in_the_second_group_changes_nothing_of_a_baseline(cls):
         optimizer.step()
     assert not optimizer.state
     assert torch.equal(params[0], torch.ones(3))
+
+
+def test_a_number_in_the_place_of_a_tensor_is_refused():
+    state_dict = stepped(Aida).state_dict()
+    state_dict["state"][0]["exp_avg_sq"] = 0.5
+    with pytest.raises(ValueError, match=r"exp_avg_sq has no shape, not \[3\]"):
+        Aida([nn.Parameter(torch.ones(3))]).load_state_dict(state_dict)
+
+
+def test_a_rate_in_an_array_without_dimensions_is_a_number():
+    (group,) = Aida([torch.zeros(1)], lr=np.array(0.25)).param_groups
+    assert type(group["lr"]) is float
+    assert group["lr"] == 0.25
