@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-from lightning.pytorch.cli import LightningArgumentParser, ReduceLROnPlateau
 from torch.optim import Optimizer, lr_scheduler
 from typing_extensions import override
 
+from aida_lightning._lightning import LightningArgumentParser, find
 from aida_lightning.mixin import SCHEDULERS, scheduler_class
 from aida_lightning.registry import check_options, get_optimizer_class, list_optimizers
 
@@ -154,7 +154,8 @@ def _optimizer_path(name: str) -> str:
 def _scheduler_path(name: str) -> str:
     cls = scheduler_class(name)
     if cls is lr_scheduler.ReduceLROnPlateau:
-        cls = ReduceLROnPlateau  # Lightning's knows the metric to monitor
+        # Lightning's knows the metric to monitor.
+        cls = find("pytorch.cli.ReduceLROnPlateau")[0]
     return f"{cls.__module__}.{cls.__name__}"
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
+
+from aida_lightning._lightning import TorchCheckpointIO
 
 # Beside the checkpoints, in a folder of its own: Lightning takes any file whose name has "last" in
 # it for a checkpoint that ckpt_path="last" may mean.

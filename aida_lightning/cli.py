@@ -7,22 +7,25 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import (
-    LightningArgumentParser,
-    LightningCLI,
-    instantiate_class,
-)
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 # A callback's bare name, as in --trainer.callbacks+=StepsizeMonitor, is looked for among the
 # classes that are imported.
 import aida_lightning.callbacks  # noqa: F401
+from aida_lightning._lightning import (
+    LightningArgumentParser,
+    LightningCLI,
+    LightningModule,
+    find,
+    is_overridden,
+)
 from aida_lightning._names import NamesArgumentParser
 from aida_lightning.mixin import OptimizerMixin
 from aida_lightning.registry import get_optimizer_class, list_optimizers
+
+# The same function in each distribution.
+instantiate_class = find("pytorch.cli.instantiate_class")[0]
 
 
 class AidaCLI(LightningCLI):

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
 from aida_lightning import diagnostics
+from aida_lightning._lightning import MisconfigurationException
 
 
 def stepsize(optimizer: Optimizer, *args: Any) -> Tensor:

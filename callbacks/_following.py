@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from aida_lightning._lightning import MisconfigurationException, Trainer
 from aida_lightning.callbacks._adapters import stepsize_ceiling
 from aida_lightning.callbacks._layers import check_count
 from aida_lightning.callbacks._sampling import LastStepSampler, OptimizerSampler, StepSampler

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from aida_lightning.callbacks._measures import AT_THE_CEILING, Point
 from aida_lightning.logs import tags

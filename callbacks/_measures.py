@@ -10,10 +10,10 @@ from operator import mul
 from typing import Any, TypeAlias
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from aida_lightning._lightning import MisconfigurationException
 from aida_lightning.callbacks._adapters import last_update, stepsize, stepsize_ceiling
 from aida_lightning.diagnostics import effective_learning_rate, reductions
 from aida_lightning.logs import tags

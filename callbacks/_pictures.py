@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
 
+from aida_lightning._lightning import MisconfigurationException, TensorBoardLogger, Trainer
 from aida_lightning.callbacks._measures import Point
 from aida_lightning.logs import tags
 from aida_lightning.logs.writing import tags_of

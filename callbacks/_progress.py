@@ -1,6 +1,6 @@
 """Where the Trainer stands in its count of steps, and in the epoch."""
 
-from lightning.pytorch import Trainer
+from aida_lightning._lightning import Trainer
 
 
 def ends_epoch(trainer: Trainer) -> bool:

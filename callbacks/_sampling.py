@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from aida_lightning._lightning import Trainer
 from aida_lightning.callbacks._measures import LayerStep, Number, Row, take_measures
 from aida_lightning.callbacks._merging import measure_shared
 from aida_lightning.diagnostics import last_update

@@ -4,10 +4,8 @@ from collections.abc import Collection, Iterable
 from weakref import WeakKeyDictionary
 
 import torch
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger
 
+from aida_lightning._lightning import Logger, TensorBoardLogger, Trainer
 from aida_lightning.callbacks._measures import Point, scalars_of
 from aida_lightning.callbacks._pictures import log_histograms
 from aida_lightning.logs import tags

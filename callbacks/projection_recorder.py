@@ -4,13 +4,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from aida_lightning._lightning import Callback, LightningModule, MisconfigurationException, Trainer
 from aida_lightning.logs import tags
 
 

@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from aida_lightning._lightning import Callback, LightningModule, Trainer
 from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
 from aida_lightning.callbacks._layers import WatchedLayers, as_list, check_count

@@ -4,18 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DeepSpeedStrategy
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from aida_lightning._lightning import (
+    Callback,
+    DeepSpeedStrategy,
+    LightningModule,
+    LightningOptimizer,
+    MisconfigurationException,
+    Trainer,
+)
 from aida_lightning.callbacks._handover import bound_to, hand_over, leaves
 from aida_lightning.optim import LayerwiseOptimizer
 from aida_lightning.registry import (
@@ -125,7 +128,7 @@ class UseOptimizer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         saved = checkpoint["callbacks"].get(self.state_key, {}).get("optimizer")
-        if trainer.state.fn != TrainerFn.FITTING or (saved and saved == (self._name or saved)):
+        if trainer.state.fn != "fit" or (saved and saved == (self._name or saved)):
             return
         # torch would load the state, and fail at the next step or go on from wrong numbers.
         raise MisconfigurationException(

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from typing_extensions import override
 
+from aida_lightning._lightning import LightningDataModule
 from aida_lightning.datamodules._in_memory import InMemoryImages
 from aida_lightning.datamodules.cifar10 import CIFAR10DataModule
 from aida_lightning.datamodules.digits import DigitsDataModule

@@ -7,12 +7,12 @@ import zlib
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from typing_extensions import override
 
+from aida_lightning._lightning import LightningDataModule
 from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.datamodules._download import download
 from aida_lightning.datamodules._vocabulary import BucketSampler, Vocabulary, pad_pairs

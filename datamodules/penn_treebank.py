@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from aida_lightning._lightning import LightningDataModule
 from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.datamodules._download import download
 from aida_lightning.datamodules._text import SegmentSampler, Streams, TextBatch

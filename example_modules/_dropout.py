@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from typing_extensions import override
+
+from aida_lightning._lightning import LightningModule
 
 
 class SeededDropout(LightningModule):

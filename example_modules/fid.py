@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.image.fid import FrechetInceptionDistance
 from typing_extensions import override
 
+from aida_lightning._lightning import Callback, LightningModule, Trainer
 from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.example_modules.fid_features import ClassifierFeatures, inception_weights
 

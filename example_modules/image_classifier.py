@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from aida_lightning._lightning import LightningModule
 from aida_lightning.example_modules.networks import NETWORKS
 from aida_lightning.mixin import OptimizerMixin
 

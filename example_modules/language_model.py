@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
+from aida_lightning._lightning import LightningOptimizer
 from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.datamodules._text import TextBatch
 from aida_lightning.example_modules._dropout import SeededDropout

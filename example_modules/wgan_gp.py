@@ -6,13 +6,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from aida_lightning._lightning import LightningModule, LightningOptimizer
 from aida_lightning.datamodules._checks import check_at_least
 from aida_lightning.example_modules.dcgan import dcgan_critic, dcgan_generator
 from aida_lightning.example_modules.fid import FIDMonitor
@@ -226,7 +224,7 @@ class WGANGP(LightningModule):
     @override
     def prepare_data(self) -> None:
         """Fetch and check the FIDMonitor's weights before the processes of a fit start."""
-        if self._trainer is not None and self._trainer.state.fn not in (None, TrainerFn.FITTING):
+        if self._trainer is not None and self._trainer.state.fn not in (None, "fit"):
             return
         for monitor in self.configure_callbacks():
             monitor.load_features()

@@ -65,6 +65,7 @@ def test_the_wheel_holds_what_the_tree_holds(tmp_path):
 PARTS = [
     "optim._kernels",
     "optim",
+    "_lightning",
     "registry",
     "mixin",
     "checkpoint_io",

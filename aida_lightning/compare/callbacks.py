@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from aida_lightning._lightning import Callback, LightningModule, TensorBoardLogger, Trainer
 from aida_lightning.checkpoint_io import DurableCheckpointIO
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.logs import tags

@@ -12,8 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-
+from aida_lightning._lightning import Callback, LightningDataModule, LightningModule, Trainer
 from aida_lightning.compare.methods import UsageError
 
 _BASES: dict[str, type] = {

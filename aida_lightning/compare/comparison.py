@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
 
+from aida_lightning._lightning import LightningDataModule, LightningModule
 from aida_lightning.compare.callbacks import run_callbacks
 from aida_lightning.compare.choices import pick_methods
 from aida_lightning.compare.folder import (

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-
+from aida_lightning._lightning import Callback, LightningDataModule, LightningModule, Trainer
 from aida_lightning.compare.methods import Method
 from aida_lightning.figures import FigureName
 from aida_lightning.logs.metric import Metric

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning.pytorch import Trainer
 
+from aida_lightning._lightning import Trainer
 from aida_lightning.compare.classes import check_classes, class_paths
 from aida_lightning.compare.experiment import Experiment, Paper
 from aida_lightning.compare.methods import Method, Published, UsageError

@@ -14,11 +14,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from aida_lightning._lightning import TensorBoardLogger, TorchCheckpointIO
 from aida_lightning.compare.callbacks import LastCheckpointIO, run_callbacks
 from aida_lightning.compare.folder import (
     DamagedFileError,

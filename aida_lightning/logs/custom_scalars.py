@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from tensorboard.plugins.custom_scalar import metadata
 from tensorboard.plugins.custom_scalar.layout_pb2 import (
     Category,
@@ -16,6 +15,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import (
     MultilineChartContent,
 )
 
+from aida_lightning._lightning import TensorBoardLogger
 from aida_lightning.logs.events import read_folder
 from aida_lightning.logs.tags import MARGINS, MEAN, STD
 from aida_lightning.logs.writing import log_layout, tags_of

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection
 
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from tensorboard.compat.proto.event_pb2 import SessionLog
 
+from aida_lightning._lightning import TensorBoardLogger
 from aida_lightning.logs import tags
 from aida_lightning.logs.events import read_folder
 from aida_lightning.logs.writing import log_restart

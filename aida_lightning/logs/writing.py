@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from lightning.fabric.utilities.logger import _add_prefix
-from lightning.pytorch.loggers import Logger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import metadata as custom_scalars
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+from aida_lightning._lightning import Logger, TensorBoardLogger, find
 
 
 def log_scalars(logger: Logger, scalars: Mapping[tuple[str, ...], float], step: int) -> None:
@@ -58,17 +57,19 @@ def log_restart(logger: TensorBoardLogger, step: int) -> None:
 
 def tags_of(logger: TensorBoardLogger, names: Iterable[str]) -> list[str]:
     """Give the tags that Lightning and the SummaryWriter make of metrics' names."""
-    tags = _add_prefix(dict.fromkeys(names, 0.0), logger._prefix, logger.LOGGER_JOIN_CHAR)
+    prefix = f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
+    tags = [f"{prefix}{name}" for name in names]
     if _is_tensorboard_x(logger.experiment):
         from tensorboardX.summary import _clean_tag
 
         return [_clean_tag(tag) for tag in tags]
-    return [*tags]
+    return tags
 
 
 def _logs_as_lightning_does(logger: TensorBoardLogger) -> bool:
     # Someone's own log_metrics may do more; and tensorboardX may mirror every scalar to Comet.
-    overridden = type(logger).log_metrics is not TensorBoardLogger.log_metrics
+    own = [cls.log_metrics for cls in find("fabric.loggers.tensorboard.TensorBoardLogger")]
+    overridden = type(logger).log_metrics not in own
     comet: Any = getattr(logger.experiment, "_comet_config", None) or {"disabled": True}
     return not overridden and bool(comet.get("disabled", False))
 
