@@ -1,7 +1,6 @@
 """The samplers of the Trainer's optimizers, which a callback may exchange during a fit."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -9,19 +8,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aida_lightning._lightning import MisconfigurationException, Trainer
-from aida_lightning.callbacks._adapters import stepsize_ceiling
 from aida_lightning.callbacks._layers import check_count
 from aida_lightning.callbacks._sampling import LastStepSampler, OptimizerSampler, StepSampler
-from aida_lightning.diagnostics import has_stepsize
+from aida_lightning.diagnostics import has_stepsize, why_none
+from aida_lightning.measuring._hooks import named
+from aida_lightning.measuring._registered import stepsize_ceiling
+from aida_lightning.measuring._statistics import Statistic, to_be_had
 
 
 class Samplers:
-    """Sample the optimizers that have adaptive stepsizes, and warn of what others lack.
+    """Sample the Trainer's optimizers and those that they hold, and say what some of them lack.
 
     Args:
         trainer: the Trainer.
         find_layers: gives the names of the parameters to watch, of all optimizers.
-        measures: names of what to measure; some may be there twice.
+        statistics: what is to be computed of the samples.
+        others: names of what else to measure.
         steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
         interval: the steps between two samples, or what tells whether a batch is the last before a
             sample.
@@ -34,13 +36,14 @@ class Samplers:
         self,
         trainer: Trainer,
         find_layers: Callable[[], dict[Tensor, str]],
-        measures: Iterable[str],
+        statistics: Collection[Statistic],
+        others: Iterable[str],
         steps: Mapping[str, int],
         interval: int | Callable[[Trainer], bool],
     ) -> None:
         self._trainer = trainer
         self._find_layers = find_layers
-        self._measures = [*dict.fromkeys(measures)]
+        self._statistics, self._others = statistics, [*others]
         self._restored = steps
         self._build: Callable[..., OptimizerSampler]
         if isinstance(interval, int):
@@ -48,13 +51,13 @@ class Samplers:
         else:
             self._build = partial(LastStepSampler, ends_interval=interval)
         self._held: list[Optimizer] = []
-        self._at: list[OptimizerSampler | None] = []  # in the places of the optimizers
+        self._at: list[OptimizerSampler] = []
         self._has_told = False
         self.labels: dict[str, str] = {}
         self._take_up()
 
     def __iter__(self) -> Iterator[OptimizerSampler]:
-        return (sampler for sampler in self._at if sampler is not None)
+        return iter(self._at)
 
     @property
     def steps(self) -> dict[str, int]:
@@ -73,7 +76,7 @@ class Samplers:
             self._has_told = True
             rank_zero_info(
                 "StepsizeMonitor follows the optimizers that the Trainer holds now: "
-                f"{', '.join(name for name, _ in _named(self._held)) or 'none'}."
+                f"{', '.join(sampler.name for sampler in self) or 'none'}."
             )
 
     def begin_batch(self) -> None:
@@ -88,45 +91,65 @@ class Samplers:
 
     def _take_up(self) -> None:
         """Keep what stays, and let an optimizer that is new go on with the count of its place."""
-        before, kept = self._at, dict(zip(self._held, self._at, strict=True))
-        self._held, self._at = [*self._trainer.optimizers], []
-        for place, (name, optimizer) in enumerate(_named(self._held)):
-            if optimizer in kept:
-                sampler = kept.pop(optimizer)
+        before, self._held, self._at = self._at, [*self._trainer.optimizers], []
+        found = named(self._held)
+        staying = {sampler.optimizer: sampler for sampler in before}
+        for place, (name, optimizer) in enumerate(found.items()):
+            if optimizer in staying:
+                sampler = staying.pop(optimizer)
             else:
                 sampler = self._sampler_of(name, optimizer)
                 former = before[place] if place < len(before) else None
-                leaves = former is not None and former.optimizer not in self._held
-                if sampler and former and leaves and former.steps is not None:
+                leaves = former is not None and former.optimizer not in found.values()
+                if former and leaves and former.steps is not None:
                     former.settle()
                     sampler.steps = former.steps
-            if sampler:
-                sampler.name = name
-                self.labels[sampler.prefix] = name
+            sampler.name = name
+            sampler.prefix = name if len(found) > 1 else ""
+            self.labels[sampler.prefix] = name
             self._at.append(sampler)
-        for left in kept.values():
-            if left:
-                left.detach()
+        for left in staying.values():
+            left.detach()
 
-    def _sampler_of(self, name: str, optimizer: Optimizer) -> OptimizerSampler | None:
-        kind = type(optimizer).__name__
+    def _sampler_of(self, name: str, optimizer: Optimizer) -> OptimizerSampler:
+        statistics = to_be_had(self._statistics, optimizer)
         if not has_stepsize(optimizer):
-            rank_zero_warn(
-                f"StepsizeMonitor logs nothing of {kind}, which has no adaptive stepsizes that are "
-                "known; if it has any, register a function for its class with "
-                "`aida_lightning.stepsize.register`."
-            )
-            return None
-        ceilings = [stepsize_ceiling(optimizer, group) for group in optimizer.param_groups]
-        if "ceiling_share" in self._measures and None in ceilings:
-            rank_zero_warn(
-                f"StepsizeMonitor logs no ceiling_share of {kind}, whose adaptive stepsizes have "
-                "no ceiling that is known."
-            )
-        find, steps = self._find_layers, self._restored.get(name)
-        sampler = self._build(self._trainer, name, optimizer, find, self._measures, steps)
+            self._tell_of(optimizer, statistics)
+        elif None in [stepsize_ceiling(optimizer, group) for group in optimizer.param_groups]:
+            if any("ceiling_share" in statistic.measures for statistic in statistics):
+                rank_zero_warn(
+                    f"StepsizeMonitor logs no ceiling_share of {type(optimizer).__name__}, whose "
+                    "adaptive stepsizes have no ceiling that is known."
+                )
+        measures = [*(name for s in statistics for name in s.measures), *self._others]
+        sampler = self._build(
+            self._trainer,
+            name,
+            optimizer,
+            self._find_layers,
+            statistics,
+            [*dict.fromkeys(measures)],
+            self._restored.get(name),
+        )
         sampler.attach()
         return sampler
+
+    def _tell_of(self, optimizer: Optimizer, statistics: Collection[Statistic]) -> None:
+        cls = type(optimizer)
+        logged = f"it logs {', '.join(statistic.tag for statistic in statistics)}"
+        missing = [s.tag for s in self._statistics if s not in statistics]
+        if missing:
+            logged += f" instead of {', '.join(missing)}"
+        if why := why_none(optimizer):
+            rank_zero_info(
+                f"StepsizeMonitor: {cls.__name__} has no adaptive stepsizes, since {why}; {logged}."
+            )
+        elif missing:
+            rank_zero_warn(
+                f"StepsizeMonitor knows no adaptive stepsizes of {cls.__module__}."
+                f"{cls.__qualname__}; {logged}. If it has any, register a function for its class "
+                "with `aida_lightning.stepsize.register`."
+            )
 
 
 def check_interval(logging_interval: object, every_n_steps: object) -> None:
@@ -140,12 +163,3 @@ def check_interval(logging_interval: object, every_n_steps: object) -> None:
         raise MisconfigurationException(
             f"every_n_steps={every_n_steps} has no meaning with logging_interval='epoch'"
         )
-
-
-def _named(optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Optimizer]]:
-    """Name the optimizers by their classes; those of one class are Adam, Adam-1, Adam-2."""
-    seen: Counter[str] = Counter()
-    for optimizer in optimizers:
-        name = type(optimizer).__name__
-        yield f"{name}-{seen[name]}" if seen[name] else name, optimizer
-        seen[name] += 1

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from aida_lightning.callbacks._measures import AT_THE_CEILING, Point
 from aida_lightning.logs import tags
+from aida_lightning.measuring._layer import AT_THE_CEILING
+from aida_lightning.measuring._statistics import Point
 
 # If one in 1 + c^2 stepsizes is a (1 + c^2) and the others are 0, their mean is a, and their
 # deviation c a. So at c = 10 a hundredth of the elements makes nearly all of the update.
@@ -24,15 +25,18 @@ def at_the_ceiling(point: Point) -> bool:
 
 def is_spread(point: Point) -> bool:
     """Tell whether a few elements have nearly the whole sum of the layer's stepsizes."""
-    mean, variance = point.numbers["mean"], point.numbers["variance"]
+    mean, variance = point.numbers.get("mean"), point.numbers.get("variance")
+    if mean is None or variance is None:
+        return False
     spread = math.isfinite(variance) and math.sqrt(variance) > LARGEST_SPREAD * mean
     return spread and _is_settled(point)
 
 
 def is_not_finite(point: Point) -> bool:
     """Tell whether a number is NaN or infinite, other than an update relative to zero weights."""
+    moments = [point.numbers[name] for name in ("mean", "variance") if name in point.numbers]
     others = [number for tag, number in point.statistics.items() if tag != tags.UPDATE_RATIO]
-    return not all(map(math.isfinite, (point.numbers["mean"], point.numbers["variance"], *others)))
+    return not all(map(math.isfinite, (*moments, *others)))
 
 
 def _is_settled(point: Point) -> bool:
@@ -54,7 +58,7 @@ SIGNS: dict[Callable[[Point], bool], str] = {
         f"the adaptive stepsizes' std is more than {LARGEST_SPREAD:g} times their mean: less than "
         "one element in a hundred makes nearly all of the update; a larger eps limits them"
     ),
-    is_not_finite: "a statistic of the adaptive stepsizes is not finite",
+    is_not_finite: "a statistic is not finite",
 }
 
 

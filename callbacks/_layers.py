@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from aida_lightning._lightning import LightningModule, MisconfigurationException, Trainer
-from aida_lightning.callbacks._names import matching, names_of, weights
+from aida_lightning.measuring._names import matching, names_of, weights
 from aida_lightning.optim._sharding import is_distributed
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aida_lightning._lightning import MisconfigurationException, TensorBoardLogger, Trainer
-from aida_lightning.callbacks._measures import Point
 from aida_lightning.logs import tags
 from aida_lightning.logs.writing import tags_of
+from aida_lightning.measuring._statistics import Point
 
 if TYPE_CHECKING:
     from aida_lightning.logs.runs import MonitoredRun
@@ -101,6 +101,7 @@ class History:
             {
                 (p.optimizer, p.layer): (p.numbers["mean"], p.numbers["variance"] ** 0.5)
                 for p in points
+                if "mean" in p.numbers  # of the stepsizes, if the optimizer has any
             }
         )
         if len(self.steps) == MOST_STEPS:

@@ -6,16 +6,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from aida_lightning._lightning import Trainer
-from aida_lightning.callbacks._measures import LayerStep, Number, Row, take_measures
-from aida_lightning.callbacks._merging import measure_shared
-from aida_lightning.diagnostics import last_update
-from aida_lightning.optim._sharding import is_distributed
+from aida_lightning.measuring._hooks import StepHooks, params_of
+from aida_lightning.measuring._layer import Row
+from aida_lightning.measuring._statistics import Statistic
+from aida_lightning.measuring._step import StepMeasures
 
 
 @dataclass
@@ -30,45 +28,45 @@ class OptimizerSampler(ABC):
         name: the optimizer's name.
         optimizer: the optimizer.
         find_layers: gives the names of the parameters to watch, of all optimizers.
+        statistics: what is computed of the samples.
         measures: names of what to measure.
         steps: how many were taken so far; None until the first batch if no count was restored.
+
+    Attributes:
+        prefix: the name that goes first in tags, empty where there is only one optimizer.
     """
 
     trainer: Trainer
     name: str
     optimizer: Optimizer
     find_layers: Callable[[], dict[Tensor, str]]
+    statistics: list[Statistic]
     measures: list[str]
     steps: int | None = None
+    prefix: str = ""
     _left_out: Tensor | None = None  # how many of those were not taken, where the device knows
-    _depth: int = 0  # of the steps that are under way, a subclass's and that of its base
     _sample: dict[str, Row] | None = None
-    _before: dict[Tensor, Tensor] = field(default_factory=dict)
-    _lrs: dict[int, Number] = field(default_factory=dict)
-    _handles: list[RemovableHandle] = field(default_factory=list)
 
-    @property
-    def prefix(self) -> str:
-        """The name that goes first in tags, empty where there is only one optimizer."""
-        return self.name if len(self.trainer.optimizers) > 1 else ""
+    def __post_init__(self) -> None:
+        self._measures = StepMeasures(self.optimizer, self.measures)
+        self._hooks = StepHooks(self.optimizer, self._begin_step, self.end_step)
 
     @abstractmethod
     def is_due(self) -> bool:
         """Tell whether the step that is under way is one to sample."""
 
+    @abstractmethod
+    def sample(self) -> None:
+        """Take the measures, on the device. Of several steps in one batch the last one counts."""
+
     def attach(self) -> None:
-        self._handles = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._hooks.attach()
 
     def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._hooks.detach()
 
     def begin_batch(self) -> None:
-        self._depth = 0  # which it is not where a step raised
+        self._hooks.reset()
         if self.steps is None:
             self.steps = self.trainer.fit_loop.epoch_loop._batches_that_stepped
 
@@ -97,63 +95,24 @@ class OptimizerSampler(ABC):
             self.sample()
         self.steps = 1 + (self.steps or 0)
 
-    def took(self, param: Tensor) -> bool:
-        """Tell whether the step that is sampled took the parameter's gradient."""
-        return param.grad is not None
-
-    @torch.no_grad()
-    def sample(self, without: str | None = None) -> None:
-        """Take the measures, on the device. Of several steps in one batch the last one counts."""
-        measures = [name for name in self.measures if name != without]
-        groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
-        names = {p: n for p, n in self.find_layers().items() if p in groups and p.numel()}
-        rows: dict[Tensor, Row] = {}
-        shared: dict[Tensor, LayerStep | None] = {}
-        for param in names:
-            layer = self._layer_step(param, groups[param]) if self.took(param) else None
-            if is_distributed(param):
-                shared[param] = layer
-            elif layer is not None:
-                rows[param] = take_measures(layer, measures)
-        rows |= measure_shared(shared, measures)
-        self._sample = {name: rows[p] for p, name in names.items() if p in rows}
-        self._before = {}
-
     def take_sample(self) -> dict[str, Row] | None:
         """Hand over what was measured of each layer, by name; None if nothing was since."""
         sample, self._sample = self._sample, None
         return sample
 
-    # torch calls the hooks again where a subclass's step calls that of its base.
-    def _before_step(self, *_: Any) -> None:
-        self._depth += 1
-        if self._depth == 1 and self._needs_copies and self.is_due():
-            layers = self.find_layers()
-            params = (p for group in self.optimizer.param_groups for p in group["params"])
-            self._before = {param: param.detach().clone() for param in params if param in layers}
+    def _begin_step(self) -> None:
+        if self._measures.needs_copies and self.is_due():
+            self._measures.copy(self.find_layers())
 
-    def _after_step(self, *_: Any) -> None:
-        self._depth -= 1
-        params = (p for group in self.optimizer.param_groups for p in group["params"])
-        if not self._depth and any(param.grad is not None for param in params):
-            self.end_step()
+    @property
+    def _took(self) -> Collection[Tensor]:
+        return {param for param in params_of(self.optimizer) if param.grad is not None}
 
     @property
     def _flag(self) -> Tensor | None:
         """Not 0 where the step that is under way is skipped; None where that is known not to be."""
         flag: Tensor | None = getattr(self.optimizer, "found_inf", None)
         return flag
-
-    @property
-    def _needs_copies(self) -> bool:
-        known = last_update.dispatch(type(self.optimizer)) is not last_update.dispatch(object)
-        return "update_norm" in self.measures and not known
-
-    def _layer_step(self, param: Tensor, group: dict[str, Any]) -> LayerStep | None:
-        if not (state := self.optimizer.state.get(param)):
-            return None
-        lr = self._lrs.get(id(group), group["lr"])
-        return LayerStep(self.optimizer, group, state, param, lr, self._before.get(param))
 
 
 @dataclass
@@ -164,6 +123,9 @@ class StepSampler(OptimizerSampler):
 
     def is_due(self) -> bool:
         return (1 + (self.steps or 0)) % self.every_n_steps == 0
+
+    def sample(self) -> None:
+        self._sample = self._measures.take(self.find_layers(), self._took)
 
 
 @dataclass
@@ -179,7 +141,6 @@ class LastStepSampler(OptimizerSampler):
 
     ends_interval: Callable[[Trainer], bool] = field(kw_only=True)
     _notes: deque["_Note"] = field(default_factory=lambda: deque(maxlen=32))
-    _took: Collection[Tensor] = ()
 
     def is_due(self) -> bool:
         return self.ends_interval(self.trainer)
@@ -189,30 +150,27 @@ class LastStepSampler(OptimizerSampler):
             self._notes.clear()
         # A scheduler may change rates before the interval's end, and a tensor in place; anyone may
         # change gradients.
-        groups = self.optimizer.param_groups
         lrs = {
-            id(group): lr.clone() if isinstance(lr := group["lr"], Tensor) else lr
-            for group in groups
+            id(group): lr.clone() if isinstance(lr := group.get("lr"), Tensor) else lr
+            for group in self.optimizer.param_groups
         }
-        took = {p for group in groups for p in group["params"] if p.grad is not None}
-        self._notes.append(_Note(self._flag, lrs, took))
+        self._notes.append(_Note(self._flag, lrs, self._took))
         super().end_step()
 
-    def took(self, param: Tensor) -> bool:
-        return param in self._took
-
-    def sample(self, without: str | None = None) -> None:
+    def sample(self, with_gradient: bool = True) -> None:
         while self._notes and (note := self._notes[-1]).skipped is not None and note.skipped.item():
             self._notes.pop()
         # An interval without a step has none to sample.
-        self._took, self._lrs = (note.took, note.lrs) if self._notes else ((), {})
-        super().sample(without)
+        note = self._notes[-1] if self._notes else _Note(None, {}, ())
+        self._sample = self._measures.take(
+            self.find_layers(), note.took, note.lrs, with_gradient=with_gradient
+        )
 
     def take_sample(self) -> dict[str, Row] | None:
         if self._sample is None:  # The interval's last batch took no step.
-            self._before = {}  # of a step that was not taken
+            self._measures.forget()
             # The gradient may have changed since.
-            self.sample(without="gradient_cosine")
+            self.sample(with_gradient=False)
         self._notes.clear()
         return super().take_sample()
 
@@ -221,5 +179,5 @@ class _Note(NamedTuple):
     """What is to be known of a step later: whether it was skipped, its rates, and its gradients."""
 
     skipped: Tensor | None
-    lrs: dict[int, Number]
-    took: set[Tensor]
+    lrs: dict[int, Any]
+    took: Collection[Tensor]

@@ -6,11 +6,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from aida_lightning._lightning import Logger, TensorBoardLogger, Trainer
-from aida_lightning.callbacks._measures import Point, scalars_of
 from aida_lightning.callbacks._pictures import log_histograms
 from aida_lightning.logs import tags
 from aida_lightning.logs.custom_scalars import show
 from aida_lightning.logs.writing import log_scalars
+from aida_lightning.measuring._statistics import Point, scalars_of
 
 # At which step each name was last given to a logger. Several monitors share it, and several fits
 # of one Trainer, which may count a step again that was under way when an exception ended a fit.
@@ -42,7 +42,8 @@ def write_points(
         if board and custom_scalars:
             show(board, scalars)
         if board and histograms:
-            by_path = {point.path(tags.STEPSIZES): point for point in points}
+            have = (point for point in points if "histogram" in point.numbers)
+            by_path = {point.path(tags.STEPSIZES): point for point in have}
             new = _take_up(trainer, logger, by_path, step)
             log_histograms(board, [by_path[path] for path in new], step)
 

@@ -6,11 +6,15 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from aida_lightning._lightning import Callback, LightningModule, Trainer
+from aida_lightning._lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+)
 from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
 from aida_lightning.callbacks._layers import WatchedLayers, as_list, check_count
-from aida_lightning.callbacks._measures import choose_statistics, points_of
 from aida_lightning.callbacks._pictures import (
     FIGURE_MEASURES,
     HISTOGRAM_MEASURES,
@@ -21,6 +25,11 @@ from aida_lightning.callbacks._pictures import (
 from aida_lightning.callbacks._progress import ends_epoch, is_logged, next_step
 from aida_lightning.callbacks._writing import forget, publish, write_points
 from aida_lightning.logs.restart import drop_orphans
+from aida_lightning.measuring._statistics import (
+    WITHOUT_STEPSIZES,
+    choose_statistics,
+    points_of,
+)
 
 # Where in a checkpoint it is noted when it was saved, and before which step.
 _SAVED = "aida_lightning.StepsizeMonitor"
@@ -124,7 +133,10 @@ class StepsizeMonitor(Callback):
         self.histograms = histograms
         self.figures = figures
         self.health = health
-        self._chosen = choose_statistics(self.statistics)
+        try:
+            self._chosen = choose_statistics(self.statistics)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
         self._samplers: Samplers | None = None
         self._begin()
 
@@ -178,7 +190,7 @@ class StepsizeMonitor(Callback):
         if trainer.ckpt_path:
             forget(trainer)
         if trainer.ckpt_path and self._saved and trainer.is_global_zero:
-            tags = {statistic.tag for statistic in self._chosen}
+            tags = {statistic.tag for statistic in (*self._chosen, *WITHOUT_STEPSIZES)}
             for logger in tensorboards(trainer):
                 drop_orphans(logger, self._saved["next_step"], self._saved["at"], tags)
         self._watch(trainer, pl_module)
@@ -223,17 +235,18 @@ class StepsizeMonitor(Callback):
         interval = (
             ends_epoch if self.logging_interval == "epoch" else self.every_n_steps or is_logged
         )
-        measures = [name for statistic in self._chosen for name in statistic.measures]
-        measures += HEALTH_MEASURES if self.health else ()
-        measures += HISTOGRAM_MEASURES if self.histograms else ()
-        measures += FIGURE_MEASURES if self.figures else ()
-        self._samplers = Samplers(trainer, find_layers, measures, self._steps, interval)
+        others = [
+            *(HEALTH_MEASURES if self.health else ()),
+            *(HISTOGRAM_MEASURES if self.histograms else ()),
+            *(FIGURE_MEASURES if self.figures else ()),
+        ]
+        self._samplers = Samplers(trainer, find_layers, self._chosen, others, self._steps, interval)
 
     def _log(self, trainer: Trainer, step: int) -> None:
-        taken = {sampler.prefix: sampler.take_sample() for sampler in self._samplers or ()}
-        samples = {prefix: rows for prefix, rows in taken.items() if rows}
+        samplers = [*(self._samplers or ())]
+        samples = {sampler.prefix: sampler.take_sample() or {} for sampler in samplers}
         # Every process samples, and has the numbers for what else follows them; one writes.
-        points = points_of(samples, self._chosen)
+        points = points_of(samples, {sampler.prefix: sampler.statistics for sampler in samplers})
         publish(trainer, points)
         if not points or not trainer.is_global_zero:
             return

@@ -72,6 +72,7 @@ PARTS = [
     "diagnostics",
     "logs",
     "figures",
+    "measuring",
     "callbacks",
     "datamodules",
     "example_modules",

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW, NAdam, Optimizer, RAdam
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 
 from aida_lightning.diagnostics.reductions import real
 from aida_lightning.optim import LayerwiseOptimizer, Yogi
@@ -157,6 +157,21 @@ def last_update(
         True
     """
     return None
+
+
+@singledispatch
+def momentum(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor | None:
+    """Return the moving average of gradients that a step goes along; None where there is none."""
+    for name in ("exp_avg", "momentum_buffer"):
+        if isinstance(state.get(name), Tensor):
+            found: Tensor = state[name]
+            return found
+    return None
+
+
+def why_none(optimizer: Optimizer) -> str | None:
+    """Say why a known class has no adaptive stepsizes; return None for others."""
+    return "it has one learning rate for all elements" if type(optimizer) is SGD else None
 
 
 @stepsize.register

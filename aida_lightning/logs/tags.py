@@ -16,7 +16,11 @@ EFFECTIVE_STD = "stepsize_effective_std"
 MARGINS = (f"{MEAN}_minus_std", f"{MEAN}_plus_std")
 # Statistics of a layer's step.
 UPDATE_RATIO = "update_ratio"
+UPDATE_NORM = "update_norm"
+WEIGHT_NORM = "weight_norm"
+GRADIENT_NORM = "gradient_norm"
 GRADIENT_COSINE = "gradient_cosine"
+OF_THE_STEP = (UPDATE_RATIO, UPDATE_NORM, WEIGHT_NORM, GRADIENT_NORM, GRADIENT_COSINE)
 # Histograms ("/<layer>" follows) and images ("/mean" and "/std" do).
 STEPSIZES = "stepsizes"
 
@@ -36,7 +40,7 @@ FLOOR = "_floor"
 
 _MONITOR = re.compile(
     r"(?:(?P<optimizer>.+)/)?(?:[^/]+-)?"  # a logger's prefix ends with a hyphen
-    rf"(?P<statistic>(?!(?:{'|'.join(MARGINS)})/)stepsize_\w+|{UPDATE_RATIO}|{GRADIENT_COSINE})"
+    rf"(?P<statistic>(?!(?:{'|'.join(MARGINS)})/)stepsize_\w+|{'|'.join(OF_THE_STEP)})"
     r"/(?P<layer>.+)"
 )
 

@@ -74,7 +74,8 @@ def reads(monkeypatch):
 
         def counted(tensor, *args, _original=original, _name=name, **kwargs):
             frame = sys._getframe(1)
-            ours = ("aida_lightning.callbacks", "aida_lightning.diagnostics", "aida_lightning.logs")
+            parts = ("callbacks", "diagnostics", "logs", "measuring")
+            ours = tuple(f"aida_lightning.{part}" for part in parts)
             reader = frame.f_code.co_name
             if frame.f_globals["__name__"].startswith(ours) and reader != "effective_learning_rate":
                 reads.append(_name)

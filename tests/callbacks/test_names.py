@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from toy import Net, fit, read
 
 from aida_lightning.callbacks import StepsizeMonitor
-from aida_lightning.callbacks._names import names_of
+from aida_lightning.measuring._names import names_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),

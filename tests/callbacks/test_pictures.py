@@ -15,8 +15,8 @@ from toy import Net, TwoOptimizers, fit
 
 from aida_lightning import stepsize
 from aida_lightning.callbacks import StepsizeMonitor
-from aida_lightning.callbacks._measures import Point
 from aida_lightning.callbacks._pictures import MOST_STEPS, History
+from aida_lightning.measuring._statistics import Point
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),

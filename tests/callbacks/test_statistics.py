@@ -325,7 +325,7 @@ def test_a_registered_function_that_returns_another_thing_is_named(
 ):
     monkeypatch.setattr(Wrong, name, value)
     statistics = ["mean", "update_ratio", "ceiling_share"]
-    with pytest.raises(MisconfigurationException, match=rf"test_statistics\.{message}") as raised:
+    with pytest.raises(TypeError, match=rf"test_statistics\.{message}") as raised:
         fit(tmp_path, Net(Wrong), StepsizeMonitor(every_n_steps=1, statistics=statistics))
     assert "for Wrong, must return" in str(raised.value)
 

@@ -193,14 +193,6 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
     assert steps == [4, 9, 14, 19, 24, 29, 34]
 
 
-def test_an_optimizer_without_stepsizes_gives_one_warning_and_the_run_goes_on(tmp_path):
-    with pytest.warns(UserWarning, match="StepsizeMonitor logs nothing of SGD") as caught:
-        trainer = fit(tmp_path, Net("sgd"), StepsizeMonitor(every_n_steps=1))
-    assert len([w for w in caught if "StepsizeMonitor" in str(w.message)]) == 1
-    assert trainer.global_step == 12
-    assert not any("stepsize" in tag for tag in read(tmp_path))
-
-
 def test_no_logger_is_a_misconfiguration(tmp_path):
     with pytest.raises(MisconfigurationException, match="`Trainer` that has no logger"):
         fit(tmp_path, Net(), StepsizeMonitor(), loggers=False)

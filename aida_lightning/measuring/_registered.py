@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aida_lightning import diagnostics
-from aida_lightning._lightning import MisconfigurationException
 
 
 def stepsize(optimizer: Optimizer, *args: Any) -> Tensor:
@@ -38,6 +37,18 @@ def stepsize_ceiling(optimizer: Optimizer, *args: Any) -> float | None:
     return result
 
 
+def momentum(optimizer: Optimizer, *args: Any) -> Tensor | None:
+    """Call ``diagnostics.momentum``, which returns a tensor or None."""
+    result: Tensor | None = _call(
+        diagnostics.momentum,
+        "a tensor or None",
+        lambda x: x is None or isinstance(x, Tensor),
+        optimizer,
+        *args,
+    )
+    return result
+
+
 def _call(
     function: Any, allowed: str, is_allowed: Callable[[Any], bool], optimizer: Optimizer, *args: Any
 ) -> Any:
@@ -45,7 +56,7 @@ def _call(
     if is_allowed(result):
         return result
     registered = function.dispatch(type(optimizer))
-    raise MisconfigurationException(
+    raise TypeError(
         f"{registered.__module__}.{registered.__qualname__}, which is registered with "
         f"`{function.__name__}.register` for {type(optimizer).__name__}, must return {allowed}, "
         f"got {result!r}"

@@ -1,0 +1,174 @@
+"""What is measured of one layer right after a step, on its device."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aida_lightning.diagnostics import effective_learning_rate, has_stepsize, reductions
+from aida_lightning.measuring._registered import last_update, momentum, stepsize, stepsize_ceiling
+
+# Stepsizes at the ceiling differ by what v rounds, which adds up over 1 / (1 - beta2) steps.
+AT_THE_CEILING = 1 - 1e-3
+HISTOGRAM_BINS = 64
+
+Number: TypeAlias = Tensor | float
+Row: TypeAlias = dict[str, Number]  # the measures of one layer, by name
+Source: TypeAlias = Literal[
+    "stepsizes", "ceiling", "update", "weights", "gradient", "momentum", "group"
+]
+
+
+@dataclass
+class LayerStep:
+    """One layer right after a step; several measures share what is cached."""
+
+    optimizer: Optimizer
+    group: dict[str, Any]
+    state: dict[str, Any]
+    param: Tensor
+    gradient: Tensor | None  # what the optimizer was given, as long as it is there
+    lr: Number
+    before: Tensor | None = None  # the parameter before the step, where it was kept
+
+    @cached_property
+    def stepsizes(self) -> Tensor:
+        return reductions.at_least_float32(stepsize(self.optimizer, self.group, self.state))
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        return reductions.mean_and_variance(self.stepsizes)
+
+    @cached_property
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        return self.stepsizes.aminmax()
+
+    @cached_property
+    def momentum(self) -> Tensor | None:
+        found = momentum(self.optimizer, self.group, self.state)
+        g = self.gradient
+        there = found is not None and g is not None and not g.is_sparse and found.shape == g.shape
+        return found if there else None
+
+    @cached_property
+    def update(self) -> Tensor | None:
+        if self.before is not None:
+            after, before = self.param.detach(), self.before
+            return reductions.at_least_float32(after) - reductions.at_least_float32(before)
+        return last_update(self.optimizer, self.group, self.state, self.param.detach(), self.lr)
+
+    def has(self, source: Source) -> bool:
+        """Tell whether the layer has what a measure is taken of."""
+        if source in ("stepsizes", "ceiling"):
+            known = bool(self.state) and has_stepsize(self.optimizer)
+            return known and (source == "stepsizes" or self.ceiling() is not None)
+        if source in ("update", "gradient", "momentum"):
+            return getattr(self, source) is not None
+        return True
+
+    def of(self, source: Source) -> Tensor:
+        """Return the tensor that a measure is taken of, which the layer has."""
+        tensor: Tensor = getattr(self, source)
+        return tensor
+
+    def ceiling(self) -> float | None:
+        return stepsize_ceiling(self.optimizer, self.group)
+
+    def ceiling_share(self) -> Tensor:
+        ceiling = self.ceiling()
+        assert ceiling is not None
+        return reductions.share_at_least(self.stepsizes, AT_THE_CEILING * ceiling)
+
+    def learning_rate(self) -> Number:
+        return effective_learning_rate(self.group, self.state, self.lr)
+
+    def param_norm(self) -> Tensor:
+        if self.before is not None:
+            return reductions.norm(self.before)
+        # A complex parameter's update is a real tensor.
+        return reductions.norm(reductions.real(self.param.detach()) - self.of("update"))
+
+    def gradient_norm(self) -> Tensor:
+        g = self.of("gradient")
+        return reductions.norm(g.coalesce().values() if g.is_sparse else g)
+
+    def gradient_cosine(self) -> Tensor:
+        m, g = self.of("momentum"), self.of("gradient")
+        return reductions.cosine(m, -g if self.group.get("maximize") else g)
+
+
+class Measure(NamedTuple):
+    """What is measured, and of what.
+
+    It is a tensor that is left on the device, or a float; None where there is none to be had.
+    """
+
+    source: Source
+    take: Callable[[LayerStep], Number | None]
+
+
+# "q01" to "q99", the quantiles of the stepsizes, are measures as well.
+MEASURES: dict[str, Measure] = {
+    "mean": Measure("stepsizes", lambda layer: layer.moments[0]),
+    "variance": Measure("stepsizes", lambda layer: layer.moments[1]),
+    "min": Measure("stepsizes", lambda layer: layer.extremes[0]),
+    "max": Measure("stepsizes", lambda layer: layer.extremes[1]),
+    "count": Measure("stepsizes", lambda layer: float(layer.stepsizes.numel())),
+    "histogram": Measure(
+        "stepsizes", lambda layer: reductions.histogram(layer.stepsizes, HISTOGRAM_BINS)
+    ),
+    "ceiling": Measure("ceiling", LayerStep.ceiling),
+    "ceiling_share": Measure("ceiling", LayerStep.ceiling_share),
+    "step": Measure("group", lambda layer: layer.state.get("step")),
+    "beta2": Measure(
+        "group", lambda layer: layer.group["betas"][1] if "betas" in layer.group else None
+    ),
+    "learning_rate": Measure("stepsizes", LayerStep.learning_rate),
+    "update_norm": Measure("update", lambda layer: reductions.norm(layer.of("update"))),
+    "param_norm": Measure("update", LayerStep.param_norm),
+    "weight_norm": Measure("weights", lambda layer: reductions.norm(layer.param.detach())),
+    "gradient_norm": Measure("gradient", LayerStep.gradient_norm),
+    "momentum_norm": Measure("momentum", lambda layer: reductions.norm(layer.of("momentum"))),
+    "gradient_cosine": Measure("momentum", LayerStep.gradient_cosine),
+}
+
+
+def source_of(measure: str) -> Source:
+    """Return what a measure is taken of."""
+    return MEASURES[measure].source if measure in MEASURES else "stepsizes"
+
+
+def take_measures(layer: LayerStep, names: Collection[str]) -> Row:
+    """Take measures of one layer without a wait for the device, leaving out those it has not."""
+    names = [name for name in names if layer.has(source_of(name))]
+    taken = {name: MEASURES[name].take(layer) for name in names if name in MEASURES}
+    # All quantiles at once, for they sort the layer.
+    if probabilities := {name: int(name[1:]) / 100 for name in names if name not in MEASURES}:
+        found = reductions.quantiles(layer.stepsizes, [*probabilities.values()])
+        taken |= zip(probabilities, found, strict=True)
+    return {name: number for name, number in taken.items() if number is not None}
+
+
+def to_host(rows: Iterable[Mapping[str, Number]]) -> list[dict[str, Any]]:
+    """Bring measures to the host in one transfer per device: floats, and lists of 1-dim tensors.
+
+    Example:
+        >>> to_host([{"mean": torch.tensor(2.0), "learning_rate": 0.5}])
+        [{'mean': 2.0, 'learning_rate': 0.5}]
+    """
+    by_device: dict[torch.device, list[tuple[dict[str, Any], str, Tensor]]] = {}
+    on_host: list[dict[str, Any]] = [dict(row) for row in rows]
+    for row in on_host:
+        for name, number in row.items():
+            if isinstance(number, Tensor):
+                by_device.setdefault(number.device, []).append((row, name, number))
+    for entries in by_device.values():
+        numbers = iter(torch.cat([number.reshape(-1) for _, _, number in entries]).tolist())
+        for row, name, number in entries:
+            row[name] = [*islice(numbers, len(number))] if number.ndim else next(numbers)
+    return on_host

@@ -1,0 +1,177 @@
+"""What is measured of layers that processes share: of each part, then merged over the processes."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aida_lightning.measuring._layer import LayerStep, Row, source_of, take_measures
+from aida_lightning.optim._sharding import (
+    aligned,
+    counts_here,
+    is_distributed,
+    local_part,
+    split_dimensions,
+)
+
+# What is measured of each part and merged, in this order, and what it is of no elements.
+_OF_NO_ELEMENTS = {
+    "count": 0.0,
+    "mean": 0.0,
+    "variance": 0.0,
+    "min": torch.inf,
+    "max": -torch.inf,
+    "ceiling_share": 0.0,
+    "update_norm": 0.0,
+    "param_norm": 0.0,
+    "weight_norm": 0.0,
+    "gradient_norm": 0.0,
+    "momentum_norm": 0.0,
+    "gradient_cosine": 0.0,
+}
+# These are no measures of the elements. All others are measured of the whole layer, which each
+# process gathers.
+_OF_THE_STEP = ("ceiling", "learning_rate", "step", "beta2")
+# What else has to be known of each part to merge a measure.
+_WEIGHTS = {
+    **dict.fromkeys(("mean", "ceiling_share"), ("count",)),
+    "variance": ("count", "mean"),
+    "gradient_cosine": ("gradient_norm", "momentum_norm"),
+}
+
+
+def measure_shared(
+    layers: Mapping[Tensor, LayerStep | None], names: Collection[str]
+) -> dict[Tensor, Row]:
+    """Measure layers that processes share, in one all-gather per mesh dimension.
+
+    All processes have to call it, with the same layers in the same order.
+
+    Args:
+        layers: by parameter; None for a parameter that has not taken a step.
+        names: names of measures.
+    """
+    needed = {name for of in names for name in (of, *_WEIGHTS.get(of, ()))}
+    columns = [name for name in _OF_NO_ELEMENTS if name in needed]
+    parts: dict[Tensor, Row] = {}
+    rows: dict[Tensor, Row] = {}
+    for param, layer in layers.items():
+        if layer is not None:
+            merged = [name for name in columns if _can_merge(layer, name)]
+            parts[param] = _measure_part(layer, merged)
+            rows[param] = _measure_whole(layer, [name for name in names if name not in merged])
+    for param, numbers in _merge([*layers], parts, columns).items():
+        rows[param] |= {name: numbers[name] for name in names if name in numbers}
+    return rows
+
+
+def _can_merge(layer: LayerStep, name: str) -> bool:
+    """Tell whether a layer's measure follows from those of its parts."""
+    if name not in _OF_NO_ELEMENTS:
+        return False
+    source = source_of(name)
+    if source in (
+        "stepsizes",
+        "ceiling",
+    ):  # Adafactor's state has a number per row and one per column.
+        shared = filter(is_distributed, layer.state.values())
+        return all(value.shape == layer.param.shape for value in shared)
+    # Without a copy the update follows from stepsizes that may be averaged over the layer.
+    return source != "update" or layer.before is not None
+
+
+def _measure_part(layer: LayerStep, names: Collection[str]) -> Row:
+    """Measure what can be merged, of the part of a layer that is here."""
+    gradient = layer.gradient
+    part = replace(
+        layer,
+        state={key: local_part(value) for key, value in layer.state.items()},
+        param=local_part(layer.param.detach()),
+        gradient=None if gradient is None else local_part(aligned(gradient, layer.param)),
+        before=local_part(layer.before),
+    )
+    if not part.param.numel():
+        there = [name for name in names if part.has(source_of(name))]
+        return {name: _OF_NO_ELEMENTS[name] for name in there}
+    return take_measures(part, names)
+
+
+def _measure_whole(layer: LayerStep, names: Collection[str]) -> Row:
+    """Measure what cannot be merged, of a layer that all processes gather where that is needed."""
+    if {*names} <= {*_OF_THE_STEP}:
+        return take_measures(layer, names)
+    whole = replace(
+        layer,
+        state={key: _gathered(value) for key, value in layer.state.items()},
+        param=_gathered(layer.param.detach()),
+        gradient=_gathered(layer.gradient),
+        before=_gathered(layer.before),
+    )
+    return take_measures(whole, names)
+
+
+def _gathered(tensor: Any) -> Any:
+    return tensor.full_tensor() if is_distributed(tensor) else tensor
+
+
+def _merge(
+    params: Sequence[Any], parts: Mapping[Any, Row], columns: Sequence[str]
+) -> dict[Any, dict[str, Tensor]]:
+    """Merge what each process has measured of its parts.
+
+    Args:
+        params: all parameters that are measured and shared, in the same order in every process.
+        parts: measures of the elements that are here, of each parameter that has taken a step.
+        columns: the names of all measures that may be among them.
+
+    Returns:
+        The same measures of the whole layers. They are merged as (n, mean, M2), so that a spread
+        far below the mean is not lost.
+    """
+    merged = {}
+    for mesh in dict.fromkeys(param.device_mesh for param in params if columns):
+        if mesh.get_coordinate() is None:  # this process is outside of the mesh
+            continue
+        of_mesh = [param for param in params if param.device_mesh == mesh]
+        dimensions = sorted({d for param in of_mesh for d in split_dimensions(param)})
+        counted = {p: parts[p] for p in of_mesh if p in parts and counts_here(p, dimensions)}
+        rows = [{**_OF_NO_ELEMENTS, **counted.get(param, {})} for param in of_mesh]
+        as_number = partial(torch.as_tensor, dtype=torch.float64, device=of_mesh[0].device)
+        stacked = torch.stack(
+            [torch.stack([as_number(row[name]) for name in columns]) for row in rows]
+        )
+        for dimension in dimensions:
+            of_processes = [torch.empty_like(stacked) for _ in range(mesh.size(dimension))]
+            dist.all_gather(of_processes, stacked, group=mesh.get_group(dimension))
+            by_name = zip(columns, torch.stack(of_processes).unbind(2), strict=True)
+            whole = _merged(dict(by_name))
+            stacked = torch.stack([whole[name] for name in columns], 1)
+        for param, numbers in zip(of_mesh, stacked, strict=True):
+            if param in parts:
+                named = zip(columns, numbers.unbind(), strict=True)
+                merged[param] = {name: number for name, number in named if name in parts[param]}
+    return merged
+
+
+def _merged(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Merge measures of parts by name, of shape ``(processes, layers)`` into ``(layers,)``."""
+    whole: dict[str, Tensor] = {}
+    if "count" in parts:
+        whole["count"] = parts["count"].sum(0)
+        weights = parts["count"] / whole["count"].clamp(min=1)
+        whole |= {n: (weights * parts[n]).sum(0) for n in ("mean", "ceiling_share") if n in parts}
+    if "variance" in parts:
+        spread = parts["variance"] + (parts["mean"] - whole["mean"]).square()
+        whole["variance"] = (weights * spread).sum(0)
+    whole |= {n: getattr(parts[n], f"a{n}")(0) for n in ("min", "max") if n in parts}
+    lengths = [name for name in parts if name.endswith("_norm")]
+    whole |= {name: torch.linalg.vector_norm(parts[name], dim=0) for name in lengths}
+    if "gradient_cosine" in parts:
+        products = parts["gradient_cosine"] * parts["momentum_norm"] * parts["gradient_norm"]
+        length = whole["momentum_norm"] * whole["gradient_norm"]
+        whole["gradient_cosine"] = torch.where(length == 0, 0.0, products.sum(0) / length)
+    return whole
