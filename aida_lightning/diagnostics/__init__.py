@@ -1,17 +1,24 @@
 """What an optimizer's state says about its steps, and statistics of a layer's tensors."""
 
+from aida_lightning.diagnostics import torch_optimizers  # noqa: F401  # registers them
 from aida_lightning.diagnostics.state import (
+    NoStepsize,
     effective_learning_rate,
     has_stepsize,
     last_update,
+    momentum,
     stepsize,
     stepsize_ceiling,
+    why_none,
 )
 
 __all__ = [
+    "NoStepsize",
     "effective_learning_rate",
     "has_stepsize",
     "last_update",
+    "momentum",
     "stepsize",
     "stepsize_ceiling",
+    "why_none",
 ]
