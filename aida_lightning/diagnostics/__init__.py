@@ -1,6 +1,8 @@
 """What an optimizer's state says about its steps, and statistics of a layer's tensors."""
 
+from aida_lightning.diagnostics import torch_optimizers  # noqa: F401  # registers them
 from aida_lightning.diagnostics.state import (
+    NoStepsize,
     effective_learning_rate,
     has_stepsize,
     last_update,
@@ -11,6 +13,7 @@ from aida_lightning.diagnostics.state import (
 )
 
 __all__ = [
+    "NoStepsize",
     "effective_learning_rate",
     "has_stepsize",
     "last_update",

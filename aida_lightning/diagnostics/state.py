@@ -1,24 +1,28 @@
-"""The adaptive stepsizes of an optimizer, and what else its state says: pure functions."""
+"""What an optimizer's state tells of its last step: pure functions, chosen by its class."""
 
-from functools import singledispatch
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
+from torch.optim import Optimizer
 
+from aida_lightning.diagnostics._dispatch import ByClass
 from aida_lightning.diagnostics.reductions import real
-from aida_lightning.optim import LayerwiseOptimizer, Yogi
+from aida_lightning.optim import LayerwiseOptimizer
 
 
-@singledispatch
+@ByClass
 def stepsize(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     r"""Compute the elementwise adaptive stepsizes of one layer from an optimizer's state.
 
     They are the :math:`s` of :math:`x \leftarrow x - \eta \, m / (1 - \beta_1^t) \, s`, without the
-    learning rate and without the correction of the momentum's bias. The classes that are known are
-    those of the family, Yogi, and torch's Adam, AdamW, NAdam and RAdam. To add another, register a
-    function for it.
+    learning rate and without the correction of the momentum's bias. Of an optimizer without a
+    momentum they multiply the gradient. The page on reading the charts has a table of the classes
+    that are known. To add another, register a function for it, here or by an entry point of the
+    group ``aida_lightning.stepsize``. The entry point's name is the dotted path of the class, or of
+    a module or package that it is in; its value is a module that registers the functions, and that
+    is imported when an optimizer of such a class is met.
 
     Args:
         optimizer: the optimizer; its class chooses the function.
@@ -30,14 +34,16 @@ def stepsize(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any])
         A real tensor on the state's device, of any shape.
 
     Raises:
-        NotImplementedError: neither the class nor any of its bases is known.
+        NotImplementedError: neither the class nor any of its bases is known, or it has none.
 
     Example:
         >>> import torch
+        >>> class Mine(torch.optim.SGD):
+        ...     pass
         >>> @stepsize.register
-        ... def _(optimizer: torch.optim.RMSprop, group, state):
+        ... def _(optimizer: Mine, group, state):
         ...     return 1 / (state["square_avg"].sqrt() + group["eps"])
-        >>> has_stepsize(torch.optim.RMSprop([torch.zeros(1)]))
+        >>> has_stepsize(Mine([torch.zeros(1)]))
         True
     """
     raise NotImplementedError(
@@ -46,17 +52,88 @@ def stepsize(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any])
 
 
 def has_stepsize(optimizer: Optimizer) -> bool:
-    """Tell whether ``stepsize`` knows the optimizer's class.
+    """Tell whether ``stepsize`` knows the optimizer's class, and that it has adaptive stepsizes.
 
     Example:
         >>> import torch
         >>> has_stepsize(torch.optim.SGD([torch.zeros(1)]))
         False
     """
-    return stepsize.dispatch(type(optimizer)) is not stepsize.dispatch(object)
+    function = stepsize.dispatch(type(optimizer))
+    return function is not stepsize.dispatch(object) and not isinstance(function, NoStepsize)
 
 
-@singledispatch
+def why_none(optimizer: Optimizer) -> str | None:
+    """Say why an optimizer of a class that is known has no adaptive stepsizes.
+
+    Returns:
+        A part of a sentence; None where it has some, or where its class is not known.
+
+    Example:
+        >>> import torch
+        >>> why_none(torch.optim.SGD([torch.zeros(1)]))
+        'one learning rate moves all elements of a layer'
+    """
+    function = stepsize.dispatch(type(optimizer))
+    return function.why if isinstance(function, NoStepsize) else None
+
+
+@dataclass(frozen=True)
+class NoStepsize:
+    """What is registered with ``stepsize`` for a class that has no adaptive stepsizes.
+
+    Args:
+        why: a part of a sentence, the reason.
+
+    Example:
+        >>> import torch
+        >>> class Mine(torch.optim.Adam):
+        ...     pass
+        >>> mine = stepsize.register(Mine, NoStepsize("its update is the sign of the momentum"))
+        >>> has_stepsize(Mine([torch.zeros(1)]))
+        False
+    """
+
+    why: str
+
+    def __call__(self, optimizer: Optimizer, *args: Any) -> NoReturn:
+        """Raise with the reason."""
+        raise NotImplementedError(
+            f"{type(optimizer).__name__} has no adaptive stepsizes: {self.why}"
+        )
+
+
+@ByClass
+def momentum(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor | None:
+    r"""Return the moving average, or sum, of gradients that the optimizer's step goes along.
+
+    It has the gradient's shape and sign; with ``maximize`` that of the gradient turned round. The
+    first tensor of the names ``exp_avg``, ``momentum_buffer`` and ``momentum`` is taken, unless
+    another function is registered for the class. RMSprop's is the sum of gradients that the
+    stepsizes have multiplied already, AdaFactor's the average of whole updates.
+
+    Args:
+        optimizer: the optimizer; its class chooses the function.
+        group: the parameter group that the layer is in.
+        state: ``optimizer.state[parameter]`` of the layer.
+
+    Returns:
+        A tensor, which is not to be changed; None where there is none.
+
+    Example:
+        >>> import torch
+        >>> param = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.SGD([param], lr=0.1, momentum=0.9)
+        >>> param.grad = torch.ones(2)
+        >>> optimizer.step()
+        >>> momentum(optimizer, optimizer.param_groups[0], optimizer.state[param])
+        tensor([1., 1.])
+    """
+    found = (state.get(name) for name in ("exp_avg", "momentum_buffer", "momentum"))
+    return next((dense(value) for value in found if isinstance(value, Tensor)), None)
+
+
+@ByClass
 def stepsize_ceiling(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
     r"""Return the largest value that an adaptive stepsize can have, by the options of its group.
 
@@ -82,18 +159,23 @@ def stepsize_ceiling(optimizer: Optimizer, group: dict[str, Any]) -> float | Non
 
 
 def effective_learning_rate(
-    group: dict[str, Any], state: dict[str, Any], lr: float | Tensor | None = None
+    group: dict[str, Any],
+    state: dict[str, Any],
+    lr: float | Tensor | None = None,
+    optimizer: Optimizer | None = None,
 ) -> float | Tensor:
     r"""Return :math:`\eta / (1 - \beta_1^t)`, the factor of :math:`m \, s` in the last update.
 
     For NAdam it is :math:`\eta \, \mu_{t+1} / (1 - \prod_{i \le t+1} \mu_i)` with its momenta
-    :math:`\mu`.
+    :math:`\mu`. The table on the page on reading the charts has those of other optimizers.
 
     Args:
         group: the parameter group that the layer is in. Without ``betas`` there is no correction
             of the momentum's bias, and the learning rate itself is returned.
         state: ``optimizer.state[parameter]`` of the layer.
         lr: the learning rate of that update. None, the default, takes the group's present one.
+        optimizer: the optimizer, whose class may have a rule of its own. None, the default, leaves
+            it at the group's and the state's entries.
 
     Returns:
         A float; or a 0-dim tensor on the device, which is not read on the host, if the learning
@@ -105,23 +187,27 @@ def effective_learning_rate(
     """
     lr = group["lr"] if lr is None else lr
     lr = lr.squeeze() if isinstance(lr, Tensor) else lr
-    if "betas" not in group or "step" not in state:
+    return learning_rate(optimizer, group, state, lr)
+
+
+@ByClass
+def learning_rate(
+    optimizer: Optimizer | None, group: dict[str, Any], state: dict[str, Any], lr: float | Tensor
+) -> float | Tensor:
+    """Compute the effective learning rate from a given learning rate; by class, as the others."""
+    t = step_of(group, state)
+    if "betas" not in group or t is None:
         return lr
-    step = state["step"]
-    if isinstance(step, Tensor):
-        step = step.item() if step.device.type == "cpu" else step.double()
     beta1 = group["betas"][0]
     if "mu_product" in state:  # NAdam's own schedule of beta1, of which the next is looked ahead to
-        beta1 = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * group["momentum_decay"]))
-        product = state["mu_product"]
-        product = product.item() if product.device.type == "cpu" else product.double()
-        looked_ahead: float | Tensor = lr * beta1 / (1 - product * beta1)
+        beta1 = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * group["momentum_decay"]))
+        looked_ahead: float | Tensor = lr * beta1 / (1 - on_host(state["mu_product"]) * beta1)
         return looked_ahead
-    corrected: float | Tensor = lr / (1 - beta1**step)
+    corrected: float | Tensor = lr / (1 - beta1**t)
     return corrected
 
 
-@singledispatch
+@ByClass
 def last_update(
     optimizer: Optimizer,
     group: dict[str, Any],
@@ -159,21 +245,6 @@ def last_update(
     return None
 
 
-@singledispatch
-def momentum(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor | None:
-    """Return the moving average of gradients that a step goes along; None where there is none."""
-    for name in ("exp_avg", "momentum_buffer"):
-        if isinstance(state.get(name), Tensor):
-            found: Tensor = state[name]
-            return found
-    return None
-
-
-def why_none(optimizer: Optimizer) -> str | None:
-    """Say why a known class has no adaptive stepsizes; return None for others."""
-    return "it has one learning rate for all elements" if type(optimizer) is SGD else None
-
-
 @stepsize.register
 def _layerwise(
     optimizer: LayerwiseOptimizer, group: dict[str, Any], state: dict[str, Any]
@@ -207,32 +278,19 @@ def _(
     return update
 
 
-@stepsize.register(Adam)
-@stepsize.register(AdamW)  # no Adam itself in older torch
-@stepsize.register(NAdam)
-@stepsize.register(Yogi)
-@torch.no_grad()
-def _adam(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    v = real(state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])
-    correction2 = 1 - group["betas"][1] ** _double(state["step"])
-    s: Tensor = v.sqrt().div_(correction2.sqrt()).add_(group["eps"]).reciprocal_()
-    return s
+def step_of(group: dict[str, Any], state: dict[str, Any]) -> Any:
+    """Return the count of steps, which some optimizers keep in the group; None without one."""
+    return on_host(state["step"] if "step" in state else group.get("step"))
 
 
-@stepsize.register(RAdam)
-@torch.no_grad()
-def _radam(optimizer: RAdam, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    beta2, t = group["betas"][1], _double(state["step"])
-    longest = 2 / (1 - beta2) - 1
-    length = longest - 2 * t * beta2**t / (1 - beta2**t)
-    rectification = ((length - 4) * (length - 2) * longest) / (
-        (longest - 4) * (longest - 2) * length
-    )
-    v = real(state["exp_avg_sq"])
-    # RAdam adds eps before the bias correction. While the average is too short it does not adapt.
-    adaptive = (rectification * (1 - beta2**t)).sqrt() / (v.sqrt() + group["eps"])
-    return torch.where((length > 5).to(v.device), adaptive.to(v.dtype), 1.0)
+def on_host(number: Any) -> Any:
+    """Return a tensor's number where it is on the host, and in float64 on a device."""
+    if not isinstance(number, Tensor):
+        return number
+    return number.item() if number.device.type == "cpu" else number.double()
 
 
-def _double(step: Tensor | float) -> Tensor:
-    return torch.as_tensor(step, dtype=torch.float64)
+def dense(values: Tensor) -> Tensor:
+    """Return the values of a tensor of a class that holds them in few bits, else the tensor."""
+    quantized = type(values).dequantize is not Tensor.dequantize
+    return values.dequantize() if quantized else values

@@ -77,8 +77,8 @@ def test_an_optimizer_without_stepsizes_has_its_update_logged_and_one_line_says_
     assert sorted(scalars["update_ratio/head.weight"]) == [*range(12)]
     (line,) = [r.message for r in caplog.records if "StepsizeMonitor" in r.message]
     assert line == (
-        "StepsizeMonitor: SGD has no adaptive stepsizes, since it has one learning rate for all "
-        f"elements; it logs {', '.join(OF_THE_STEP)} instead of stepsize_mean, stepsize_std."
+        "StepsizeMonitor: SGD has no adaptive stepsizes, since one learning rate moves all "
+        f"elements of a layer; it logs {', '.join(OF_THE_STEP)} instead of stepsize_mean, stepsize_std."
     )
 
 

@@ -19,7 +19,9 @@ from aida_lightning.diagnostics import (
     effective_learning_rate,
     has_stepsize,
     last_update,
+    momentum,
     stepsize_ceiling,
+    why_none,
 )
 
 
@@ -89,8 +91,33 @@ def test_complex_layers_have_real_stepsizes():
 def test_optimizers_without_stepsizes_are_known_as_such():
     optimizer, group, state, _ = step(torch.optim.SGD, lr=0.1, momentum=0.9)
     assert not has_stepsize(optimizer)
-    with pytest.raises(NotImplementedError, match="SGD has no adaptive stepsizes"):
+    assert why_none(optimizer) == "one learning rate moves all elements of a layer"
+    with pytest.raises(NotImplementedError, match="SGD has no adaptive stepsizes: one learning"):
         stepsize(optimizer, group, state)
+
+
+def test_no_reason_is_made_up_for_an_optimizer_that_has_stepsizes_or_is_not_known():
+    class Unknown(torch.optim.Optimizer):
+        pass
+
+    unknown = Unknown([torch.zeros(1)], {})
+    assert not has_stepsize(unknown)
+    assert why_none(unknown) is None
+    with pytest.raises(NotImplementedError, match="no adaptive stepsizes that are known"):
+        stepsize(unknown, unknown.param_groups[0], {})
+    assert why_none(torch.optim.Adam([torch.zeros(1)])) is None
+
+
+def test_the_momentum_is_the_first_tensor_of_the_names_in_use():
+    for optimizer_class, options, name in (
+        (torch.optim.Adam, {}, "exp_avg"),
+        (torch.optim.SGD, {"momentum": 0.9}, "momentum_buffer"),
+    ):
+        optimizer, group, state, _ = step(optimizer_class, **options)
+        assert momentum(optimizer, group, state) is state[name]
+    optimizer, group, state, _ = step(torch.optim.SGD)
+    assert momentum(optimizer, group, state) is None
+    assert momentum(optimizer, group, {"momentum_buffer": {0.9: torch.zeros(1)}}) is None
 
 
 def test_users_can_register_their_own_optimizer():
@@ -103,6 +130,7 @@ def test_users_can_register_their_own_optimizer():
 
     optimizer, group, state, _ = step(Mine, lr=0.25)
     assert has_stepsize(optimizer)
+    assert why_none(optimizer) is None  # though there is a reason for SGD
     assert stepsize(optimizer, group, state).tolist() == [0.25, 0.25]
 
 

@@ -1,0 +1,72 @@
+"""Functions that the optimizer's class chooses, also a class of a package that is not imported."""
+
+from collections.abc import Callable, Iterator
+from functools import singledispatch, update_wrapper
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+T = TypeVar("T")
+ENTRY_POINTS = "aida_lightning.stepsize"
+
+# What registers functions for a class, by the path of the class or of a module or package it is in.
+adapters: dict[str, Callable[[type], None]] = {}
+_met: WeakSet[type] = WeakSet()
+
+
+class ByClass(Generic[T]):
+    """Turn a function into one that dispatches on its first argument, as ``singledispatch`` does.
+
+    When a class is dispatched on for the first time, the entry points and the adapters whose names
+    are those of the class or of one of its bases register what they have for it.
+    """
+
+    def __init__(self, function: Callable[..., T]) -> None:
+        dispatched = singledispatch(function)
+        self.registry, self.register = dispatched.registry, dispatched.register
+        self._dispatch = dispatched.dispatch
+        update_wrapper(self, function)
+
+    def __call__(self, optimizer: object, /, *args: Any, **kwargs: Any) -> T:
+        return self.dispatch(type(optimizer))(optimizer, *args, **kwargs)
+
+    def dispatch(self, cls: type) -> Callable[..., T]:
+        """Return the function of the class, or of the nearest of its bases that has one."""
+        for base in cls.__mro__:
+            if base not in _met:
+                _met.add(base)
+                _meet(base)
+        return self._dispatch(cls)
+
+    def add(self, cls: type, function: Callable[..., T]) -> None:
+        """Register a function for a class that none is registered for."""
+        if cls not in self.registry:
+            self.register(cls, function)
+
+
+def _meet(cls: type) -> None:
+    names = [*_prefixes(f"{cls.__module__}.{cls.__qualname__}")]
+    if names[-1] in ("builtins", "typing", "torch", "aida_lightning"):
+        return  # It costs a look into each installed distribution.
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        if entry_point.name in names:
+            try:
+                entry_point.load()
+            except Exception as error:  # Whatever is wrong there, the training goes on.
+                rank_zero_warn(
+                    f"The entry point '{entry_point.name} = {entry_point.value}' of the group "
+                    f"{ENTRY_POINTS} cannot be loaded ({type(error).__name__}: {error})."
+                )
+    for name in names:
+        if name in adapters:
+            adapters[name](cls)
+            break
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """Yield a dotted path and the paths that it lies in, the longest first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
