@@ -94,8 +94,12 @@ class TwoOptimizers(Net):
             features.zero_grad()
 
 
-# Merged over the processes the first five, and measured of the gathered layers the others.
-STATISTICS = "mean std min max ceiling_share median update_ratio gradient_cosine".split()
+# Merged over the processes, but for the median. That, and updates without a copy from before the
+# step, are measured of the gathered layers.
+STATISTICS = (
+    "mean std min max ceiling_share median update_ratio update_norm weight_norm gradient_norm "
+    "gradient_cosine"
+).split()
 MODULES = {"one optimizer": Net, "two optimizers": TwoOptimizers}
 
 

@@ -78,12 +78,23 @@ def test_an_optimizer_without_stepsizes_has_its_update_logged_and_one_line_says_
     (line,) = [r.message for r in caplog.records if "StepsizeMonitor" in r.message]
     assert line == (
         "StepsizeMonitor: SGD has no adaptive stepsizes, since one learning rate moves all "
-        f"elements of a layer; it logs {', '.join(OF_THE_STEP)} instead of stepsize_mean, stepsize_std."
+        f"elements of a layer; it logs {', '.join(OF_THE_STEP)} instead of stepsize_mean, "
+        "stepsize_std."
     )
 
 
-class Unknown(torch.optim.SGD):
+class Unknown(torch.optim.Optimizer):
     """Of a class that nobody registered."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure):
+        loss = closure()
+        for param in self.param_groups[0]["params"]:
+            param.sub_(param.grad.sign(), alpha=self.param_groups[0]["lr"])
+        return loss
 
 
 def test_a_class_that_is_not_known_is_named_with_its_module(tmp_path):

@@ -39,6 +39,7 @@ def test_the_monitor_samples_at_an_epochs_end_in_every_process(two_processes, tm
         ("laida", "one optimizer"),
         ("adabeliefl", "two optimizers"),
         ("adam", "one optimizer"),
+        ("sgd", "two optimizers"),
     ],
 )
 def test_weights_and_stepsizes_are_those_of_one_process(
@@ -54,7 +55,7 @@ def test_weights_and_stepsizes_are_those_of_one_process(
         assert points[tag] == pytest.approx(series, rel=1e-4, abs=1e-6), tag
 
 
-@pytest.mark.parametrize("name", ["aida", "laida", "adaml"])
+@pytest.mark.parametrize("name", ["aida", "laida", "adaml", "sgd"])
 @pytest.mark.parametrize(
     "strategy", ["fsdp2", "hybrid", "fsdp2 and tensor parallel", "tensor parallel"]
 )
