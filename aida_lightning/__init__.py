@@ -1,5 +1,6 @@
 """The Aida family of layerwise-adaptive optimizers for PyTorch Lightning."""
 
+from importlib import import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from aida_lightning.registry import build_optimizer, list_optimizers
 if TYPE_CHECKING:
     from aida_lightning.callbacks import StepsizeMonitor, UseOptimizer
     from aida_lightning.checkpoint_io import DurableCheckpointIO
+    from aida_lightning.measuring import measure_step
 
 __version__ = _version("aida-lightning")
 
@@ -46,20 +48,23 @@ __all__ = [
     "Yogi",
     "build_optimizer",
     "list_optimizers",
+    "measure_step",
     "stepsize",
 ]
 
 
+# Most of them need Lightning, whose import takes seconds; the optimizers need none of it.
+_LATER = {
+    "DurableCheckpointIO": "checkpoint_io",
+    "StepsizeMonitor": "callbacks",
+    "UseOptimizer": "callbacks",
+    "measure_step": "measuring",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # They need Lightning, whose import takes seconds; the optimizers need none of it.
-    if name in ("StepsizeMonitor", "UseOptimizer"):
-        from aida_lightning import callbacks
-
-        return getattr(callbacks, name)
-    if name == "DurableCheckpointIO":
-        from aida_lightning import checkpoint_io
-
-        return checkpoint_io.DurableCheckpointIO
+    if name in _LATER:
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,6 +1,6 @@
 """Time training steps with and without the monitor, and the writing of points to TensorBoard.
 
-    python benchmarks/monitor.py [--models vgg11 layers] [--steps 150] [--json monitor.json]
+    python benchmarks/monitor.py [--models vgg11 layers] [--optimizer sgd] [--steps 150]
 
 Every contender trains a copy of one model in a Trainer of its own, on the CPU. They take turns, one
 step each, so that whatever else the machine does slows all of them alike: a ratio is the median
@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,17 @@ WITHOUT = "without"
 DEFAULT_INTERVAL = 50
 EVERYTHING = [
     "mean", "std", "min", "max", "std_over_mean", "median", "q05", "q95", "ceiling_share",
-    "effective_mean", "effective_std", "update_ratio", "gradient_cosine",
+    "effective_mean", "effective_std", "update_ratio", "update_norm", "weight_norm",
+    "gradient_norm", "gradient_cosine",
 ]  # fmt: skip
 
 
 class Classifier(LightningModule):
     """VGG11 on pictures of 32 × 32 pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: str = "aida") -> None:
         super().__init__()
-        self.network = vgg11()
+        self.network, self.optimizer = vgg11(), optimizer
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -58,14 +59,15 @@ class Classifier(LightningModule):
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer("aida", self, fused=True)
+        return build_optimizer(self.optimizer, self, fused=True)
 
 
 class ManyLayers(LightningModule):
     """10,000 layers of 2 × 5 elements, where the count of layers makes the cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: str = "aida") -> None:
         super().__init__()
+        self.optimizer = optimizer
         self.layers = nn.ParameterList(torch.ones(2, 5) for _ in range(10_000))
 
     @override
@@ -74,10 +76,10 @@ class ManyLayers(LightningModule):
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer("aida", self, fused=True)
+        return build_optimizer(self.optimizer, self, fused=True)
 
 
-MODELS: dict[str, type[LightningModule]] = {"vgg11": Classifier, "layers": ManyLayers}
+MODELS: dict[str, Callable[[str], LightningModule]] = {"vgg11": Classifier, "layers": ManyLayers}
 CONTENDERS: dict[str, dict[str, Any] | None] = {
     WITHOUT: None,
     "default interval": {},
@@ -220,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", choices=MODELS, default=[*MODELS])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
+    parser.add_argument("--optimizer", default="aida", help="its name; its kernel is the fused one")
     parser.add_argument("--steps", type=int, default=3 * DEFAULT_INTERVAL)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--points", type=int, default=1000, help="points written per round")
@@ -234,6 +237,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "aida-lightning": aida_lightning.__version__,
+        "optimizer": arguments.optimizer,
         "steps": arguments.steps,
         "batch size": arguments.batch_size,
     }
@@ -253,7 +257,7 @@ def main() -> None:
     )
     seconds: dict[str, dict[str, list[float]]] = {}
     for model in arguments.models:
-        module = MODELS[model]()
+        module = MODELS[model](arguments.optimizer)
         count = sum(1 for param in module.parameters() if param.ndim >= 2)
         print(f"\n{model}, {count:,} weight tensors; ratios of a step to one without the monitor")
         with quiet():

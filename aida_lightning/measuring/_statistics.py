@@ -72,7 +72,7 @@ def choose_statistics(names: Iterable[str]) -> list[Statistic]:
     """Look the names up, in their order; ``"median"`` and ``"q01"`` to ``"q99"`` are quantiles.
 
     Raises:
-        ValueError: there is no statistic of a name.
+        ValueError: there is no statistic of a name, or no name.
     """
     chosen = []
     for name in names:
@@ -85,6 +85,8 @@ def choose_statistics(names: Iterable[str]) -> list[Statistic]:
                 f"there is no statistic {name!r}; there are {', '.join(STATISTICS)}, median, and "
                 "q01 to q99 for quantiles"
             )
+    if not chosen:
+        raise ValueError("statistics must name at least one statistic")
     return chosen
 
 

@@ -138,7 +138,7 @@ def measure_step(
         ['stepsize_mean/weight', 'update_ratio/weight']
     """
     chosen = choose_statistics([statistics] if isinstance(statistics, str) else statistics)
-    watched = layers_of(module, [layers] if isinstance(layers, str) else layers)
+    watched = _layers_of(module, [layers] if isinstance(layers, str) else layers)
     steps = {
         name: _MeasuredStep(each, watched, to_be_had(chosen, each))
         for name, each in named([optimizer]).items()
@@ -159,13 +159,14 @@ def measure_step(
     numbers |= {"/".join(path): number for path, number in scalars_of(points).items()}
 
 
-def layers_of(module: nn.Module, globs: Sequence[str] | None) -> dict[Tensor, str]:
+def _layers_of(module: nn.Module, globs: Sequence[str] | None) -> dict[Tensor, str]:
     """Map the parameters to watch to their names, in the module's order."""
     names = names_of(module)
     chosen = weights(module) if globs is None else set()
     for pattern in globs or ():
         if not (found := matching(names, pattern)):
-            raise ValueError(f"there is no layer that matches {pattern!r}")
+            there = [own[0] for own in names.values()]
+            raise ValueError(f"there is no layer that matches {pattern!r}, there are: {there}")
         chosen |= found
     return {param: own[0] for param, own in names.items() if param in chosen}
 
