@@ -38,16 +38,21 @@ _KEY = "layers every_n_steps logging_interval statistics max_layers histograms f
 
 
 class StepsizeMonitor(Callback):
-    r"""Log statistics of each layer's adaptive stepsizes, by default their mean and deviation.
+    r"""Log statistics of each layer's adaptive stepsizes, or of its updates where there are none.
+
+    By default they are the mean and the standard deviation of the stepsizes. Of an optimizer
+    without any they are ``update_ratio``, ``update_norm``, ``weight_norm``, ``gradient_norm`` and,
+    where there is a momentum, ``gradient_cosine``; one line says so when training starts.
 
     A layer is one parameter tensor. Its adaptive stepsizes are the elements of
     :math:`s = 1 / \sqrt{v / (1 - \beta_2^t)}`, without the learning rate. Every logger of the
     Trainer is given the numbers, as ``stepsize_mean/<layer>`` and ``stepsize_std/<layer>`` with the
     parameter's name in the module; the deviation is the population's (divided by n). Where there
-    are several optimizers, their names go first: ``Adam-1/stepsize_mean/<layer>``. They are logged
-    at the step that the Trainer logs its own metrics at, and are in its ``callback_metrics`` for
-    other callbacks, such as ``EarlyStopping("stepsize_mean/<layer>")``. One that acts at the end of
-    the epoch that the monitor logs comes after it in the Trainer's list.
+    are several optimizers, or one that holds others, their names go first:
+    ``Adam-1/stepsize_mean/<layer>``. They are logged at the step that the Trainer logs its own
+    metrics at, and are in its ``callback_metrics`` for other callbacks, such as
+    ``EarlyStopping("stepsize_mean/<layer>")``. One that acts at the end of the epoch that the
+    monitor logs comes after it in the Trainer's list.
 
     A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
     and not if the gradient scaler of mixed precision left it out. (Of torch's fused optimizers the
@@ -68,16 +73,21 @@ class StepsizeMonitor(Callback):
     - ``ceiling_share``: the share of elements within 0.1 % of the family's ceiling
       :math:`\sqrt{(1 - \beta_2) / \epsilon}`.
     - ``effective_mean``, ``effective_std``: those times :math:`\eta / (1 - \beta_1^t)`.
-    - ``update_ratio``: :math:`\|\Delta x\| / \|x\|` of the step, :math:`x` from before it. Outside
-      of the family it takes a copy of the watched layers before each step that is logged.
-    - ``gradient_cosine``: the cosine of the angle between the momentum and the gradient that the
-      optimizer was given.
+    - ``update_norm``, ``update_ratio``: :math:`\|\Delta x\|` and :math:`\|\Delta x\| / \|x\|` of
+      the step, :math:`x` from before it. Outside of the family they take a copy of the watched
+      layers before each step that is logged.
+    - ``weight_norm``: :math:`\|x\|` after the step.
+    - ``gradient_norm``: :math:`\|g\|` of the gradient that the optimizer was given, after
+      accumulation, unscaling and clipping.
+    - ``gradient_cosine``: the cosine of the angle between the momentum and that gradient.
+
+    All norms are Euclidean, over all elements of a layer.
 
     An optimizer's last step is logged at each step that the Trainer logs its metrics at, or with
     ``logging_interval="epoch"`` at each epoch's end; without a step since the last time there is no
     point. If it was taken before the last batch, or in a batch that became the last when
-    ``trainer.should_stop`` was set, there is no ``gradient_cosine``, and outside of the family no
-    ``update_ratio``.
+    ``trainer.should_stop`` was set, there is no ``gradient_norm`` and no ``gradient_cosine``, and
+    outside of the family no ``update_norm`` and no ``update_ratio``.
 
     Args:
         layers: names of parameters or globs of them, such as ``["features.*.weight"]``, without

@@ -1,4 +1,4 @@
-"""The adaptive stepsizes of each layer as a table, from event files alone."""
+"""The statistics of each layer as a table, from event files alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,11 @@ _COLUMNS = {
     "Max": (tags.MAX, "max"),
     "At ceiling": (tags.CEILING_SHARE, "ceiling_share"),
     "Effective": (tags.EFFECTIVE_MEAN, "effective_mean"),
+    "Update/weight": (tags.UPDATE_RATIO, "update_ratio"),
+    "Update": (tags.UPDATE_NORM, "update_norm"),
+    "Weight": (tags.WEIGHT_NORM, "weight_norm"),
+    "Gradient": (tags.GRADIENT_NORM, "gradient_norm"),
+    "Cosine": (tags.GRADIENT_COSINE, "gradient_cosine"),
 }
 
 
@@ -31,7 +36,8 @@ def summarize(
     """Draw up one table per optimizer, with one row per layer, of what was logged last.
 
     Where there are several seeds, the numbers are means over them. "Effective" is the mean stepsize
-    times the learning rate and the correction of the momentum's bias.
+    times the learning rate and the correction of the momentum's bias. "Update", "Weight" and
+    "Gradient" are Euclidean norms, and "Cosine" is that of momentum and gradient.
 
     Args:
         logdirs: folders that hold runs with the ``StepsizeMonitor``, at any depth.
@@ -62,7 +68,8 @@ def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | No
         int(c.steps[-1]) for run in seeds for s in run.statistics.values() for c in s.values()
     )
     table = Table(
-        title=f"{label}: adaptive stepsizes at step {step}"
+        title=f"{label}: {'adaptive stepsizes' if 'mean' not in missing else 'updates'} "
+        f"at step {step}"
         + (f", means over {len(seeds)} seeds" if len(seeds) > 1 else ""),
         caption=f"Not logged: {', '.join(missing)}; StepsizeMonitor(statistics=[…]) does."
         if missing

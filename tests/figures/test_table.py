@@ -17,7 +17,7 @@ def write(folder, **statistics):
 
 
 def printed(tables) -> str:
-    console = Console(width=140, record=True)
+    console = Console(width=180, record=True)
     with console.capture() as capture:
         for table in tables:
             console.print(table)
@@ -33,12 +33,18 @@ def test_every_statistic_of_a_layer_is_shown_as_it_was_last(tmp_path):
         stepsize_max=316.0,
         stepsize_ceiling_share=0.255,
         stepsize_effective_mean=0.0625,
+        update_ratio=0.5,
+        update_norm=0.25,
+        weight_norm=2.5,
+        gradient_norm=3.5,
+        gradient_cosine=-0.75,
     )
     text = printed(summarize([tmp_path]))
     assert "Aida: adaptive stepsizes at step 2" in text
     row = next(line for line in text.splitlines() if "│ a " in line)
     cells = [cell.strip() for cell in row.strip("│ \n").split("│")]
-    assert cells == ["1", "a", "200", "50", "0.25", "1.5", "316", "25.5 %", "0.0625"]
+    of_stepsizes = ["200", "50", "0.25", "1.5", "316", "25.5 %", "0.0625"]
+    assert cells == ["1", "a", *of_stepsizes, "0.5", "0.25", "2.5", "3.5", "-0.75"]
     assert "Not logged" not in text
 
 
@@ -48,6 +54,14 @@ def test_what_was_not_logged_has_no_column_and_is_named(tmp_path):
     assert "Std/mean" in text
     assert "At ceiling" not in text
     assert "Not logged: min, max, ceiling_share, effective_mean" in " ".join(text.split())
+
+
+def test_an_optimizer_without_stepsizes_has_a_table_of_its_updates(tmp_path):
+    write(tmp_path / "SGD/seed_0", update_ratio=0.5, weight_norm=2.0)
+    text = printed(summarize([tmp_path]))
+    assert "SGD: updates at step 2" in text
+    assert "Update/weight" in text
+    assert "Mean" not in text
 
 
 def test_seeds_are_averaged(tmp_path):
