@@ -24,6 +24,7 @@ class ByClass(Generic[T]):
     """
 
     def __init__(self, function: Callable[..., T]) -> None:
+        self.default = function
         dispatched = singledispatch(function)
         self.registry, self.register = dispatched.registry, dispatched.register
         self._dispatch = dispatched.dispatch
