@@ -1,12 +1,11 @@
 """Functions that the optimizer's class chooses, also a class of a package that is not imported."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import singledispatch, update_wrapper
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
-
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
 T = TypeVar("T")
 ENTRY_POINTS = "aida_lightning.stepsize"
@@ -24,6 +23,7 @@ class ByClass(Generic[T]):
     """
 
     def __init__(self, function: Callable[..., T]) -> None:
+        self.default = function
         dispatched = singledispatch(function)
         self.registry, self.register = dispatched.registry, dispatched.register
         self._dispatch = dispatched.dispatch
@@ -55,9 +55,10 @@ def _meet(cls: type) -> None:
             try:
                 entry_point.load()
             except Exception as error:  # Whatever is wrong there, the training goes on.
-                rank_zero_warn(
+                warnings.warn(
                     f"The entry point '{entry_point.name} = {entry_point.value}' of the group "
-                    f"{ENTRY_POINTS} cannot be loaded ({type(error).__name__}: {error})."
+                    f"{ENTRY_POINTS} cannot be loaded ({type(error).__name__}: {error}).",
+                    stacklevel=3,
                 )
     for name in names:
         if name in adapters:

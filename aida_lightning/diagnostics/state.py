@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from aida_lightning.diagnostics._dispatch import ByClass
-from aida_lightning.diagnostics.reductions import real
-from aida_lightning.optim import LayerwiseOptimizer
 
 
 @ByClass
@@ -190,11 +187,10 @@ def effective_learning_rate(
     return learning_rate(optimizer, group, state, lr)
 
 
-@ByClass
-def learning_rate(
+def bias_corrected(
     optimizer: Optimizer | None, group: dict[str, Any], state: dict[str, Any], lr: float | Tensor
 ) -> float | Tensor:
-    """Compute the effective learning rate from a given learning rate; by class, as the others."""
+    r"""Compute :math:`\eta / (1 - \beta_1^t)` from the learning rate of the step."""
     t = step_of(group, state)
     if "betas" not in group or t is None:
         return lr
@@ -205,6 +201,9 @@ def learning_rate(
         return looked_ahead
     corrected: float | Tensor = lr / (1 - beta1**t)
     return corrected
+
+
+learning_rate: ByClass[float | Tensor] = ByClass(bias_corrected)
 
 
 @ByClass
@@ -243,39 +242,6 @@ def last_update(
         True
     """
     return None
-
-
-@stepsize.register
-def _layerwise(
-    optimizer: LayerwiseOptimizer, group: dict[str, Any], state: dict[str, Any]
-) -> Tensor:
-    return optimizer._stepsize(group, state)
-
-
-@stepsize_ceiling.register
-def _(optimizer: LayerwiseOptimizer, group: dict[str, Any]) -> float:
-    lowest_root: float = (group["eps"] / (1 - group["betas"][1])) ** 0.5
-    return 1 / (lowest_root + float(group["eps"] if optimizer.eps_in_denominator else 0.0))
-
-
-@last_update.register
-@torch.no_grad()
-def _(
-    optimizer: LayerwiseOptimizer,
-    group: dict[str, Any],
-    state: dict[str, Any],
-    param: Tensor,
-    lr: float | Tensor | None = None,
-) -> Tensor:
-    s = optimizer._stepsize(group, state)
-    if optimizer.layer_mean == "stepsize":
-        s = s.mean()
-    update = real(state["exp_avg"]) * s * -effective_learning_rate(group, state, lr)
-    if group["decoupled_weight_decay"] and group["weight_decay"]:
-        x, decay = real(param), (group["lr"] if lr is None else lr) * group["weight_decay"]
-        # x = (1 - decay) * x_before + update
-        update = x - (x - update) / (1 - decay)
-    return update
 
 
 def step_of(group: dict[str, Any], state: dict[str, Any]) -> Any:

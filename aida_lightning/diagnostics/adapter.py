@@ -1,0 +1,32 @@
+"""What is registered for a class all at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from aida_lightning.diagnostics.state import NoStepsize, learning_rate, momentum, stepsize
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How to read the state of an optimizer; called with a class, it registers for that.
+
+    Args:
+        stepsize: computes the adaptive stepsizes, or says why there are none.
+        learning_rate: computes the effective learning rate, from the optimizer, the group, the
+            state and the learning rate.
+        momentum: finds the momentum.
+    """
+
+    stepsize: Callable[..., Tensor] | str
+    learning_rate: Callable[..., Any] = learning_rate.default
+    momentum: Callable[..., Tensor | None] = momentum.default
+
+    def __call__(self, cls: type) -> None:
+        """Register for a class what no one else has registered for it."""
+        known = self.stepsize
+        stepsize.add(cls, NoStepsize(known) if isinstance(known, str) else known)
+        learning_rate.add(cls, self.learning_rate)
+        momentum.add(cls, self.momentum)

@@ -1,0 +1,71 @@
+"""What is known of the package's own optimizers: the family and its baselines."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aida_lightning.diagnostics.adapter import Adapter
+from aida_lightning.diagnostics.formulas import adam
+from aida_lightning.diagnostics.reductions import real
+from aida_lightning.diagnostics.state import (
+    effective_learning_rate,
+    last_update,
+    step_of,
+    stepsize,
+    stepsize_ceiling,
+)
+from aida_lightning.optim import MSVAG, Fromage, LayerwiseOptimizer, Yogi
+
+
+@stepsize.register
+def _layerwise(
+    optimizer: LayerwiseOptimizer, group: dict[str, Any], state: dict[str, Any]
+) -> Tensor:
+    return optimizer._stepsize(group, state)
+
+
+@stepsize_ceiling.register
+def _(optimizer: LayerwiseOptimizer, group: dict[str, Any]) -> float:
+    lowest_root: float = (group["eps"] / (1 - group["betas"][1])) ** 0.5
+    return 1 / (lowest_root + float(group["eps"] if optimizer.eps_in_denominator else 0.0))
+
+
+@last_update.register
+@torch.no_grad()
+def _(
+    optimizer: LayerwiseOptimizer,
+    group: dict[str, Any],
+    state: dict[str, Any],
+    param: Tensor,
+    lr: float | Tensor | None = None,
+) -> Tensor:
+    s = optimizer._stepsize(group, state)
+    if optimizer.layer_mean == "stepsize":
+        s = s.mean()
+    update = real(state["exp_avg"]) * s * -effective_learning_rate(group, state, lr)
+    if group["decoupled_weight_decay"] and group["weight_decay"]:
+        x, decay = real(param), (group["lr"] if lr is None else lr) * group["weight_decay"]
+        # x = (1 - decay) * x_before + update
+        update = x - (x - update) / (1 - decay)
+    return update
+
+
+@torch.no_grad()
+def msvag(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
+    r"""Compute :math:`\gamma`, the damping of each element by its noise, 0 where it is 0/0.
+
+    Balles and Hennig, arXiv 1705.07774, equation 16.
+    """
+    (beta1, beta2), t = group["betas"], step_of(group, state)
+    m_sq = (state["exp_avg"] / (1 - beta1**t)).square()
+    v = state["exp_avg_sq"] / (1 - beta2**t)
+    rho = (1 - beta1) * (1 + beta1**t) / ((1 + beta1) * (1 - beta1**t))
+    gamma: Tensor = m_sq / (m_sq + rho * ((v - m_sq) / (1 - rho)))
+    return gamma.nan_to_num_(nan=0.0)
+
+
+Adapter(adam)(Yogi)
+Adapter(msvag)(MSVAG)
+Adapter("one rate moves all elements of a layer, a fraction of its norm")(Fromage)

@@ -1,0 +1,201 @@
+"""Formulas of adaptive stepsizes and of learning rates that several optimizers share.
+
+Each stepsize function takes the optimizer, the group and the state of one layer, and returns a real
+tensor; each learning rate function takes the learning rate as well. The names of an optimizer's
+state are options.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aida_lightning.diagnostics.reductions import real
+from aida_lightning.diagnostics.state import bias_corrected, dense, step_of
+
+Entries = dict[str, Any]
+
+
+@torch.no_grad()
+def adam(
+    optimizer: Optimizer,
+    group: Entries,
+    state: Entries,
+    *,
+    v: str = "exp_avg_sq",
+    eps_first: bool = False,
+    eps_in_root: float = 0.0,
+) -> Tensor:
+    r"""Compute :math:`s = 1 / (\sqrt{v} / c + \epsilon)` with :math:`c = \sqrt{1 - \beta_2^t}`.
+
+    Of AMSGrad :math:`v` is the largest second moment so far. Without ``bias_correction`` in the
+    group :math:`c = 1`. Kingma and Ba, arXiv 1412.6980, algorithm 1; Reddi, Kale and Kumar, arXiv
+    1904.09237, algorithm 2.
+
+    ``v`` is the name of the second moment in the state. ``eps_first`` adds :math:`\epsilon` before
+    the correction, :math:`s = c / (\sqrt{v} + \epsilon)`. ``eps_in_root`` is added to :math:`v`.
+    """
+    root, correction = _root(group, state, v, eps_in_root), _correction(group, state)
+    if eps_first:
+        return correction / root.add_(group["eps"])
+    return root.div_(correction).add_(group["eps"]).reciprocal_()
+
+
+def uncorrected(
+    optimizer: Optimizer, group: Entries, state: Entries, *, v: str = "exp_avg_sq"
+) -> Tensor:
+    r"""Compute :math:`s = 1 / (\sqrt{v} + \epsilon)`."""
+    return _root(group, state, v).add_(group["eps"]).reciprocal_()
+
+
+@torch.no_grad()
+def rectified_adam(
+    optimizer: Optimizer, group: Entries, state: Entries, *, v: str = "exp_avg_sq"
+) -> Tensor:
+    r"""Compute :math:`s = r c / (\sqrt{v} + \epsilon)` with the rectification :math:`r`.
+
+    While the average is too short, of a length of 5 or less, the step does not adapt: :math:`s =
+    1`, or 0 for an optimizer that waits (``degenerated_to_sgd=False``). Liu, Jiang, He, Chen, Liu,
+    Gao and Han, arXiv 1908.03265, algorithm 2.
+    """
+    beta2, t = group["betas"][1], double(step_of(group, state))
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * t * beta2**t / (1 - beta2**t)
+    rectification = ((length - 4) * (length - 2) * longest) / (
+        (longest - 4) * (longest - 2) * length
+    )
+    root = _root(group, state, v)
+    adaptive = (rectification * (1 - beta2**t)).sqrt() / (root + group["eps"])
+    adapts = length > getattr(optimizer, "n_sma_threshold", 5)
+    plain = float(getattr(optimizer, "degenerated_to_sgd", True))
+    return torch.where(adapts.to(root.device), adaptive.to(root.dtype), plain)
+
+
+def adamax(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
+    r"""Compute :math:`s = 1 / u`, where :math:`u` is the decaying maximum, with :math:`\epsilon`.
+
+    Kingma and Ba, arXiv 1412.6980, algorithm 2.
+    """
+    return real(state["exp_inf"]).reciprocal()
+
+
+def adagrad(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
+    r"""Compute :math:`s = 1 / (\sqrt{\sum g^2} + \epsilon)`, which multiplies the gradient.
+
+    Duchi, Hazan and Singer, JMLR 12, 2011, figure 1.
+    """
+    return uncorrected(optimizer, group, state, v="sum")
+
+
+@torch.no_grad()
+def rmsprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
+    r"""Compute :math:`s = 1 / (\sqrt{v} + \epsilon)`, which multiplies the gradient.
+
+    If ``centered``, :math:`v` is less the squared average gradient. With a momentum the gradients
+    are summed up after they were multiplied. Hinton, lecture 6e; Graves, arXiv 1308.0850, equations
+    38 to 45.
+    """
+    v = real(state["square_avg"])
+    if group["centered"]:
+        average = real(state["grad_avg"])
+        v = v.addcmul(average, average, value=-1)
+    return v.sqrt().add_(group["eps"]).reciprocal_()
+
+
+@torch.no_grad()
+def adadelta(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
+    r"""Compute :math:`s = \sqrt{u + \epsilon} / \sqrt{v + \epsilon}`, to multiply the gradient.
+
+    :math:`u` is the average of squared updates with the last one among them, for the one before is
+    not kept: the step itself took :math:`u` from before. Zeiler, arXiv 1212.5701, algorithm 1.
+    """
+    u, v = real(state["acc_delta"]), real(state["square_avg"])
+    return u.add(group["eps"]).div_(v.add(group["eps"])).sqrt_()
+
+
+def rprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
+    """Return the stepsizes themselves, which multiply the gradient's sign, without a learning rate.
+
+    Riedmiller and Braun, ICNN 1993.
+    """
+    return real(state["step_size"])
+
+
+@torch.no_grad()
+def factored(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
+    r"""Compute :math:`s = 1 / \sqrt{v}` with :math:`v = r c^T / \operatorname{mean}(r)`.
+
+    :math:`r` and :math:`c` are the means of a matrix's squared gradients in rows and in columns;
+    of a vector :math:`v` is held as it is. Shazeer and Stern, arXiv 1804.04235, algorithms 4 and 5.
+    """
+    if "exp_avg_sq_row" not in state:
+        return state["exp_avg_sq"].rsqrt()  # type: ignore[no-any-return]
+    rows, columns = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+    rows = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt_().unsqueeze(-1)
+    s: Tensor = rows * columns.rsqrt().unsqueeze(-2)
+    return s
+
+
+@torch.no_grad()
+def torch_adafactor(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
+    r"""Compute :math:`s = 1 / \max(\sqrt{v}, \epsilon_1)` with :math:`v` as ``factored`` has it.
+
+    Two more factors, which a layer's elements share, are not among them: :math:`\max(\epsilon_2,
+    \operatorname{RMS}(x))`, and that which clips the update's root mean square at :math:`d`.
+    """
+    held = state["variance" if "variance" in state else "row_var"]
+    eps = torch.finfo(held.dtype).eps if group["eps"][0] is None else group["eps"][0]
+    v = held
+    if "variance" not in state:
+        v = (held @ state["col_var"]).div_(held.mean(dim=-2, keepdim=True).clamp_(min=eps))
+    s: Tensor = v.clamp(min=eps**2).rsqrt_()
+    return s
+
+
+def no_momentum(optimizer: Optimizer, group: Entries, state: Entries) -> None:
+    """Return None, for what the state has under a momentum's name is another thing."""
+
+
+def given_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
+    """Return the learning rate itself."""
+    return lr
+
+
+def no_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> float:
+    """Return 1, for the learning rate does not enter."""
+    return 1.0
+
+
+def decayed_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
+    r"""Compute :math:`\eta / (1 + (t - 1) \gamma)`, where :math:`\gamma` is ``lr_decay``."""
+    return lr / (1 + (step_of(group, state) - 1) * group["lr_decay"])
+
+
+def relative_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
+    r"""Compute :math:`\min(\eta, 1 / \sqrt t)`."""
+    bound = step_of(group, state) ** -0.5
+    return lr.clamp(max=bound) if isinstance(lr, Tensor) else min(lr, bound)
+
+
+def debiased_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
+    r"""Compute :math:`\eta / (1 - \beta_1^t)` unless the group's options leave out the division."""
+    if group.get("adam_debias") or not group.get("bias_correction", True):
+        return lr
+    return bias_corrected(optimizer, group, state, lr)
+
+
+def double(number: Tensor | float) -> Tensor:
+    """Return a number as a tensor of float64 on its device."""
+    return torch.as_tensor(number, dtype=torch.float64)
+
+
+def _root(group: Entries, state: Entries, v: str, eps: float = 0.0) -> Tensor:
+    amsgrad = group.get("amsgrad") or group.get("ams_bound")
+    moment = real(dense(state[f"max_{v}" if amsgrad else v]))
+    return (moment + eps if eps else moment).sqrt()
+
+
+def _correction(group: Entries, state: Entries) -> Tensor:
+    beta2 = group["betas"][1] if group.get("bias_correction", True) else 0.0
+    return (1 - beta2 ** double(step_of(group, state))).sqrt()

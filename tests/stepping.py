@@ -1,0 +1,93 @@
+"""Steps of any optimizer on a small net, and what the package says of each of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aida_lightning.diagnostics import effective_learning_rate, momentum, stepsize
+
+
+@dataclass
+class Step:
+    """One layer at one step; the gradient is the one from before the step, turned by maximize."""
+
+    optimizer: torch.optim.Optimizer
+    group: dict[str, Any]
+    state: dict[str, Any]
+    earlier: dict[str, Any]  # the state before the step
+    grad: Tensor
+    before: Tensor
+    after: Tensor
+
+    @property
+    def t(self):
+        return int(self.state.get("step", self.group.get("step")))
+
+    @property
+    def s(self):
+        return real(stepsize(self.optimizer, self.group, self.state))
+
+    @property
+    def momentum(self):
+        return real(momentum(self.optimizer, self.group, self.state))
+
+    @property
+    def rate(self):
+        return effective_learning_rate(self.group, self.state, optimizer=self.optimizer)
+
+    @property
+    def moved(self):
+        return self.after - self.before
+
+
+def real(values):
+    return torch.view_as_real(values) if values.is_complex() else values
+
+
+def copied(state):
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+
+def steps(build, dtype=torch.float64, count=10, wide=6, **options):
+    """Yield the steps of each layer of a net that an optimizer is built for."""
+    torch.manual_seed(0)
+    if dtype.is_complex:
+        net = nn.Sequential(nn.Linear(4, wide, dtype=dtype), nn.Linear(wide, 2, dtype=dtype))
+    else:
+        net = nn.Sequential(nn.Linear(4, wide), nn.Tanh(), nn.Linear(wide, 2)).to(dtype)
+    params = [*net.parameters()]
+    optimizer = build(params, **options)
+    sign = -1 if any(group.get("maximize") for group in optimizer.param_groups) else 1
+    for _ in range(count):
+        x = torch.randn(16, 4, dtype=dtype)
+        optimizer.zero_grad()
+        (net(x) - x[:, :2].sin()).abs().square().mean().backward()
+        before = [
+            (sign * p.grad.clone(), copied(optimizer.state[p]), p.detach().clone()) for p in params
+        ]
+        optimizer.step()
+        for p, (grad, earlier, x_before) in zip(params, before, strict=True):
+            (group,) = optimizer.param_groups
+            state = optimizer.state[p]
+            held = copied(state)
+            yield Step(
+                optimizer, group, state, earlier, real(grad), real(x_before), real(p.detach())
+            )
+            for name, value in held.items():  # nothing of the state was changed
+                assert not isinstance(value, Tensor) or torch.equal(value, state[name]), name
+
+
+def assert_moves(step, expected, rtol=1e-6):
+    """Compare an update with the one that the weights took, relative to its norm."""
+    error, length = (expected - step.moved).norm(), step.moved.norm()
+    assert error <= rtol * length, (error, length)
+
+
+def along_momentum(step):
+    return -step.rate * step.momentum * step.s
+
+
+def along_gradient(step):
+    return -step.rate * (step.grad + step.group["weight_decay"] * step.before) * step.s
