@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from aida_lightning import build_optimizer
 from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.diagnostics import has_stepsize, momentum, stepsize
 
 BATCHES = 12
 
@@ -263,3 +265,61 @@ def epochs_from_a_checkpoint(folder, strategy, epochs, weights_only=True):
         enable_checkpointing=True,
     )
     return {key: whole(param.detach()).clone() for key, param in module.named_parameters()}
+
+
+class InFloat64(Callback):
+    """By tag and step: each statistic in float64, from whole weights before and after and state."""
+
+    def __init__(self):
+        self.at = {}
+
+    def on_train_batch_start(self, trainer, module, *args):
+        self.before = {n: whole(p.detach()).double() for n, p in module.named_parameters()}
+
+    def on_train_batch_end(self, trainer, module, *args):
+        (optimizer,) = trainer.optimizers
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+        for name, param in module.named_parameters():
+            if param in groups:
+                numbers = self.of(optimizer, groups[param], param, self.before[name])
+                for statistic, number in numbers.items():
+                    self.at.setdefault(f"{statistic}/{name}", {})[step] = number.item()
+
+    def of(self, optimizer, group, param, before):
+        state = {
+            key: whole(value).double() if isinstance(value, torch.Tensor) else value
+            for key, value in optimizer.state[param].items()
+        }
+        after, g = whole(param.detach()).double(), whole(param.grad).double()
+        numbers = {
+            "update_norm": (after - before).norm(),
+            "update_ratio": (after - before).norm() / before.norm(),
+            "weight_norm": after.norm(),
+            "gradient_norm": g.norm(),
+        }
+        if (m := momentum(optimizer, group, state)) is not None:
+            numbers["gradient_cosine"] = (m * g).sum() / (m.norm() * g.norm())
+        if has_stepsize(optimizer):
+            s = stepsize(optimizer, group, state)
+            numbers |= {
+                "stepsize_mean": s.mean(), "stepsize_std": s.std(correction=0),
+                "stepsize_min": s.min(), "stepsize_max": s.max(),
+            }  # fmt: skip
+        return numbers
+
+
+def any_optimizer(folder, strategy, path, options):
+    """Train ten steps with an optimizer, and give what the monitor is to have logged of each."""
+    module, expected = Net(), InFloat64()
+    optimizer_class = resolve_name(path)
+    matrices = path == "torch.optim.Muon"  # which takes nothing else
+    module.unused.requires_grad_(False)
+    module.configure_optimizers = lambda: optimizer_class(
+        [p for p in module.parameters() if p.requires_grad and (p.ndim == 2 or not matrices)],
+        **options,
+    )
+    statistics = [s for s in STATISTICS if s not in ("ceiling_share", "median")]
+    monitor = StepsizeMonitor(["*"], 1, statistics=statistics, custom_scalars=False, health=False)
+    fit(folder, strategy, module, monitor, expected, max_steps=10)
+    return expected.at

@@ -144,3 +144,50 @@ def test_lightnings_checkpoints_go_on_over_more_processes(
     two_processes.run(run, tmp_path / "shared", strategies[0], 1)
     for weights in four_processes.run(run, tmp_path / "shared", strategies[1], 2):
         torch.testing.assert_close(weights, unbroken, rtol=0, atol=1e-6)
+
+
+ANY_OPTIMIZER = [
+    ("torch.optim.SGD", {"lr": 0.1}),
+    ("torch.optim.SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("torch.optim.Adam", {"lr": 0.01, "amsgrad": True}),
+    ("torch.optim.AdamW", {"lr": 0.01}),
+    ("torch.optim.NAdam", {"lr": 0.01}),
+    ("torch.optim.RAdam", {"lr": 0.01, "betas": (0.9, 0.9)}),
+    ("torch.optim.Adamax", {"lr": 0.01}),
+    ("torch.optim.Adagrad", {"lr": 0.01}),
+    ("torch.optim.RMSprop", {"lr": 0.01, "centered": True, "momentum": 0.9}),
+    ("torch.optim.Adadelta", {"lr": 1.0}),
+    ("torch.optim.ASGD", {"lr": 0.01}),
+    ("torch.optim.Muon", {"lr": 0.01}),
+]
+# These refuse DTensors themselves.
+WITHOUT_DTENSORS = [
+    ("torch.optim.Adafactor", {"lr": 0.01}),
+    ("torch.optim.Rprop", {"lr": 0.01}),
+]
+
+
+@pytest.mark.parametrize(("path", "options"), ANY_OPTIMIZER + WITHOUT_DTENSORS)
+def test_every_statistic_of_any_optimizer_is_that_of_float64(path, options, tmp_path):
+    expected = sharded_training.any_optimizer(tmp_path, "one", path, options)
+    check_logged(tmp_path, expected)
+
+
+@pytest.mark.parametrize(("path", "options"), ANY_OPTIMIZER)
+def test_over_shards_too(path, options, two_processes, tmp_path):
+    run = sharded_training.any_optimizer
+    expected, _ = two_processes.run(run, tmp_path, "fsdp2", path, options)
+    check_logged(tmp_path, expected)
+
+
+def check_logged(folder, expected):
+    points = read(folder)
+    of_the_trainer = {"hp_metric", "epoch", "loss"}
+    assert points.keys() - of_the_trainer == expected.keys()
+    assert len(expected["update_ratio/head.weight"]) == 10
+    for tag, series in expected.items():
+        statistic, _, layer = tag.partition("/")
+        # A deviation is of numbers as large as the mean, and a cosine one of unit vectors.
+        scale = max(expected.get(f"stepsize_mean/{layer}", {0: 1.0}).values())
+        scale = {"stepsize_std": scale, "gradient_cosine": 1.0}.get(statistic, 0.0)
+        assert points[tag] == pytest.approx(series, rel=1e-6, abs=1e-7 * scale), tag
