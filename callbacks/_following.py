@@ -23,7 +23,7 @@ class Samplers:
         trainer: the Trainer.
         find_layers: gives the names of the parameters to watch, of all optimizers.
         statistics: what is to be computed of the samples.
-        others: names of what else to measure.
+        others: names of what else to measure of adaptive stepsizes.
         steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
         interval: the steps between two samples, or what tells whether a batch is the last before a
             sample.
@@ -121,7 +121,8 @@ class Samplers:
                     f"StepsizeMonitor logs no ceiling_share of {type(optimizer).__name__}, whose "
                     "adaptive stepsizes have no ceiling that is known."
                 )
-        measures = [*(name for s in statistics for name in s.measures), *self._others]
+        measures = [name for statistic in statistics for name in statistic.measures]
+        measures += self._others if has_stepsize(optimizer) else []
         sampler = self._build(
             self._trainer,
             name,

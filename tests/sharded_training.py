@@ -237,9 +237,9 @@ def error_of_an_optimizer_built_too_early(folder):
         return str(error)
 
 
-def collectives_of_a_run(folder, strategy, monitored):
+def collectives_of_a_run(folder, strategy, name, monitored):
     """Count the collectives of three steps, whose last batches are of different sizes."""
-    module = Net("aida")
+    module = Net(name)
     inputs = torch.randn(11 - dist.get_rank(), 4)
     module.train_dataloader = lambda: DataLoader(TensorDataset(inputs), batch_size=4)
     with Collectives() as collectives:

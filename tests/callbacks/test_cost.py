@@ -49,7 +49,7 @@ def operations(folder, module, monitor):
 
 
 @pytest.mark.parametrize("interval", [{"every_n_steps": 100}, {"logging_interval": "epoch"}])
-@pytest.mark.parametrize("name", ["aida", "adam"])
+@pytest.mark.parametrize("name", ["aida", "adam", "sgd"])
 def test_a_step_that_is_not_logged_runs_no_operation(tmp_path, name, interval):
     without = operations(tmp_path / "a", Net(name), None).counts
     assert without["aten._local_scalar_dense.default"] > 0  # reads on the host are seen
@@ -90,6 +90,14 @@ def test_a_logged_step_is_one_transfer_of_all_layers_and_optimizers(tmp_path, re
     monitor = StepsizeMonitor("*", 6, statistics=statistics, histograms=len(statistics) > 2)
     fit(tmp_path, TwoOptimizers(["aida", "adam"], every=1), monitor)
     assert reads == ["tolist", "tolist"]  # 12 steps, 2 of them logged
+
+
+def test_the_norms_of_an_update_cost_one_copy_of_a_layer_at_a_logged_step(tmp_path, reads):
+    without = operations(tmp_path / "a", Net("sgd"), None).counts
+    with_monitor = operations(tmp_path / "b", Net("sgd"), StepsizeMonitor(every_n_steps=6)).counts
+    clones = "aten.clone.default"
+    assert with_monitor[clones] - without[clones] == 2 * 2  # layers, logged steps
+    assert reads == ["tolist", "tolist"]
 
 
 @pytest.mark.parametrize(("name", "passes"), [("aida", 3), ("adam", 5)])

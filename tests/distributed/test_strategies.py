@@ -120,18 +120,21 @@ def test_an_optimizer_built_before_the_module_was_sharded_is_refused(two_process
         assert "before the module was sharded" in message
 
 
-@pytest.mark.parametrize(("strategy", "gathers"), [("ddp", 0), ("fsdp2", 3)])
+@pytest.mark.parametrize(
+    ("strategy", "name", "gathers", "numbers"),
+    [("ddp", "aida", 0, 3), ("fsdp2", "aida", 3, 3), ("ddp", "sgd", 0, 6), ("fsdp2", "sgd", 3, 6)],
+)
 def test_the_monitor_adds_one_gather_per_logged_step_where_layers_are_shared(
-    strategy, gathers, two_processes, tmp_path
+    strategy, name, gathers, numbers, two_processes, tmp_path
 ):
     run = sharded_training.collectives_of_a_run
     without, monitored = (
-        two_processes.run(run, tmp_path, strategy, monitored) for monitored in (False, True)
+        two_processes.run(run, tmp_path, strategy, name, monitored) for monitored in (False, True)
     )
     for rank in range(2):
         added = Counter(monitored[rank]) - Counter(without[rank])
         assert not Counter(without[rank]) - Counter(monitored[rank])
-        assert sorted(added.elements()) == [6 * 3 * 8] * gathers  # layers, numbers, bytes
+        assert sorted(added.elements()) == [6 * numbers * 8] * gathers  # layers, numbers, bytes
         assert len(without[rank]) > 0
 
 
