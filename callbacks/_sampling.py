@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aida_lightning._lightning import Trainer
-from aida_lightning.measuring._hooks import StepHooks, params_of
+from aida_lightning.measuring._hooks import StepHooks
 from aida_lightning.measuring._layer import Row
 from aida_lightning.measuring._statistics import Statistic
 from aida_lightning.measuring._step import StepMeasures
@@ -56,7 +56,7 @@ class OptimizerSampler(ABC):
         """Tell whether the step that is under way is one to sample."""
 
     @abstractmethod
-    def sample(self) -> None:
+    def sample(self, took: Collection[Tensor]) -> None:
         """Take the measures, on the device. Of several steps in one batch the last one counts."""
 
     def attach(self) -> None:
@@ -76,23 +76,27 @@ class OptimizerSampler(ABC):
             self.steps = (self.steps or 0) - int(self._left_out)
         self._left_out = None
 
-    def end_step(self) -> None:
-        """Count a step, and sample it if it is due.
+    def end_step(self, took: Collection[Tensor]) -> None:
+        """Count a step that took gradients of some parameters, and sample it if it is due.
 
         A gradient scaler leaves it to torch's fused optimizers to skip a step, and whether they did
         is known on the device only. It is read where a step is due if none before it was skipped:
         at those that are logged, and once more for each time that some were skipped.
         """
+        if not took:
+            self._measures.forget()
+            return
         flag = self._flag
         if flag is not None and self.is_due():
             self.settle()
             if flag.item():
+                self._measures.forget()
                 return
         elif flag is not None:
             skips = (flag != 0).long()
             self._left_out = skips if self._left_out is None else self._left_out + skips
         if self.is_due():
-            self.sample()
+            self.sample(took)
         self.steps = 1 + (self.steps or 0)
 
     def take_sample(self) -> dict[str, Row] | None:
@@ -103,10 +107,6 @@ class OptimizerSampler(ABC):
     def _begin_step(self) -> None:
         if self._measures.needs_copies and self.is_due():
             self._measures.copy(self.find_layers())
-
-    @property
-    def _took(self) -> Collection[Tensor]:
-        return {param for param in params_of(self.optimizer) if param.grad is not None}
 
     @property
     def _flag(self) -> Tensor | None:
@@ -124,8 +124,8 @@ class StepSampler(OptimizerSampler):
     def is_due(self) -> bool:
         return (1 + (self.steps or 0)) % self.every_n_steps == 0
 
-    def sample(self) -> None:
-        self._sample = self._measures.take(self.find_layers(), self._took)
+    def sample(self, took: Collection[Tensor]) -> None:
+        self._sample = self._measures.take(self.find_layers(), took)
 
 
 @dataclass
@@ -145,7 +145,12 @@ class LastStepSampler(OptimizerSampler):
     def is_due(self) -> bool:
         return self.ends_interval(self.trainer)
 
-    def end_step(self) -> None:
+    def end_step(self, took: Collection[Tensor]) -> None:
+        if took:
+            self._note(took)
+        super().end_step(took)
+
+    def _note(self, took: Collection[Tensor]) -> None:
         if self._flag is None:
             self._notes.clear()
         # A scheduler may change rates before the interval's end, and a tensor in place; anyone may
@@ -154,10 +159,19 @@ class LastStepSampler(OptimizerSampler):
             id(group): lr.clone() if isinstance(lr := group.get("lr"), Tensor) else lr
             for group in self.optimizer.param_groups
         }
-        self._notes.append(_Note(self._flag, lrs, self._took))
-        super().end_step()
+        self._notes.append(_Note(self._flag, lrs, took))
 
-    def sample(self, with_gradient: bool = True) -> None:
+    def sample(self, took: Collection[Tensor]) -> None:
+        self._sample_last(with_gradient=True)
+
+    def take_sample(self) -> dict[str, Row] | None:
+        if self._sample is None:  # The interval's last batch took no step.
+            self._measures.forget()
+            self._sample_last(with_gradient=False)  # which may have changed since
+        self._notes.clear()
+        return super().take_sample()
+
+    def _sample_last(self, with_gradient: bool) -> None:
         while self._notes and (note := self._notes[-1]).skipped is not None and note.skipped.item():
             self._notes.pop()
         # An interval without a step has none to sample.
@@ -165,14 +179,6 @@ class LastStepSampler(OptimizerSampler):
         self._sample = self._measures.take(
             self.find_layers(), note.took, note.lrs, with_gradient=with_gradient
         )
-
-    def take_sample(self) -> dict[str, Row] | None:
-        if self._sample is None:  # The interval's last batch took no step.
-            self._measures.forget()
-            # The gradient may have changed since.
-            self.sample(with_gradient=False)
-        self._notes.clear()
-        return super().take_sample()
 
 
 class _Note(NamedTuple):

@@ -20,11 +20,14 @@ class StepHooks:
         optimizer: the optimizer. One that has not called ``torch.optim.Optimizer.__init__`` has no
             hooks; its ``step`` is wrapped while these are attached.
         before: is called before a step.
-        after: is called after a step that had a gradient to take.
+        after: is called after a step, with the parameters whose gradient it had to take.
     """
 
     def __init__(
-        self, optimizer: Optimizer, before: Callable[[], None], after: Callable[[], None]
+        self,
+        optimizer: Optimizer,
+        before: Callable[[], None],
+        after: Callable[[set[Tensor]], None],
     ) -> None:
         self._optimizer, self._before, self._after = optimizer, before, after
         self._depth = 0  # of the steps that are under way, a subclass's and that of its base
@@ -56,8 +59,8 @@ class StepHooks:
 
     def _end(self, *_: Any) -> None:
         self._depth -= 1
-        if not self._depth and any(param.grad is not None for param in params_of(self._optimizer)):
-            self._after()
+        if not self._depth:
+            self._after({p for p in params_of(self._optimizer) if p.grad is not None})
 
 
 class _WrappedStep:
@@ -127,7 +130,7 @@ def _add(optimizer: Any, found: list[Optimizer]) -> None:
         return
     if not any(cls.__name__ in _WRAPPERS for cls in type(optimizer).__mro__):
         found.append(optimizer)
-    for value in vars(optimizer).values():
+    for value in getattr(optimizer, "__dict__", {}).values():
         held = [*value.values()] if isinstance(value, Mapping) else value
         for item in held if isinstance(held, list | tuple) else [held]:
             if isinstance(item, Optimizer):

@@ -93,7 +93,7 @@ class StepMeasures:
     def _layer_step(
         self, param: Tensor, group: dict[str, Any], lr: Any, gradient: Tensor | None
     ) -> LayerStep:
-        state = self.optimizer.state.get(param) or {}
+        state = getattr(self.optimizer, "state", {}).get(param) or {}
         before = self._before.get(param)
         return LayerStep(self.optimizer, group, state, param, gradient, lr, before)
 
@@ -188,8 +188,7 @@ class _MeasuredStep:
     def _copy(self) -> None:
         self._measures.copy(self._layers)
 
-    def _take(self) -> None:
+    def _take(self, took: set[Tensor]) -> None:
         skipped = getattr(self._optimizer, "found_inf", None)
-        if skipped is None or not skipped.item():
-            took = {p for p in params_of(self._optimizer) if p.grad is not None}
+        if took and (skipped is None or not skipped.item()):
             self.rows = self._measures.take(self._layers, took)
