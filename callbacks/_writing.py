@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from aida_lightning._lightning import Logger, TensorBoardLogger, Trainer
+from aida_lightning.callbacks._bands import Bands
 from aida_lightning.callbacks._pictures import log_histograms
 from aida_lightning.logs import tags
 from aida_lightning.logs.custom_scalars import show
@@ -22,7 +23,7 @@ def write_points(
     trainer: Trainer,
     points: Collection[Point],
     step: int,
-    custom_scalars: bool,
+    bands: Bands | None,
     histograms: bool,
 ) -> None:
     """Log points of one step, without what another monitor has logged of the same layers there.
@@ -31,15 +32,15 @@ def write_points(
         trainer: the Trainer, whose loggers write.
         points: the points.
         step: the step to log them at.
-        custom_scalars: give TensorBoard the Custom Scalars layout and its bands' edges too.
+        bands: give TensorBoard the Custom Scalars layout and the edges of these too.
         histograms: give TensorBoard the histograms too.
     """
     for logger in trainer.loggers:
         board = logger if isinstance(logger, TensorBoardLogger) else None
-        scalars = scalars_of(points, margins=custom_scalars and board is not None)
+        scalars = scalars_of(points) | (bands.edges(points) if board and bands else {})
         new = _take_up(trainer, logger, scalars, step)
         log_scalars(logger, {path: scalars[path] for path in new}, step)
-        if board and custom_scalars:
+        if board and bands:
             show(board, scalars)
         if board and histograms:
             have = (point for point in points if "histogram" in point.numbers)

@@ -12,6 +12,7 @@ from aida_lightning._lightning import (
     MisconfigurationException,
     Trainer,
 )
+from aida_lightning.callbacks._bands import Bands
 from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
 from aida_lightning.callbacks._layers import WatchedLayers, as_list, check_count
@@ -101,7 +102,9 @@ class StepsizeMonitor(Callback):
             module, and warn. Those that are trained later fill the places that are left. None logs
             all of them.
         custom_scalars: write TensorBoard's Custom Scalars layout, and the edges of its bands as two
-            more tags per layer. Categories of a layout that was written before are kept.
+            more tags per layer that has one. Categories of a layout that was written before are
+            kept. Of each optimizer 12 layers have a band, evenly spread over the depth; globs of
+            layers' names choose others.
         histograms: log the stepsizes' histograms to TensorBoard, as ``stepsizes/<layer>``.
         figures: draw Figures 1 and 2 of arXiv:2203.13273 into TensorBoard's Images tab at the end
             of each training epoch, of all that was logged since the run started or went on.
@@ -127,7 +130,7 @@ class StepsizeMonitor(Callback):
         logging_interval: Literal["step", "epoch"] = "step",
         statistics: Sequence[str] | str = ("mean", "std"),
         max_layers: int | None = 256,
-        custom_scalars: bool = True,
+        custom_scalars: bool | Sequence[str] | str = True,
         histograms: bool = False,
         figures: bool = False,
         health: bool = True,
@@ -139,7 +142,11 @@ class StepsizeMonitor(Callback):
         self.every_n_steps = every_n_steps
         self.logging_interval = logging_interval
         self.max_layers = max_layers
-        self.custom_scalars = custom_scalars
+        self.custom_scalars = (
+            custom_scalars
+            if isinstance(custom_scalars, bool)
+            else as_list("custom_scalars", custom_scalars, "glob")
+        )
         self.histograms = histograms
         self.figures = figures
         self.health = health
@@ -157,6 +164,8 @@ class StepsizeMonitor(Callback):
         self._in_batch = False
         self._health = Health()
         self._history = History()
+        globs = None if isinstance(self.custom_scalars, bool) else self.custom_scalars
+        self._bands = Bands(globs) if self.custom_scalars else None
 
     @property
     @override
@@ -260,7 +269,7 @@ class StepsizeMonitor(Callback):
         publish(trainer, points)
         if not points or not trainer.is_global_zero:
             return
-        write_points(trainer, points, step, self.custom_scalars, self.histograms)
+        write_points(trainer, points, step, self._bands, self.histograms)
         if self.health:
             self._health.check(points, step)
         if self.figures:

@@ -12,8 +12,10 @@ MAX = "stepsize_max"
 CEILING_SHARE = "stepsize_ceiling_share"
 EFFECTIVE_MEAN = "stepsize_effective_mean"
 EFFECTIVE_STD = "stepsize_effective_std"
-# The lower and upper edges of the margin charts, which TensorBoard wants as tags of their own.
-MARGINS = (f"{MEAN}_minus_std", f"{MEAN}_plus_std")
+# The lower and upper edges of the margin charts, which TensorBoard wants as tags of their own. In
+# its Scalars tab they are the last group.
+MARGINS = ("z_stepsize_band/lower", "z_stepsize_band/upper")
+_EARLIER_MARGINS = (f"{MEAN}_minus_std", f"{MEAN}_plus_std")
 # Statistics of a layer's step.
 UPDATE_RATIO = "update_ratio"
 UPDATE_NORM = "update_norm"
@@ -40,7 +42,7 @@ FLOOR = "_floor"
 
 _MONITOR = re.compile(
     r"(?:(?P<optimizer>.+)/)?(?:[^/]+-)?"  # a logger's prefix ends with a hyphen
-    rf"(?P<statistic>(?!(?:{'|'.join(MARGINS)})/)stepsize_\w+|{'|'.join(OF_THE_STEP)})"
+    rf"(?P<statistic>(?!(?:{'|'.join(_EARLIER_MARGINS)})/)stepsize_\w+|{'|'.join(OF_THE_STEP)})"
     r"/(?P<layer>.+)"
 )
 

@@ -133,13 +133,6 @@ def points_of(
     return points
 
 
-def scalars_of(points: Iterable[Point], margins: bool = False) -> dict[tuple[str, ...], float]:
-    """Name the numbers to log; with ``margins`` mean - std and mean + std are among them."""
-    scalars: dict[tuple[str, ...], float] = {}
-    for point in points:
-        statistics = dict(point.statistics)
-        if margins and {tags.MEAN, tags.STD} <= statistics.keys():
-            mean, std = statistics[tags.MEAN], statistics[tags.STD]
-            statistics |= zip(tags.MARGINS, (mean - std, mean + std), strict=True)
-        scalars |= {point.path(tag): number for tag, number in statistics.items()}
-    return scalars
+def scalars_of(points: Iterable[Point]) -> dict[tuple[str, ...], float]:
+    """Name the numbers to log."""
+    return {point.path(tag): number for point in points for tag, number in point.statistics.items()}

@@ -118,7 +118,7 @@ def test_beside_one_with_stepsizes_each_optimizer_has_its_own(tmp_path):
     fit(tmp_path, TwoOptimizers(["aida", "sgd"], every=1, lr=0.01), StepsizeMonitor("*", 1))
     tags = {tuple(tag.split("/")[:2]) for tag in read(tmp_path) if "/" in tag}
     assert {tag for optimizer, tag in tags if optimizer == "Aida"} == {
-        "stepsize_mean", "stepsize_std", "stepsize_mean_minus_std", "stepsize_mean_plus_std"
+        "stepsize_mean", "stepsize_std", "z_stepsize_band"
     }  # fmt: skip
     assert {tag for optimizer, tag in tags if optimizer == "SGD"} == {*OF_THE_STEP}
 

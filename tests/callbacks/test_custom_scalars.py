@@ -1,13 +1,6 @@
 """The Custom Scalars tab, as a TensorBoard server gives it to its page."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-import time
-import urllib.parse
-import urllib.request
 import warnings
 
 import pytest
@@ -15,6 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard_server import Server
 from torch import nn
 from toy import Net, TwoOptimizers, age_events, fit, read
 
@@ -44,43 +38,6 @@ class Stack(Net):
 
     def on_train_start(self):
         self.logger.experiment.add_custom_scalars(THEIRS)
-
-
-class Server:
-    """A TensorBoard server of its own process on a free port."""
-
-    def __init__(self, logdir, *options):
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
-        command += ["--host", "localhost", "--port", "0", "--reload_interval", "1", *options]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-        lines = []
-        for line in self.process.stderr:
-            lines.append(line)
-            if found := re.search(r"http://localhost:\d+", line):
-                self.url = found[0]
-                return
-        raise RuntimeError("".join(lines))
-
-    def get(self, path, **query):
-        address = f"{self.url}/data/plugin/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(address, timeout=30) as response:
-            return json.load(response)
-
-    def when(self, ready, path, **query):
-        """Ask until what is on disk has been read."""
-        for _ in range(300):
-            if ready(answer := self.get(path, **query)):
-                return answer
-            time.sleep(0.1)
-        raise TimeoutError(answer)
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait(30)
-        self.process.stderr.close()
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +71,20 @@ def series(server, chart):
 def test_the_page_shows_every_layer_once_in_few_charts_beside_the_users(server, logdir):
     layout = server.when(lambda answer: answer, "custom_scalars/layout")
     categories = {category["title"]: category for category in layout["category"]}
-    assert [*categories] == [
-        "mine",
-        "stepsize_mean",
-        "stepsize_std",
-        "stepsize_mean ± stepsize_std",
+    compared = [
+        f"{statistic}, {what}"
+        for what in ("runs compared, layers 1–6", "runs compared, layers 7–13", "layers compared")
+        for statistic in ("stepsize_mean", "stepsize_std")
     ]
+    assert sorted(categories) == sorted(["mine", "stepsize_mean ± stepsize_std", *compared])
+    ours = [*categories.values()][1:]
+    assert ["±" in ours[0]["title"], ours[0].get("closed", False)] == [True, False]
+    assert all(category["closed"] for category in ours[1:])
     scalars = read(logdir)
     server.when(lambda runs: len(runs.get("run", ())) == len(scalars), "scalars/tags")
     names = [f"layers.{index}" for index in range(13)]
     for statistic in ("stepsize_mean", "stepsize_std"):
-        charts = categories[statistic]["chart"]
+        charts = categories[f"{statistic}, layers compared"]["chart"]
         assert [len(chart["multiline"]["tag"]) for chart in charts] == [4, 4, 5]
         assert charts[0]["title"] == "layers.0 … layers.3"
         lines = [series(server, chart) for chart in charts]
@@ -134,14 +94,22 @@ def test_the_page_shows_every_layer_once_in_few_charts_beside_the_users(server, 
             for tag, points in chart.items():
                 assert points == scalars[tag]
                 assert sorted(points) == [3, 7, 11]
+        single = [
+            chart
+            for part in ("layers 1–6", "layers 7–13")
+            for chart in categories[f"{statistic}, runs compared, {part}"]["chart"]
+        ]
+        assert [chart["title"] for chart in single] == names
+        assert [[*series(server, chart)] for chart in single] == [[tag] for tag in tags]
 
 
 def test_the_page_has_a_band_around_each_layers_mean(server, logdir):
     layout = server.when(lambda answer: answer, "custom_scalars/layout")
     server.when(lambda runs: len(runs.get("run", ())) == len(read(logdir)), "scalars/tags")
     (band,) = [c for c in layout["category"] if "±" in c["title"]]
-    assert [chart["title"] for chart in band["chart"]] == [f"layers.{i}" for i in range(13)]
-    assert band["closed"]
+    # The first and the last and evenly between, in the order that the page turns round.
+    shown = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12]
+    assert [chart["title"] for chart in band["chart"]] == [f"layers.{i}" for i in shown[::-1]]
     scalars = read(logdir)
     for chart in band["chart"]:
         found = series(server, chart)
@@ -153,6 +121,30 @@ def test_the_page_has_a_band_around_each_layers_mean(server, logdir):
         for step, mean in value.items():
             std = scalars[f"stepsize_std/{chart['title']}"][step]
             assert (lower[step], upper[step]) == pytest.approx((mean - std, mean + std), rel=1e-6)
+
+
+def test_edges_are_logged_of_the_layers_that_have_a_band(tmp_path):
+    fit(tmp_path, Stack(), StepsizeMonitor(custom_scalars=["layers.1", "layers.1[12]", "none"]))
+    shown = ["layers.12", "layers.11", "layers.1"]
+    assert layout_of(tmp_path)["stepsize_mean ± stepsize_std"] == shown
+    edges = {tag for tag in read(tmp_path) if tag.startswith("z_stepsize_band/")}
+    assert edges == {f"z_stepsize_band/{end}/{n}" for end in ("lower", "upper") for n in shown}
+
+
+def test_categories_of_an_earlier_version_give_way_and_those_of_users_stay(tmp_path):
+    theirs = {
+        "stepsize_mean": {"layers.0 … layers.3": ["Multiline", ["^stepsize_mean/layers.0$"]]},
+        "stepsize_mean, mine": {"a": ["Multiline", ["^stepsize_mean/layers.0$"]]},
+    }
+
+    class Earlier(Stack):
+        def on_train_start(self):
+            self.logger.experiment.add_custom_scalars(theirs)
+
+    fit(tmp_path, Earlier(), StepsizeMonitor())
+    first, *others = layout_of(tmp_path)
+    assert first == "stepsize_mean, mine"
+    assert "stepsize_mean" not in others
 
 
 def layout_of(folder, **options):
@@ -189,7 +181,11 @@ def test_the_page_shows_no_point_of_a_resumed_run_twice(tmp_path, option):
         server.close()
 
 
-MONITORS = ["stepsize_mean", "stepsize_std", "stepsize_mean ± stepsize_std"]
+MONITORS = [
+    "stepsize_mean ± stepsize_std",
+    "stepsize_mean, runs compared", "stepsize_std, runs compared",
+    "stepsize_mean, layers compared", "stepsize_std, layers compared",
+]  # fmt: skip
 
 
 def test_several_optimizers_have_categories_of_their_own(tmp_path):
@@ -205,10 +201,13 @@ def test_two_monitors_of_a_run_share_its_layout(tmp_path):
     monitors = [StepsizeMonitor("head.*", 3), StepsizeMonitor("features.*", 5, statistics="max")]
     fit(tmp_path, Net(), *monitors)
     assert layout_of(tmp_path) == {
-        "stepsize_mean": ["head.weight … head.bias"],
-        "stepsize_std": ["head.weight … head.bias"],
-        "stepsize_mean ± stepsize_std": ["head.weight", "head.bias"],
-        "stepsize_max": ["features.weight … features.bias"],
+        "stepsize_mean ± stepsize_std": ["head.bias", "head.weight"],
+        "stepsize_mean, runs compared": ["head.weight", "head.bias"],
+        "stepsize_std, runs compared": ["head.weight", "head.bias"],
+        "stepsize_max, runs compared": ["features.weight", "features.bias"],
+        "stepsize_mean, layers compared": ["head.weight … head.bias"],
+        "stepsize_std, layers compared": ["head.weight … head.bias"],
+        "stepsize_max, layers compared": ["features.weight … features.bias"],
     }
 
 
@@ -225,7 +224,7 @@ def test_layers_that_join_in_later_are_added(tmp_path):
     finetuning = BackboneFinetuning(unfreeze_backbone_at_epoch=1)
     fit(tmp_path, Finetuned(), StepsizeMonitor(), finetuning, max_epochs=2)
     layout = layout_of(tmp_path)
-    assert layout["stepsize_mean ± stepsize_std"] == ["head.weight", "backbone.weight"]
+    assert layout["stepsize_mean ± stepsize_std"] == ["backbone.weight", "head.weight"]
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -244,18 +243,20 @@ def test_the_layout_survives_resuming_and_is_not_doubled(tmp_path):
             max_epochs=2,
         )
         assert layout_of(folder) == first
-        assert [*first] == ["mine", *MONITORS]
+        assert [title for title in first if "±" in title or title == "mine"] == [
+            "mine", "stepsize_mean ± stepsize_std"
+        ]  # fmt: skip
 
 
 def test_a_prefix_of_the_logger_is_a_part_of_the_tags(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="run", prefix="a.b")
     fit(tmp_path, Net(), StepsizeMonitor(), loggers=[logger])
-    category, _, band = last_layout(logger).category
+    band, category, *_ = last_layout(logger).category
     (expression,) = category.chart[0].multiline.tag[:1]
     assert [t for t in read(tmp_path) if re.match(expression, t)] == [
         "a.b-stepsize_mean/features.weight"
     ]
-    assert band.chart[0].margin.series[0].lower == "a.b-stepsize_mean_minus_std/features.weight"
+    assert band.chart[0].margin.series[0].lower == "a.b-z_stepsize_band/lower/head.weight"
 
 
 class Alike(Net):
@@ -271,7 +272,7 @@ class Alike(Net):
 
 def test_the_expression_of_a_line_finds_its_own_layer_alone(tmp_path):
     fit(tmp_path, Alike(), StepsizeMonitor(statistics="mean"))
-    (category,) = last_layout(TensorBoardLogger(tmp_path, name="", version="run")).category
+    *_, category = last_layout(TensorBoardLogger(tmp_path, name="", version="run")).category
     tags = [tag for tag in read(tmp_path) if tag.startswith("stepsize")]
     found = [[t for t in tags if re.match(line, t)] for line in category.chart[0].multiline.tag]
     assert sorted(found) == [[tag] for tag in sorted(tags)]
@@ -281,7 +282,7 @@ def test_the_expression_of_a_line_finds_its_own_layer_alone(tmp_path):
 def test_it_can_be_switched_off(tmp_path):
     fit(tmp_path, Net(), StepsizeMonitor(custom_scalars=False))
     assert layout_of(tmp_path) == {}
-    assert not any("minus" in tag or "plus" in tag for tag in read(tmp_path))
+    assert not any("band" in tag for tag in read(tmp_path))
 
 
 class CountsLayouts(Callback):

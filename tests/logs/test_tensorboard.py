@@ -42,7 +42,7 @@ def test_a_logged_step_is_one_event(tmp_path, package):
     assert type(trainer.logger.experiment).__module__.startswith(package)
     events = monitors_events(tmp_path / "run")
     assert [step for step, _ in events] == [4, 9]
-    edges = ("stepsize_mean_minus_std", "stepsize_mean_plus_std")
+    edges = ("z_stepsize_band/lower", "z_stepsize_band/upper")
     for _, values in events:
         assert values.keys() == {
             f"{prefix}/{statistic}/{layer}"

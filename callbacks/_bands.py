@@ -1,0 +1,47 @@
+"""The choice of layers whose bands TensorBoard shows, of more than a page can hold."""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from aida_lightning.logs import tags
+from aida_lightning.logs.custom_scalars import CHARTS_PER_CATEGORY
+from aida_lightning.measuring._statistics import Point
+
+
+class Bands:
+    """Chooses the layers of each optimizer that have a band from mean - std to mean + std.
+
+    Args:
+        globs: of the layers' names. None chooses as many of an optimizer as a category holds,
+            evenly spread over the depth, the first and the last among them. Of layers that join
+            later some fill the places that are left.
+    """
+
+    def __init__(self, globs: Sequence[str] | None = None) -> None:
+        self._globs = globs
+        self._chosen: dict[str, set[str]] = {}
+
+    def edges(self, points: Iterable[Point]) -> dict[tuple[str, ...], float]:
+        """Name the numbers at the edges of the bands."""
+        banded = [p for p in points if {tags.MEAN, tags.STD} <= p.statistics.keys()]
+        layers: dict[str, list[str]] = {}
+        for point in banded:
+            layers.setdefault(point.optimizer, []).append(point.layer)
+        for optimizer, names in layers.items():
+            self._choose(names, self._chosen.setdefault(optimizer, set()))
+        found: dict[tuple[str, ...], float] = {}
+        for point in banded:
+            if point.layer in self._chosen[point.optimizer]:
+                mean, std = point.statistics[tags.MEAN], point.statistics[tags.STD]
+                for tag, edge in zip(tags.MARGINS, (mean - std, mean + std), strict=True):
+                    found[point.path(tag)] = edge
+        return found
+
+    def _choose(self, names: Sequence[str], chosen: set[str]) -> None:
+        if self._globs is not None:
+            chosen.update(n for n in names if any(fnmatchcase(n, glob) for glob in self._globs))
+            return
+        others = [name for name in names if name not in chosen]
+        room = min(CHARTS_PER_CATEGORY - len(chosen), len(others))
+        places = (index * (len(others) - 1) // max(room - 1, 1) for index in range(room))
+        chosen.update(others[place] for place in places)

@@ -1,0 +1,92 @@
+"""TensorBoard's real page in a headless Chromium; skipped where there is none, or no Selenium."""
+
+import shutil
+import time
+
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard_server import Server
+
+from aida_lightning.callbacks._bands import Bands
+from aida_lightning.logs.custom_scalars import show
+from aida_lightning.logs.writing import log_scalars
+from aida_lightning.measuring._statistics import Point, scalars_of
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `browser`")
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the path"
+)
+ARGUMENTS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--window-size=1400,1500"
+)
+# All elements of a name, in the page's order, through the shadow roots of its components.
+FIND = """
+const found = [];
+const visit = (root) => {
+  for (const element of root.querySelectorAll('*')) {
+    if (element.tagName.toLowerCase() === arguments[0]) found.push(element);
+    if (element.shadowRoot) visit(element.shadowRoot);
+  }
+};
+visit(document);
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Open the Custom Scalars tab of two runs of 30 layers."""
+    folder = tmp_path_factory.mktemp("page")
+    for run in ("a", "b"):
+        logger, bands = TensorBoardLogger(folder, name="", version=run), Bands()
+        for step in range(3):
+            points = [
+                Point("", f"layers.{i}.weight", {}, {"stepsize_mean": i + 1.0, "stepsize_std": 0.5})
+                for i in range(30)
+            ]
+            scalars = scalars_of(points) | bands.edges(points)
+            log_scalars(logger, scalars, step)
+            show(logger, scalars)
+        logger.finalize("success")
+    server = Server(folder)
+    server.when(lambda runs: len(runs.get("b", ())) == 2 * 30 + 2 * 12, "scalars/tags")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ARGUMENTS.split():
+        options.add_argument(argument)
+    driver = webdriver.Chrome(service=webdriver.ChromeService(DRIVER), options=options)
+    driver.get(f"{server.url}/#custom_scalars")
+    yield driver
+    driver.quit()
+    server.close()
+
+
+def when_found(page, name, script="return found;"):
+    for _ in range(100):
+        if found := page.execute_script(FIND + script, name):
+            return found
+        time.sleep(0.2)
+    raise TimeoutError(name)
+
+
+def test_bands_are_in_the_networks_order_and_those_of_the_last_layers_among_them(page):
+    titles = when_found(
+        page, "tf-custom-scalar-margin-chart-card", "return found.map((card) => card.title);"
+    )
+    numbers = [int(title.split(".")[1]) for title in titles]
+    assert len(numbers) == 12
+    assert numbers == sorted(numbers)
+    assert (numbers[0], numbers[-1]) == (0, 29)
+
+
+def test_the_first_category_alone_is_open_and_none_has_more_than_twelve_charts(page):
+    categories = when_found(
+        page,
+        "tf-category-paginated-view",
+        "return found.map((c) => [c.category.name, c.category.items.length, c.opened]);",
+    )
+    assert categories[0] == ["stepsize_mean ± stepsize_std", 12, True]
+    assert all(count <= 12 for _, count, _ in categories)
+    assert not any(is_open for _, _, is_open in categories[1:])
