@@ -51,7 +51,12 @@ def uncorrected(
 
 @torch.no_grad()
 def rectified_adam(
-    optimizer: Optimizer, group: Entries, state: Entries, *, v: str = "exp_avg_sq"
+    optimizer: Optimizer,
+    group: Entries,
+    state: Entries,
+    *,
+    v: str = "exp_avg_sq",
+    eps_in_root: float = 0.0,
 ) -> Tensor:
     r"""Compute :math:`s = r c / (\sqrt{v} + \epsilon)` with the rectification :math:`r`.
 
@@ -65,10 +70,10 @@ def rectified_adam(
     rectification = ((length - 4) * (length - 2) * longest) / (
         (longest - 4) * (longest - 2) * length
     )
-    root = _root(group, state, v)
+    root = _root(group, state, v, eps_in_root)
     adaptive = (rectification * (1 - beta2**t)).sqrt() / (root + group["eps"])
-    adapts = length > getattr(optimizer, "n_sma_threshold", 5)
-    plain = float(getattr(optimizer, "degenerated_to_sgd", True))
+    adapts = length > option(optimizer, group, "n_sma_threshold", 5)
+    plain = float(option(optimizer, group, "degenerated_to_sgd", True))
     return torch.where(adapts.to(root.device), adaptive.to(root.dtype), plain)
 
 
@@ -129,12 +134,14 @@ def factored(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     :math:`r` and :math:`c` are the means of a matrix's squared gradients in rows and in columns;
     of a vector :math:`v` is held as it is. Shazeer and Stern, arXiv 1804.04235, algorithms 4 and 5.
     """
+    s: Tensor
     if "exp_avg_sq_row" not in state:
-        return state["exp_avg_sq"].rsqrt()  # type: ignore[no-any-return]
-    rows, columns = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
-    rows = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt_().unsqueeze(-1)
-    s: Tensor = rows * columns.rsqrt().unsqueeze(-2)
-    return s
+        s = state["exp_avg_sq"].rsqrt()
+        return s
+    columns: Tensor = state["exp_avg_sq_col"]
+    rows = state["exp_avg_sq_row"]
+    s = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt_().unsqueeze(-1)
+    return s * columns.rsqrt().unsqueeze(-2)
 
 
 @torch.no_grad()
@@ -183,6 +190,11 @@ def debiased_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any)
     if group.get("adam_debias") or not group.get("bias_correction", True):
         return lr
     return bias_corrected(optimizer, group, state, lr)
+
+
+def option(optimizer: Optimizer, group: Entries, name: str, default: Any) -> Any:
+    """Return an option, which some optimizers hold in their groups, and some themselves."""
+    return group.get(name, getattr(optimizer, name, default))
 
 
 def double(number: Tensor | float) -> Tensor:

@@ -7,6 +7,7 @@ from aida_lightning.diagnostics.adapter import Adapter
 
 ADAM = Adapter(formulas.adam)
 ONE_RATE = "one learning rate moves all elements of a layer"
+ORTHOGONAL = "its update is orthogonalized"
 
 ADAPTERS = {
     "Adam": ADAM,
@@ -21,7 +22,7 @@ ADAPTERS = {
     "Rprop": Adapter(formulas.rprop, formulas.no_rate),
     "SGD": Adapter(ONE_RATE),
     "ASGD": Adapter(ONE_RATE),
-    "Muon": Adapter("its update is orthogonalized"),
+    "Muon": Adapter(ORTHOGONAL),
     "LBFGS": Adapter("its step goes along one direction for all parameters together"),
     "SparseAdam": Adapter("it moves the rows of a sparse gradient alone, and keeps not which"),
 }
