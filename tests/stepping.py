@@ -81,10 +81,18 @@ def steps(build, dtype=torch.float64, count=10, wide=6, **options):
                     assert torch.equal(value, state[name]), name
 
 
-def assert_moves(step, expected, rtol=1e-6):
-    """Compare an update with the one that the weights took, relative to its norm."""
-    error, length = (expected - step.moved).norm(), step.moved.norm()
-    assert error <= rtol * length, (error, length)
+def assert_near(actual, expected, rtol=None, rounded=0.0):
+    """Compare two tensors, relative to the norm of the first and to that of what was rounded."""
+    eps = torch.finfo(actual.dtype).eps
+    if rtol is None:
+        rtol = 1e-6 if actual.dtype == torch.float64 else 1e-4
+    error, length = (expected - actual).norm(), actual.norm()
+    assert error <= rtol * length + eps * rounded, (error, length)
+
+
+def assert_moves(step, expected, rtol=None):
+    """Compare an update with the one that the weights took, which are rounded."""
+    assert_near(step.moved, expected, rtol, step.before.norm())
 
 
 def along_momentum(step):

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from aida_lightning.diagnostics.state import NoStepsize, learning_rate, momentum, stepsize
+from aida_lightning.diagnostics.rates import learning_rate
+from aida_lightning.diagnostics.state import NoStepsize, momentum, stepsize
 
 
 @dataclass(frozen=True)

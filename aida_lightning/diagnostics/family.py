@@ -8,14 +8,9 @@ from torch.optim import Optimizer
 
 from aida_lightning.diagnostics.adapter import Adapter
 from aida_lightning.diagnostics.formulas import adam
+from aida_lightning.diagnostics.rates import effective_learning_rate, step_of
 from aida_lightning.diagnostics.reductions import real
-from aida_lightning.diagnostics.state import (
-    effective_learning_rate,
-    last_update,
-    step_of,
-    stepsize,
-    stepsize_ceiling,
-)
+from aida_lightning.diagnostics.state import last_update, stepsize, stepsize_ceiling
 from aida_lightning.optim import MSVAG, Fromage, LayerwiseOptimizer, Yogi
 
 

@@ -19,15 +19,12 @@ from aida_lightning.diagnostics.formulas import (
     adagrad,
     adam,
     adamax,
-    debiased_rate,
     factored,
-    given_rate,
-    no_momentum,
     option,
     rectified_adam,
     uncorrected,
 )
-from aida_lightning.diagnostics.state import step_of
+from aida_lightning.diagnostics.rates import debiased_rate, given_rate, step_of
 from aida_lightning.diagnostics.torch_optimizers import ADAM, ONE_RATE, ORTHOGONAL
 
 SIGN = "its update is a sign, of one size for all elements"
@@ -141,6 +138,10 @@ def first_state(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     return blockwise(state, 1)
 
 
+def no_momentum(optimizer: Optimizer, group: Entries, state: Entries) -> None:
+    """Return None."""
+
+
 def latest_step(group: Entries, states: Any) -> int:
     """Return the count of steps of a group whose last layer alone counts them."""
     counts: list[int] = [states[param]["step"] for param in group["params"] if param in states]
@@ -213,6 +214,7 @@ ADAPTERS = {
     **{
         f"pytorch_optimizer.optimizer.{path}": adapter
         for path, adapter in {
+            "sgd.AccSGD": Adapter(ONE_RATE, momentum=no_momentum),  # whose buffer holds weights
             "adabelief.AdaBelief": Adapter(BELIEF.stepsize, debiased_rate),
             "adadelta.AdaDelta": Adapter(adadelta),
             "adafactor.AdaFactor": Adapter(bounded_factored, relative_step_rate),

@@ -1,8 +1,6 @@
-"""Formulas of adaptive stepsizes and of learning rates that several optimizers share.
+"""Formulas of adaptive stepsizes, several of which belong to more than one optimizer.
 
-Each stepsize function takes the optimizer, the group and the state of one layer, and returns a real
-tensor; each learning rate function takes the learning rate as well. The names of an optimizer's
-state are options.
+Each takes the optimizer, the group and the state of one layer, and returns a real tensor.
 """
 
 from typing import Any
@@ -11,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aida_lightning.diagnostics.reductions import real
-from aida_lightning.diagnostics.state import bias_corrected, dense, step_of
+from aida_lightning.diagnostics.rates import step_of
+from aida_lightning.diagnostics.reductions import dense, real
 
 Entries = dict[str, Any]
 
@@ -158,38 +156,6 @@ def torch_adafactor(optimizer: Optimizer, group: Entries, state: Entries) -> Ten
         v = (held @ state["col_var"]).div_(held.mean(dim=-2, keepdim=True).clamp_(min=eps))
     s: Tensor = v.clamp(min=eps**2).rsqrt_()
     return s
-
-
-def no_momentum(optimizer: Optimizer, group: Entries, state: Entries) -> None:
-    """Return None, for what the state has under a momentum's name is another thing."""
-
-
-def given_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
-    """Return the learning rate itself."""
-    return lr
-
-
-def no_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> float:
-    """Return 1, for the learning rate does not enter."""
-    return 1.0
-
-
-def decayed_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
-    r"""Compute :math:`\eta / (1 + (t - 1) \gamma)`, where :math:`\gamma` is ``lr_decay``."""
-    return lr / (1 + (step_of(group, state) - 1) * group["lr_decay"])
-
-
-def relative_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
-    r"""Compute :math:`\min(\eta, 1 / \sqrt t)`."""
-    bound = step_of(group, state) ** -0.5
-    return lr.clamp(max=bound) if isinstance(lr, Tensor) else min(lr, bound)
-
-
-def debiased_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
-    r"""Compute :math:`\eta / (1 - \beta_1^t)` unless the group's options leave out the division."""
-    if group.get("adam_debias") or not group.get("bias_correction", True):
-        return lr
-    return bias_corrected(optimizer, group, state, lr)
 
 
 def option(optimizer: Optimizer, group: Entries, name: str, default: Any) -> Any:
