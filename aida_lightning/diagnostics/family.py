@@ -51,7 +51,7 @@ def _(
 def msvag(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     r"""Compute :math:`\gamma`, the damping of each element by its noise, 0 where it is 0/0.
 
-    Balles and Hennig, arXiv 1705.07774, equation 16.
+    Balles and Hennig, arXiv 1705.07774.
     """
     (beta1, beta2), t = group["betas"], step_of(group, state)
     m_sq = (state["exp_avg"] / (1 - beta1**t)).square()

@@ -86,7 +86,7 @@ def adamax(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
 def adagrad(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / (\sqrt{\sum g^2} + \epsilon)`, which multiplies the gradient.
 
-    Duchi, Hazan and Singer, JMLR 12, 2011, figure 1.
+    Duchi, Hazan and Singer, JMLR 12, 2011.
     """
     return uncorrected(optimizer, group, state, v="sum")
 

@@ -5,12 +5,22 @@ run on a GPU alone, a stand-in has the class's name and lays its state out as th
 """
 
 import importlib
+import re
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
 from stepping import along_gradient, along_momentum, assert_moves, assert_near, steps
 
-from aida_lightning.diagnostics import foreign, has_stepsize, momentum, stepsize, why_none
+from aida_lightning.diagnostics import (
+    foreign,
+    has_stepsize,
+    momentum,
+    stepsize,
+    torch_optimizers,
+    why_none,
+)
 
 PYTORCH_OPTIMIZER = "pytorch_optimizer.optimizer."
 
@@ -248,12 +258,19 @@ def test_stepsizes_of_deepspeeds_cpu_adam_reproduce_the_update(options):
         assert_moves(step, along_momentum(step))
 
 
-class Fused(torch.optim.Optimizer):
-    """The step of apex's and DeepSpeed's Adam, whose kernel is the same."""
+class Fused:
+    """The step of apex's and DeepSpeed's Adam, whose kernel is the same.
+
+    It is no torch optimizer, whose subclasses jsonargparse imports by their names.
+    """
 
     def __init__(self, params, lr=0.02, bias_correction=True, betas=(0.9, 0.99), eps=1e-8):
-        defaults = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps}
-        super().__init__(params, defaults)
+        options = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps}
+        self.param_groups, self.state = [{"params": params, **options}], defaultdict(dict)
+
+    def zero_grad(self):
+        for p in self.param_groups[0]["params"]:
+            p.grad = None
 
     @torch.no_grad()
     def step(self):
@@ -296,9 +313,15 @@ def test_stepsizes_of_fused_optimizers_reproduce_the_update(stand_in, options):
 
 
 def test_the_fused_adagrad_of_apex_has_stepsizes():
-    class FusedAdagrad(torch.optim.Optimizer):
+    class FusedAdagrad:
         __module__, __qualname__ = "apex.optimizers.fused_adagrad", "FusedAdagrad"
 
-    optimizer = FusedAdagrad([torch.zeros(1)], {"lr": 0.1, "eps": 1.0})
-    s = stepsize(optimizer, optimizer.param_groups[0], {"sum": torch.tensor([0.0, 9.0])})
+    s = stepsize(FusedAdagrad(), {"lr": 0.1, "eps": 1.0}, {"sum": torch.tensor([0.0, 9.0])})
     assert s.tolist() == [1.0, 0.25]
+
+
+def test_the_table_in_the_documentation_names_each_class_that_is_known():
+    page = (Path(__file__).parents[2] / "docs/stepsizes.md").read_text(encoding="utf-8")
+    named = {name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", page)}
+    known = {path.rpartition(".")[2] for path in [*foreign.ADAPTERS, *torch_optimizers.ADAPTERS]}
+    assert {name for name in known if not name.islower()} <= named  # and not those of modules
