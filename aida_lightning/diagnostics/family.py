@@ -47,7 +47,6 @@ def _(
     return update
 
 
-@torch.no_grad()
 def msvag(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     r"""Compute :math:`\gamma`, the damping of each element by its noise, 0 where it is 0/0.
 

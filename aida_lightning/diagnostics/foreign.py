@@ -87,7 +87,6 @@ def relative_step_rate(optimizer: Optimizer, group: Entries, state: Entries, lr:
     return min(1e-6 * t if group["warmup_init"] else 1e-2, t**-0.5)
 
 
-@torch.no_grad()
 def bounded_factored(optimizer: Any, group: Entries, state: Entries) -> Tensor:
     r"""Compute ``factored``, or :math:`s = \sqrt{(1 - \beta_{2,t}) / u}` with ``ams_bound``.
 
@@ -214,7 +213,6 @@ ADAPTERS = {
     **{
         f"pytorch_optimizer.optimizer.{path}": adapter
         for path, adapter in {
-            "sgd.AccSGD": Adapter(ONE_RATE, momentum=no_momentum),  # whose buffer holds weights
             "adabelief.AdaBelief": Adapter(BELIEF.stepsize, debiased_rate),
             "adadelta.AdaDelta": Adapter(adadelta),
             "adafactor.AdaFactor": Adapter(bounded_factored, relative_step_rate),
@@ -227,6 +225,7 @@ ADAPTERS = {
             "lamb.Lamb": Adapter(partial(maybe_rectified, plain=uncorrected), trusted_rate),
             "radam.RAdam": Adapter(rectified_adam, debiased_rate),
             "schedulefree.ScheduleFreeAdamW": Adapter(averaged, warmed_up_rate),
+            "sgd.AccSGD": Adapter(ONE_RATE, momentum=no_momentum),  # whose buffer holds weights
             "yogi.Yogi": Adapter(adam, debiased_rate),
         }.items()
     },

@@ -15,7 +15,6 @@ from aida_lightning.diagnostics.reductions import dense, real
 Entries = dict[str, Any]
 
 
-@torch.no_grad()
 def adam(
     optimizer: Optimizer,
     group: Entries,
@@ -47,7 +46,6 @@ def uncorrected(
     return _root(group, state, v).add_(group["eps"]).reciprocal_()
 
 
-@torch.no_grad()
 def rectified_adam(
     optimizer: Optimizer,
     group: Entries,
@@ -91,7 +89,6 @@ def adagrad(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     return uncorrected(optimizer, group, state, v="sum")
 
 
-@torch.no_grad()
 def rmsprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / (\sqrt{v} + \epsilon)`, which multiplies the gradient.
 
@@ -106,7 +103,6 @@ def rmsprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     return v.sqrt().add_(group["eps"]).reciprocal_()
 
 
-@torch.no_grad()
 def adadelta(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = \sqrt{u + \epsilon} / \sqrt{v + \epsilon}`, to multiply the gradient.
 
@@ -125,7 +121,6 @@ def rprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     return real(state["step_size"])
 
 
-@torch.no_grad()
 def factored(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / \sqrt{v}` with :math:`v = r c^T / \operatorname{mean}(r)`.
 
@@ -142,7 +137,6 @@ def factored(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     return s * columns.rsqrt().unsqueeze(-2)
 
 
-@torch.no_grad()
 def torch_adafactor(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / \max(\sqrt{v}, \epsilon_1)` with :math:`v` as ``factored`` has it.
 

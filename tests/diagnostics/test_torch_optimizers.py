@@ -107,17 +107,20 @@ def test_stepsizes_reproduce_the_update_of_complex_weights(name, options, expect
         assert_moves(step, expected(step))
 
 
-def test_stepsizes_of_higher_dimensions_are_factored_in_the_last_two():
+@pytest.mark.parametrize(
+    "build", [torch.optim.Adafactor, pytest.importorskip("pytorch_optimizer").AdaFactor]
+)
+def test_stepsizes_of_higher_dimensions_are_factored_in_the_last_two(build):
     param = torch.nn.Parameter(torch.randn(2, 3, 4, dtype=torch.float64))
-    optimizer = torch.optim.Adafactor([param])
+    optimizer = build([param])
     param.grad = torch.randn_like(param)
+    squares = param.grad.square()
     optimizer.step()
     (group,) = optimizer.param_groups
     s = stepsize(optimizer, group, optimizer.state[param])
-    for i in range(2):
-        square = param.grad[i].square()
+    for square, of_matrix in zip(squares, s, strict=True):
         v = square.mean(1, keepdim=True) @ square.mean(0, keepdim=True) / square.mean()
-        torch.testing.assert_close(s[i], v.rsqrt(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(of_matrix, v.rsqrt(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +164,18 @@ def test_optimizers_without_stepsizes_say_why(optimizer_class, reason):
     optimizer = optimizer_class([torch.nn.Parameter(torch.ones(2, 2))])
     assert not has_stepsize(optimizer)
     assert reason in why_none(optimizer)
+
+
+def test_stepsizes_of_an_optimizer_that_is_differentiated_have_no_graph():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([param], differentiable=True)
+    x = param.clone()
+    optimizer.param_groups[0]["params"] = [x]
+    x.grad = (param * 2).requires_grad_()
+    optimizer.step()
+    state = optimizer.state[x]
+    assert state["exp_avg_sq"].requires_grad
+    assert not stepsize(optimizer, optimizer.param_groups[0], state).requires_grad
 
 
 def test_the_effective_learning_rate_has_the_decay_of_adagrad_and_the_bound_of_adafactor():
