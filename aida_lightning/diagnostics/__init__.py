@@ -1,9 +1,9 @@
 """What an optimizer's state says about its steps, and statistics of a layer's tensors."""
 
-from aida_lightning.diagnostics import family, torch_optimizers  # noqa: F401  # to register them
+from aida_lightning.diagnostics import family, foreign, torch_optimizers  # noqa: F401  # to register them
+from aida_lightning.diagnostics.rates import effective_learning_rate
 from aida_lightning.diagnostics.state import (
     NoStepsize,
-    effective_learning_rate,
     has_stepsize,
     last_update,
     momentum,

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from aida_lightning.diagnostics.state import NoStepsize, learning_rate, momentum, stepsize
+from aida_lightning.diagnostics.rates import learning_rate
+from aida_lightning.diagnostics.state import NoStepsize, momentum, stepsize
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,6 @@ class Adapter:
     def __call__(self, cls: type) -> None:
         """Register for a class what no one else has registered for it."""
         known = self.stepsize
-        stepsize.add(cls, NoStepsize(known) if isinstance(known, str) else known)
+        stepsize.add(cls, NoStepsize(known) if isinstance(known, str) else torch.no_grad()(known))
         learning_rate.add(cls, self.learning_rate)
         momentum.add(cls, self.momentum)

@@ -8,14 +8,9 @@ from torch.optim import Optimizer
 
 from aida_lightning.diagnostics.adapter import Adapter
 from aida_lightning.diagnostics.formulas import adam
+from aida_lightning.diagnostics.rates import effective_learning_rate, step_of
 from aida_lightning.diagnostics.reductions import real
-from aida_lightning.diagnostics.state import (
-    effective_learning_rate,
-    last_update,
-    step_of,
-    stepsize,
-    stepsize_ceiling,
-)
+from aida_lightning.diagnostics.state import last_update, stepsize, stepsize_ceiling
 from aida_lightning.optim import MSVAG, Fromage, LayerwiseOptimizer, Yogi
 
 
@@ -52,11 +47,10 @@ def _(
     return update
 
 
-@torch.no_grad()
 def msvag(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     r"""Compute :math:`\gamma`, the damping of each element by its noise, 0 where it is 0/0.
 
-    Balles and Hennig, arXiv 1705.07774, equation 16.
+    Balles and Hennig, arXiv 1705.07774.
     """
     (beta1, beta2), t = group["betas"], step_of(group, state)
     m_sq = (state["exp_avg"] / (1 - beta1**t)).square()

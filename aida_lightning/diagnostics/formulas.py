@@ -1,8 +1,6 @@
-"""Formulas of adaptive stepsizes and of learning rates that several optimizers share.
+"""Formulas of adaptive stepsizes, several of which belong to more than one optimizer.
 
-Each stepsize function takes the optimizer, the group and the state of one layer, and returns a real
-tensor; each learning rate function takes the learning rate as well. The names of an optimizer's
-state are options.
+Each takes the optimizer, the group and the state of one layer, and returns a real tensor.
 """
 
 from typing import Any
@@ -11,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aida_lightning.diagnostics.reductions import real
-from aida_lightning.diagnostics.state import bias_corrected, dense, step_of
+from aida_lightning.diagnostics.rates import step_of
+from aida_lightning.diagnostics.reductions import dense, real
 
 Entries = dict[str, Any]
 
 
-@torch.no_grad()
 def adam(
     optimizer: Optimizer,
     group: Entries,
@@ -49,9 +46,13 @@ def uncorrected(
     return _root(group, state, v).add_(group["eps"]).reciprocal_()
 
 
-@torch.no_grad()
 def rectified_adam(
-    optimizer: Optimizer, group: Entries, state: Entries, *, v: str = "exp_avg_sq"
+    optimizer: Optimizer,
+    group: Entries,
+    state: Entries,
+    *,
+    v: str = "exp_avg_sq",
+    eps_in_root: float = 0.0,
 ) -> Tensor:
     r"""Compute :math:`s = r c / (\sqrt{v} + \epsilon)` with the rectification :math:`r`.
 
@@ -65,10 +66,10 @@ def rectified_adam(
     rectification = ((length - 4) * (length - 2) * longest) / (
         (longest - 4) * (longest - 2) * length
     )
-    root = _root(group, state, v)
+    root = _root(group, state, v, eps_in_root)
     adaptive = (rectification * (1 - beta2**t)).sqrt() / (root + group["eps"])
-    adapts = length > getattr(optimizer, "n_sma_threshold", 5)
-    plain = float(getattr(optimizer, "degenerated_to_sgd", True))
+    adapts = length > option(optimizer, group, "n_sma_threshold", 5)
+    plain = float(option(optimizer, group, "degenerated_to_sgd", True))
     return torch.where(adapts.to(root.device), adaptive.to(root.dtype), plain)
 
 
@@ -83,12 +84,11 @@ def adamax(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
 def adagrad(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / (\sqrt{\sum g^2} + \epsilon)`, which multiplies the gradient.
 
-    Duchi, Hazan and Singer, JMLR 12, 2011, figure 1.
+    Duchi, Hazan and Singer, JMLR 12, 2011.
     """
     return uncorrected(optimizer, group, state, v="sum")
 
 
-@torch.no_grad()
 def rmsprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / (\sqrt{v} + \epsilon)`, which multiplies the gradient.
 
@@ -103,7 +103,6 @@ def rmsprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     return v.sqrt().add_(group["eps"]).reciprocal_()
 
 
-@torch.no_grad()
 def adadelta(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = \sqrt{u + \epsilon} / \sqrt{v + \epsilon}`, to multiply the gradient.
 
@@ -122,22 +121,22 @@ def rprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     return real(state["step_size"])
 
 
-@torch.no_grad()
 def factored(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / \sqrt{v}` with :math:`v = r c^T / \operatorname{mean}(r)`.
 
     :math:`r` and :math:`c` are the means of a matrix's squared gradients in rows and in columns;
     of a vector :math:`v` is held as it is. Shazeer and Stern, arXiv 1804.04235, algorithms 4 and 5.
     """
+    s: Tensor
     if "exp_avg_sq_row" not in state:
-        return state["exp_avg_sq"].rsqrt()  # type: ignore[no-any-return]
-    rows, columns = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
-    rows = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt_().unsqueeze(-1)
-    s: Tensor = rows * columns.rsqrt().unsqueeze(-2)
-    return s
+        s = state["exp_avg_sq"].rsqrt()
+        return s
+    columns: Tensor = state["exp_avg_sq_col"]
+    rows = state["exp_avg_sq_row"]
+    s = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt_().unsqueeze(-1)
+    return s * columns.rsqrt().unsqueeze(-2)
 
 
-@torch.no_grad()
 def torch_adafactor(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / \max(\sqrt{v}, \epsilon_1)` with :math:`v` as ``factored`` has it.
 
@@ -153,36 +152,9 @@ def torch_adafactor(optimizer: Optimizer, group: Entries, state: Entries) -> Ten
     return s
 
 
-def no_momentum(optimizer: Optimizer, group: Entries, state: Entries) -> None:
-    """Return None, for what the state has under a momentum's name is another thing."""
-
-
-def given_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
-    """Return the learning rate itself."""
-    return lr
-
-
-def no_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> float:
-    """Return 1, for the learning rate does not enter."""
-    return 1.0
-
-
-def decayed_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
-    r"""Compute :math:`\eta / (1 + (t - 1) \gamma)`, where :math:`\gamma` is ``lr_decay``."""
-    return lr / (1 + (step_of(group, state) - 1) * group["lr_decay"])
-
-
-def relative_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
-    r"""Compute :math:`\min(\eta, 1 / \sqrt t)`."""
-    bound = step_of(group, state) ** -0.5
-    return lr.clamp(max=bound) if isinstance(lr, Tensor) else min(lr, bound)
-
-
-def debiased_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
-    r"""Compute :math:`\eta / (1 - \beta_1^t)` unless the group's options leave out the division."""
-    if group.get("adam_debias") or not group.get("bias_correction", True):
-        return lr
-    return bias_corrected(optimizer, group, state, lr)
+def option(optimizer: Optimizer, group: Entries, name: str, default: Any) -> Any:
+    """Return an option, which some optimizers hold in their groups, and some themselves."""
+    return group.get(name, getattr(optimizer, name, default))
 
 
 def double(number: Tensor | float) -> Tensor:

@@ -173,6 +173,18 @@ def real(values: Tensor) -> Tensor:
     return torch.view_as_real(values) if values.is_complex() else values
 
 
+def dense(values: Tensor) -> Tensor:
+    """Return the values that a tensor of a class with few bits stands for, and any other as it is.
+
+    Example:
+        >>> import torch
+        >>> dense(torch.ones(1))
+        tensor([1.])
+    """
+    quantized = type(values).dequantize is not Tensor.dequantize
+    return values.dequantize() if quantized else values
+
+
 def _scaled(values: Tensor) -> Tensor:
     values = at_least_float32(real(values)).flatten()
     largest = values.abs().amax()
