@@ -29,7 +29,7 @@ class Samplers:
             sample.
 
     Attributes:
-        labels: the names of all optimizers that were sampled so far, by their prefixes in tags.
+        labels: what to call all optimizers that were sampled so far, by their prefixes in tags.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Samplers:
                     sampler.steps = former.steps
             sampler.name = name
             sampler.prefix = name if len(found) > 1 else ""
-            self.labels[sampler.prefix] = name
+            self.labels[sampler.prefix] = _label(name, optimizer, [*found.values()])
             self._at.append(sampler)
         for left in staying.values():
             left.detach()
@@ -151,6 +151,18 @@ class Samplers:
                 f"{cls.__qualname__}; {logged}. If it has any, register a function for its class "
                 "with `aida_lightning.stepsize.register`."
             )
+
+
+def _label(name: str, optimizer: Optimizer, beside: Iterable[Optimizer]) -> str:
+    """Name an optimizer by the options that tell it from others of its class, if some do."""
+    defaults = [other.defaults for other in beside if type(other) is type(optimizer)]
+    own = {
+        option: value
+        for option, value in optimizer.defaults.items()
+        if any(str(others.get(option)) != str(value) for others in defaults)
+    }
+    options = ", ".join(f"{option}={value}" for option, value in own.items())
+    return f"{type(optimizer).__name__} {options}" if options else name
 
 
 def check_interval(logging_interval: object, every_n_steps: object) -> None:

@@ -110,7 +110,9 @@ class History:
                 del kept[1::2]
 
     def log_figures(self, logger: TensorBoardLogger, labels: dict[str, str], step: int) -> None:
-        """Draw Figures 1 and 2 of arXiv:2203.13273, as ``stepsizes/std`` and ``stepsizes/mean``.
+        """Draw all layers' stepsizes, as ``stepsizes/std``, ``stepsizes/mean`` and so on.
+
+        These two are Figures 1 and 2 of arXiv:2203.13273, and ``stepsizes/heatmap`` shows both.
 
         Args:
             logger: the logger.
@@ -119,11 +121,12 @@ class History:
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+        from aida_lightning.figures.heatmap import heatmap
         from aida_lightning.figures.stepsizes import fig1, fig2
 
         if not (runs := self._runs(labels)):
             return  # nothing was sampled so far
-        for name, draw in (("std", fig1), ("mean", fig2)):
+        for name, draw in (("std", fig1), ("mean", fig2), ("heatmap", heatmap)):
             canvas = FigureCanvasAgg(draw(runs))
             canvas.draw()  # type: ignore[no-untyped-call]
             picture = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]

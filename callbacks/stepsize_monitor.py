@@ -106,8 +106,9 @@ class StepsizeMonitor(Callback):
             kept. Of each optimizer 12 layers have a band, evenly spread over the depth; globs of
             layers' names choose others.
         histograms: log the stepsizes' histograms to TensorBoard, as ``stepsizes/<layer>``.
-        figures: draw Figures 1 and 2 of arXiv:2203.13273 into TensorBoard's Images tab at the end
-            of each training epoch, of all that was logged since the run started or went on.
+        figures: draw Figures 1 and 2 of arXiv:2203.13273 and a heatmap of all layers into
+            TensorBoard's Images tab at the end of each training epoch, of all that was logged since
+            the run started or went on.
         health: warn, once each, with the layers' names, when a number is not finite, and, from
             step :math:`1 / (1 - \beta_2)` on, when all stepsizes of a layer are at the ceiling or
             their deviation exceeds 10 times their mean.

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aida_lightning.figures import FigureName
+from aida_lightning.figures.heatmap import heatmap
 from aida_lightning.figures.metric import metric_curves
 from aida_lightning.figures.plotting import Look
 from aida_lightning.figures.projections import fig5
@@ -18,7 +19,7 @@ from aida_lightning.logs.runs import (
     read_runs,
 )
 
-_STEPSIZE_FIGURES = {"fig1": fig1, "fig2": fig2, "fig4": fig4, "fig6": fig6}
+_STEPSIZE_FIGURES = {"fig1": fig1, "fig2": fig2, "fig4": fig4, "fig6": fig6, "heatmap": heatmap}
 _CURVES = ("fig3", "fig7", "fig8")
 DEFAULT_FIGURES: tuple[FigureName, ...] = ("fig1", "fig2", "fig6")
 

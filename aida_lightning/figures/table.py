@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from aida_lightning.figures.layers import pick_layers, short_name
 from aida_lightning.figures.plotting import Look
-from aida_lightning.figures.stepsizes import pick_layers, short_name
 from aida_lightning.logs import tags
 from aida_lightning.logs.runs import MonitoredRun, choose_labels, read_monitored_runs
 

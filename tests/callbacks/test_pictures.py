@@ -13,9 +13,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import Net, TwoOptimizers, fit
 
-from aida_lightning import stepsize
+from aida_lightning import Aida, stepsize
 from aida_lightning.callbacks import StepsizeMonitor
 from aida_lightning.callbacks._pictures import MOST_STEPS, History
+from aida_lightning.figures import stepsizes as stepsizes_figures
 from aida_lightning.measuring._statistics import Point
 
 pytestmark = [
@@ -75,8 +76,10 @@ def test_figures_are_drawn_at_the_end_of_each_epoch(tmp_path):
     monitor = StepsizeMonitor(figures=True, every_n_steps=2)
     fit(tmp_path, TwoOptimizers(["aida", "aida"], every=1), monitor, max_epochs=2)
     accumulator = events(tmp_path)
-    assert sorted(accumulator.Tags()["images"]) == ["stepsizes/mean", "stepsizes/std"]
-    for tag in ("stepsizes/mean", "stepsizes/std"):
+    assert sorted(accumulator.Tags()["images"]) == [
+        "stepsizes/heatmap", "stepsizes/mean", "stepsizes/std"
+    ]  # fmt: skip
+    for tag in ("stepsizes/mean", "stepsizes/std", "stepsizes/heatmap"):
         images = accumulator.Images(tag)
         assert [image.step for image in images] == [11, 23]
         pictures = [
@@ -156,3 +159,17 @@ def test_an_epoch_of_which_nothing_was_sampled_has_no_figures(tmp_path):
     fit(tmp_path, Net(), StepsizeMonitor(figures=True, every_n_steps=20), max_epochs=2)
     images = events(tmp_path).Images("stepsizes/mean")  # an epoch has 12 steps
     assert [image.step for image in images] == [23]
+
+
+def test_optimizers_of_one_class_are_titled_by_the_options_that_differ(tmp_path, monkeypatch):
+    class Different(TwoOptimizers):
+        def configure_optimizers(self):
+            return [Aida(self.head.parameters(), k=1), Aida(self.features.parameters(), k=2)]
+
+    titles = set()
+    draw = stepsizes_figures.fig1
+    monkeypatch.setattr(
+        stepsizes_figures, "fig1", lambda runs: titles.update(r.label for r in runs) or draw(runs)
+    )
+    fit(tmp_path, Different(["aida", "aida"], every=1), StepsizeMonitor(figures=True))
+    assert titles == {"Aida k=1", "Aida k=2"}

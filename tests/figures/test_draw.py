@@ -317,3 +317,13 @@ def test_folders_of_one_name_have_a_panel_each(tmp_path):
     (path,) = draw_figures(folders, tmp_path / "out", ["fig3"], ["svg"])
     titles = re.findall(r"<!-- (\w+/runs) -->", path.read_text())
     assert titles == ["one/runs", "two/runs"]
+
+
+def test_figures_1_and_2_show_all_layers_of_a_deeper_network(tmp_path):
+    write_run(tmp_path / "Aida/seed_0", layers=30)
+    figure = fig2(read_monitored_runs([tmp_path]))
+    curves = panels(figure)["Aida"]
+    assert [y[0] for _, y in curves] == [10.0 * layer for layer in range(1, 31)]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(names) == 12
+    assert (names[0], names[-1]) == ("1  net.1", "30  net.30")

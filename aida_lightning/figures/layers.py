@@ -1,0 +1,106 @@
+"""What figures and tables show of runs: which layers, by which names, and their curves."""
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from aida_lightning.figures.plotting import Look, XOf, over_seeds, smoothed
+from aida_lightning.logs.curves import FloatArray
+from aida_lightning.logs.events import EventsError
+from aida_lightning.logs.runs import MonitoredRun
+
+# What torch.nn.utils.parametrize computes a tensor from, by the tensor's name.
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
+
+
+def pick_layers(runs: Sequence[MonitoredRun], look: Look, default: Sequence[int]) -> dict[int, str]:
+    """Choose the layers to show, with their numbers from 1 at the input.
+
+    Weight tensors are counted, or all layers where no name tells which of them are weights. A layer
+    that is no weight has no number in the paper; its number comes after those of the weights.
+
+    Raises:
+        EventsError: a layer that is asked for does not exist; the message names those that do.
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run.layers))
+    weights = weights_of(runs)
+    numbered = dict(enumerate([*weights, *(name for name in names if name not in weights)], 1))
+    if look.layers is None:
+        return {number: numbered[number] for number in default if number in numbered}
+    found: dict[int, str] = {}
+    for wanted in look.layers:
+        some = {
+            number: name
+            for number, name in numbered.items()
+            if str(number) == str(wanted) or fnmatchcase(name, str(wanted))
+        }
+        if not some:
+            there = ", ".join(f"{number} {name}" for number, name in numbered.items())
+            raise EventsError(f"layers: {wanted!r} is none of {there}")
+        found |= some
+    return dict(sorted(found.items()))
+
+
+def short_name(layer: str) -> str:
+    """Shorten a layer's name to what figures and tables show of it.
+
+    Example:
+        >>> short_name("model.features.3.weight")
+        'features.3'
+    """
+    tensor = _PARAMETRIZED.sub(r"\1", layer)
+    return tensor.removeprefix("model.").removesuffix(".weight")
+
+
+def check_logged(runs: Sequence[MonitoredRun], statistics: Sequence[str]) -> None:
+    """Raise unless a run has one of the statistics, by their tags."""
+    if not any(run.statistics.get(statistic) for run in runs for statistic in statistics):
+        there = sorted({statistic for run in runs for statistic in run.statistics})
+        raise EventsError(
+            f"no run has {' or '.join(statistics)}, there are {', '.join(there)}; "
+            "StepsizeMonitor(statistics=[…]) chooses"
+        )
+
+
+def layer_line(
+    seeds: Sequence[MonitoredRun], layer: str, statistic: str, x_of: XOf, look: Look
+) -> tuple[FloatArray, FloatArray]:
+    """Return the x and the y of one layer's statistic, averaged over the seeds."""
+    curves = [
+        (x_of(run, curve), smoothed(curve.values, look.smooth))
+        for run in seeds
+        if (curve := run.statistics.get(statistic, {}).get(layer)) is not None
+    ]
+    x, mean, _ = over_seeds(curves) if curves else over_seeds([])
+    return x, mean
+
+
+def by_label(runs: Sequence[MonitoredRun]) -> dict[str, list[MonitoredRun]]:
+    """Group runs by their labels, which the seeds of one optimizer share."""
+    grouped: dict[str, list[MonitoredRun]] = {}
+    for run in runs:
+        grouped.setdefault(run.label, []).append(run)
+    return grouped
+
+
+def weights_of(runs: Sequence[MonitoredRun]) -> list[str]:
+    """List the layers that are weights by their names, or all where no name tells."""
+    names = list(dict.fromkeys(name for run in runs for name in run.layers))
+    weights = {}
+    for name in names:
+        tensor = _PARAMETRIZED.sub(r"\1", name)
+        # nn.MultiheadAttention has an in_proj_weight, nn.LSTM a weight_hh_l0.
+        if "weight" in tensor.rpartition(".")[2]:
+            weights[tensor] = name  # of weight_norm's gain and direction the direction
+    return [*weights.values()] or names
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Choose at most so many places of a sequence, evenly spread, its first and last among them.
+
+    Example:
+        >>> evenly(9, 3), evenly(2, 3)
+        ([0, 4, 8], [0, 1])
+    """
+    some = min(count, most)
+    return [index * (count - 1) // max(some - 1, 1) for index in range(some)]
