@@ -32,6 +32,9 @@ class ByClass(Generic[T]):
     def __call__(self, optimizer: object, /, *args: Any, **kwargs: Any) -> T:
         return self.dispatch(type(optimizer))(optimizer, *args, **kwargs)
 
+    def __reduce__(self) -> str:
+        return self.__qualname__  # type: ignore[attr-defined, no-any-return]  # as of a function
+
     def dispatch(self, cls: type) -> Callable[..., T]:
         """Return the function of the class, or of the nearest of its bases that has one."""
         for base in cls.__mro__:

@@ -1,3 +1,5 @@
+import copy
+import pickle
 import sys
 
 import pytest
@@ -92,3 +94,8 @@ def test_what_a_user_registered_is_not_replaced_by_an_adapter(monkeypatch):
     stepsize.register(Yours, "yours")
     assert stepsize.dispatch(Mine) == "ours"
     assert stepsize.dispatch(Yours) == "yours"
+
+
+def test_the_functions_are_pickled_and_copied_by_their_names():
+    assert pickle.loads(pickle.dumps(stepsize)) is stepsize
+    assert copy.deepcopy(stepsize) is stepsize

@@ -36,6 +36,15 @@ def signed(step):
     return -along_momentum(step).abs() * step.grad.sign()
 
 
+def projected(step):
+    """AdamP takes the part along the weights of each row off the update, of matrices alone."""
+    update = along_momentum(step)
+    if update.dim() == 1:
+        return update
+    unit = step.before / (step.before.norm(dim=1, keepdim=True) + step.group["eps"])
+    return update - unit * (unit * update).sum(dim=1, keepdim=True)
+
+
 def with_slow_momentum(step):
     slow = step.group["lr"] * step.group["alpha"] * step.state["exp_avg_slow"]
     return along_momentum(step) - slow * step.s
@@ -89,6 +98,7 @@ CASES = [
     ("adamax.AdaMax", {"adam_debias": True, "eps": 1e-2}, along_momentum),
     ("adamc.AdamC", {"ams_bound": True}, along_momentum),
     ("adamp.AdamP", {"delta": 0.0, "eps": 1e-2}, along_momentum),
+    ("adamp.AdamP", {"delta": 10.0}, projected),
     ("ademamix.AdEMAMix", {}, with_slow_momentum),
     ("aida.Aida", {}, along_momentum),
     ("aida.Aida", {"eps": 1e-4, "ams_bound": True, "foreach": False, "k": 1}, along_momentum),
@@ -183,8 +193,11 @@ def rounded(step):
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [("_AdamW", 0), ("Adam8bit", 0.1), ("AdamW8bit", 0.1), ("AdamWFp8", 0.1), ("Adam4bit", 0.6)],
-)
+    [
+        ("_AdamW", 0), ("Adam8bit", 0.1), ("AdamW8bit", 0.1), ("AdamFp8", 0.1), ("AdamWFp8", 0.1),
+        ("Adam4bit", 0.6), ("AdamW4bit", 0.6),
+    ],
+)  # fmt: skip
 def test_stepsizes_of_torchao_are_those_of_the_values_that_its_low_bits_stand_for(name, error):
     optimizer_class = load(f"torchao.optim.adam.{name}")
     options = {"weight_decay": 0.0, "amsgrad": name == "_AdamW", "lr": 0.02}

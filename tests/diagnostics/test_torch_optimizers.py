@@ -70,6 +70,7 @@ EXACT = [
     ("Adafactor", {}, scaled_and_clipped),
     ("Adafactor", {"lr": 0.5, "weight_decay": 0.1, "foreach": True}, scaled_and_clipped),
     ("Adafactor", {"eps": (0.01, 10.0), "maximize": True}, scaled_and_clipped),
+    ("Adafactor", {"lr": torch.tensor(0.5, dtype=torch.float64)}, scaled_and_clipped),
     ("Rprop", {}, along_sign),
     ("Rprop", {"foreach": True, "maximize": True}, along_sign),
 ]  # fmt: skip
