@@ -8,13 +8,13 @@ the name of a class there is a tuple here, of the class of each distribution tha
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
-from inspect import getmembers_static, isfunction
+from inspect import getattr_static, getmembers, isfunction
 from pkgutil import resolve_name
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from lightning_utilities.core import rank_zero
+from lightning_utilities.core import overrides, rank_zero
 
 if TYPE_CHECKING:
     from lightning.fabric.loggers.tensorboard import TensorBoardLogger as TensorBoardLogger
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule as LightningDataModule
     from lightning.pytorch import LightningModule as LightningModule
     from lightning.pytorch import Trainer as Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint as ModelCheckpoint
+    from lightning.pytorch.callbacks import RichProgressBar as RichProgressBar
     from lightning.pytorch.cli import LightningArgumentParser as LightningArgumentParser
     from lightning.pytorch.cli import LightningCLI as LightningCLI
     from lightning.pytorch.core.optimizer import LightningOptimizer as LightningOptimizer
@@ -42,6 +44,8 @@ _CLASSES = {
     "LightningModule": "pytorch.LightningModule",
     "LightningOptimizer": "pytorch.core.optimizer.LightningOptimizer",
     "Logger": "pytorch.loggers.Logger",
+    "ModelCheckpoint": "pytorch.callbacks.ModelCheckpoint",
+    "RichProgressBar": "pytorch.callbacks.RichProgressBar",
     "TensorBoardLogger": "fabric.loggers.tensorboard.TensorBoardLogger",
     "TorchCheckpointIO": "pytorch.plugins.io.TorchCheckpointIO",
     "Trainer": "pytorch.Trainer",
@@ -114,7 +118,7 @@ class _FollowsTrainer:
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "trainer" and value is not None:
-            _turn(self, package_of(value.__class__))
+            follow(self, package_of(value.__class__))  # a weak reference tells its object's class
 
 
 def find(path: str) -> Classes:
@@ -131,42 +135,87 @@ def find(path: str) -> Classes:
     return Classes(resolve_name(f"{names[part]}.{name}") for names in _installed)
 
 
-def package_of(*classes: Any) -> str:
-    """Return the name of the package that the first of some classes derives from, and no other.
+def find_in(package: str, path: str) -> Any:
+    """Return the class, or the function, of the distribution of a package.
 
-    Without one it is that of the distribution that comes first.
+    Args:
+        package: "lightning.pytorch" or "pytorch_lightning".
+        path: as :func:`find` takes it.
+    """
+    return dict(zip(packages(), find(path), strict=True))[package]
+
+
+def packages() -> list[str]:
+    """Return the names of the packages that are installed, the preferred one first."""
+    return [names["pytorch"] for names in _installed]
+
+
+def package_of(*classes: Any) -> str:
+    """Return the package that the first of some classes derives from, and from no other.
+
+    Where none does, it is the preferred one.
+
+    Args:
+        classes: the classes, or their paths; a path that leads nowhere is passed over.
 
     Example:
         >>> import lightning.pytorch
         >>> package_of(None, lightning.pytorch.Trainer)
         'lightning.pytorch'
     """
-    installed = [names["pytorch"] for names in _installed]
     for cls in classes:
-        roots = {base.__module__.partition(".")[0] for base in getattr(cls, "__mro__", ())}
-        found = [name for name in installed if name.partition(".")[0] in roots]
-        if len(found) == 1:
-            return found[0]
-    return installed[0]
+        if isinstance(cls, str):
+            with suppress(ImportError, AttributeError, ValueError):
+                cls = resolve_name(cls)
+        if len(found := _origins(cls)) == 1:
+            return found.pop()
+    return packages()[0]
+
+
+def fits(cls: Any, package: str) -> bool:
+    """Tell whether a class derives from a package, if it derives from any."""
+    found = _origins(cls)
+    return package in found or not found
+
+
+def loggers() -> list[logging.Logger]:
+    """Return the loggers under which all distributions speak."""
+    return [logging.getLogger(name) for names in _installed for name in names.values()]
 
 
 def is_overridden(method: str, module: Any) -> bool:
-    """Tell whether a LightningModule has a method of its own, as its distribution tells it."""
-    helpers = import_module(f"{package_of(type(module))}.utilities.model_helpers")
-    return bool(helpers.is_overridden(method, module))
+    """Tell whether a LightningModule has a method of its own."""
+    bases = [cls for cls in find("pytorch.LightningModule") if isinstance(module, cls)]
+    return all(overrides.is_overridden(method, module, base) for base in bases)
 
 
-def _turn(module: Any, package: str) -> None:
-    ours = next(cls for cls in type(module).__mro__ if cls.__module__.startswith(f"{package}."))
-    others = [
-        cls
-        for cls in (*find("pytorch.LightningModule"), *find("pytorch.LightningDataModule"))
-        if isinstance(module, cls) and not issubclass(ours, cls)
-    ]
-    for name, method in getmembers_static(ours, isfunction):
-        current = getattr(getattr(module, name, None), "__func__", method)
-        if current is not method and any(current is getattr(cls, name, None) for cls in others):
-            vars(module)[name] = MethodType(method, module)
+def follow(instance: Any, package: str) -> None:
+    """Have the methods that an instance inherits from Lightning be those of one distribution.
+
+    Those that its own class, or another base, overrides stay.
+    """
+    bases = type(instance).__mro__
+    ours = next(base for base in bases if _origin(base) == package)
+    others = [base for base in bases if _origin(base) not in (None, package)]
+    for name, method in getmembers(ours, isfunction):
+        current = getattr_static(instance, name)
+        current = getattr(current, "__func__", current)
+        if current is not method and any(current is getattr(base, name, None) for base in others):
+            vars(instance)[name] = getattr_static(ours, name).__get__(instance)
+
+
+def _origins(cls: Any) -> set[str]:
+    """Return the packages that a class derives from; none for what is no class."""
+    return {origin for base in getattr(cls, "__mro__", ()) if (origin := _origin(base))}
+
+
+def _origin(cls: type) -> str | None:
+    """Return the package of the distribution that a class is written in."""
+    root = cls.__module__.partition(".")[0]
+    for names in _installed:
+        if root in [name.partition(".")[0] for name in names.values()]:
+            return names["pytorch"]
+    return None
 
 
 if not TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 import os
 import random
-import sys
 import time
 from collections.abc import Mapping
 from copy import deepcopy
@@ -11,10 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from typing_extensions import override
 
-from aida_lightning._lightning import Callback, LightningModule, TensorBoardLogger, Trainer
+from aida_lightning._lightning import (
+    Callback,
+    LightningModule,
+    ModelCheckpoint,
+    RichProgressBar,
+    TensorBoardLogger,
+    Trainer,
+)
 from aida_lightning.checkpoint_io import DurableCheckpointIO
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.logs import tags
@@ -150,17 +155,13 @@ class ProgressBar(RichProgressBar):
         return metrics
 
 
-class FiniteLoss(EarlyStopping):
+class FiniteLoss(Callback):
     """Stop when the loss that is optimized, or the logged ``train_loss``, is not finite.
 
-    Whether the loss was, is read at an epoch's end, so that no step waits for the device. A class
-    of its own keeps its state apart from that of a user's `EarlyStopping`.
+    Whether the loss was, is read at an epoch's end, so that no step waits for the device.
     """
 
     def __init__(self) -> None:
-        super().__init__(
-            "train_loss", patience=sys.maxsize, strict=False, check_on_train_epoch_end=True
-        )
         self._not_finite: torch.Tensor | None = None
 
     @override
@@ -168,13 +169,11 @@ class FiniteLoss(EarlyStopping):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, torch.Tensor):
-            found = ~torch.isfinite(loss.detach()).all()
-            self._not_finite = found if self._not_finite is None else self._not_finite | found
+        self._look_at(loss)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
+        self._look_at(trainer.callback_metrics.get("train_loss"))
         if self._not_finite is None:
             return
         if trainer.strategy.reduce_boolean_decision(bool(self._not_finite), all=False):
@@ -182,6 +181,11 @@ class FiniteLoss(EarlyStopping):
             step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
             for logger in trainer.loggers:
                 logger.log_metrics({tags.DIVERGED: 1.0}, step=step)
+
+    def _look_at(self, loss: Any) -> None:
+        if isinstance(loss, torch.Tensor):
+            found = ~torch.isfinite(loss.detach()).all()
+            self._not_finite = found if self._not_finite is None else self._not_finite | found
 
 
 class _LastCheckpoint(ModelCheckpoint):

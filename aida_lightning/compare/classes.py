@@ -12,20 +12,30 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from aida_lightning._lightning import Callback, LightningDataModule, LightningModule, Trainer
+from aida_lightning._lightning import find, find_in, fits, package_of
 from aida_lightning.compare.methods import UsageError
 
-_BASES: dict[str, type] = {
-    "model": LightningModule,
-    "data": LightningDataModule,
-    "trainer": Trainer,
-    "callbacks": Callback,
+_BASES = {
+    "model": "LightningModule",
+    "data": "LightningDataModule",
+    "trainer": "Trainer",
+    "callbacks": "Callback",
 }
 # Where packages are installed: these have versions, and are not edited between two runs.
 _INSTALLED = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 
 
-def check_classes(source: str, config: Mapping[str, Any]) -> None:
+def base_classes(package: str) -> dict[str, Any]:
+    """Return the class that each part of an experiment derives from."""
+    return {key: find_in(package, f"pytorch.{name}") for key, name in _BASES.items()}
+
+
+def package_named(config: Mapping[str, Any]) -> str:
+    """Return the package that the model is of, or else another part that a file names."""
+    return package_of(*(path for _, path in _named(config)))
+
+
+def check_classes(source: str, config: Mapping[str, Any], package: str) -> None:
     """Raise unless what a file names as model, data, trainer and callbacks are classes of these.
 
     A file could name any function, which would be called while the experiment is loaded. To import
@@ -34,24 +44,33 @@ def check_classes(source: str, config: Mapping[str, Any]) -> None:
     Args:
         source: where that is said, for the message.
         config: what an experiment's file holds, or a part of it.
+        package: which the classes have to be of.
 
     Raises:
         UsageError: a class path names something else.
     """
-    for key, base in _BASES.items():
+    for key, path in _named(config):
+        try:
+            named = resolve_name(path)
+        except (ImportError, AttributeError, ValueError):
+            continue  # the parser says what is wrong
+        if not (inspect.isclass(named) and issubclass(named, find(f"pytorch.{_BASES[key]}"))):
+            raise UsageError(f"{source}: {key}: {path} is no {_BASES[key]}, which it has to be")
+        if not fits(named, package):
+            raise UsageError(
+                f"{source}: {key}: {path} is a {_BASES[key]} of {package_of(named)}, but the "
+                f"experiment is one of {package}: all of its classes have to be of the same"
+            )
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the class paths of the parts; a bare name is looked for among the subclasses only."""
+    for key in _BASES:
         parts = config.get(key)
         for part in parts if isinstance(parts, list) else [parts]:
             path = part.get("class_path") if isinstance(part, Mapping) else part
-            if not isinstance(path, str) or "." not in path:
-                continue  # a bare name is looked for among the subclasses only
-            try:
-                named = resolve_name(path)
-            except (ImportError, AttributeError, ValueError):
-                continue  # the parser says what is wrong
-            if not (inspect.isclass(named) and issubclass(named, base)):
-                raise UsageError(
-                    f"{source}: {key}: {path} is no {base.__name__}, which it has to be"
-                )
+            if isinstance(path, str) and "." in path:
+                yield key, path
 
 
 def source_digests(config: Any) -> dict[str, str]:

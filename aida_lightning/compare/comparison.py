@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
 
-from aida_lightning._lightning import LightningDataModule, LightningModule
+from aida_lightning._lightning import LightningDataModule, LightningModule, find, find_in
 from aida_lightning.compare.callbacks import run_callbacks
 from aida_lightning.compare.choices import pick_methods
 from aida_lightning.compare.folder import (
@@ -100,12 +98,14 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
     with quiet():
         with _refusal("trainer"):
             trainer = experiment.trainer(logger=False, callbacks=[])
-        if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        launcher = find("pytorch.strategies.launchers._SubprocessScriptLauncher")
+        if isinstance(trainer.strategy.launcher, launcher):
             # It would start the whole comparison again in every process.
             strategy = loaded.trainer_options["strategy"]
+            registry = find_in(loaded.package, "pytorch.strategies.StrategyRegistry")
             raise UsageError(
                 f"strategy: {strategy!r} starts the program again in every process, which a "
-                f"comparison of several runs cannot have; use {_spawning(strategy)!r}"
+                f"comparison of several runs cannot have; use {_spawning(strategy, registry)!r}"
             )
         with _refusal("data"):
             data = experiment.data()
@@ -202,10 +202,10 @@ def _check_numbers(loaded: LoadedExperiment) -> None:
             raise UsageError(f"{option} (trainer.{key}): at least 1 is needed, but got {number}")
 
 
-def _spawning(strategy: Any) -> str:
+def _spawning(strategy: Any, registry: Any) -> str:
     """Return the form of a strategy that spawns, or a strategy that does."""
     form = str(strategy).replace("ddp", "ddp_spawn", 1)
-    return form if form in StrategyRegistry.available_strategies() else "ddp_spawn"
+    return form if form in registry.available_strategies() else "ddp_spawn"
 
 
 @contextlib.contextmanager

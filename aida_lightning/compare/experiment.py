@@ -2,20 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from aida_lightning._lightning import Callback, LightningDataModule, LightningModule, Trainer
 from aida_lightning.compare.methods import Method
 from aida_lightning.figures import FigureName
 from aida_lightning.logs.metric import Metric
 
+Built = TypeVar("Built", covariant=True)
 
-class ModelFactory(Protocol):
+
+class ModelFactory(Protocol[Built]):
     """What builds the module of a run; what a file says of it is filled in already."""
 
     def __call__(
         self, *, optimizer: str, optimizer_options: dict[str, Any], vocab_size: int = ...
-    ) -> LightningModule:
+    ) -> Built:
         """Build a new module that trains with an optimizer.
 
         A module that has a vocabulary is told the size of the data module's.
@@ -23,12 +25,21 @@ class ModelFactory(Protocol):
         ...
 
 
-class TrainerFactory(Protocol):
+class TrainerFactory(Protocol[Built]):
     """What builds the Trainer of a run; what a file says of it is filled in already."""
 
-    def __call__(self, *, logger: Any, callbacks: list[Callback]) -> Trainer:
+    def __call__(self, *, logger: Any, callbacks: list[Any]) -> Built:
         """Build a new Trainer."""
         ...
+
+
+# What builds the parts whose classes are Lightning's, of whichever distribution.
+FACTORIES: dict[str, Any] = {
+    "model": ModelFactory,
+    "data": Callable[[], Built],
+    "trainer": TrainerFactory,
+    "callbacks": list[Callable[[], Built]],
+}
 
 
 @dataclass(frozen=True)
@@ -65,9 +76,9 @@ class Experiment:
     """
 
     description: str
-    model: ModelFactory
+    model: "ModelFactory[LightningModule]"
     data: Callable[[], LightningDataModule]
-    trainer: TrainerFactory
+    trainer: "TrainerFactory[Trainer]"
     optimizers: list[Method]
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     sample: dict[str, Any] = field(default_factory=dict)

@@ -18,9 +18,14 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from aida_lightning._lightning import Trainer
-from aida_lightning.compare.classes import check_classes, class_paths
-from aida_lightning.compare.experiment import Experiment, Paper
+from aida_lightning._lightning import find, package_of
+from aida_lightning.compare.classes import (
+    base_classes,
+    check_classes,
+    class_paths,
+    package_named,
+)
+from aida_lightning.compare.experiment import FACTORIES, Experiment, Paper
 from aida_lightning.compare.methods import Method, Published, UsageError
 from aida_lightning.compare.settings import flat, short_key
 from aida_lightning.logs.metric import Metric
@@ -43,9 +48,14 @@ class LoadedExperiment:
     @cached_property
     def experiment(self) -> Experiment:
         """The experiment, ready to build its parts."""
-        parser = _parser()
+        parser = _parser(self.package)
         config = parser.parse_object(deepcopy(self.config))  # which it would write to
         return Experiment(**vars(parser.instantiate(config)))
+
+    @property
+    def package(self) -> str:
+        """The package of the Trainer, ``lightning.pytorch`` or ``pytorch_lightning``."""
+        return package_of(self.config["trainer"]["class_path"])
 
     @property
     def trainer_options(self) -> dict[str, Any]:
@@ -105,10 +115,15 @@ def load_experiment(
     path = find_experiment(name)
     given = _read_content(path)
     changes = dict(overrides or {})
-    check_classes(str(path), given)
-    check_classes(f"{path}: sample", _nested(given.get("sample") or {}))
-    check_classes(f"{path} as changed on the command line", _nested(changes))
-    parser = _parser()
+    parts = {
+        str(path): given,
+        f"{path}: sample": _nested(given.get("sample") or {}) if sample else {},
+        f"{path} as changed on the command line": _nested(changes),
+    }
+    package = package_named({k: v for part in parts.values() for k, v in part.items()})
+    for source, part in parts.items():
+        check_classes(source, part, package)
+    parser = _parser(package)
     with _refused_as(str(path), given):
         content = parser.parse_path(str(path), defaults=False)
         in_file = parser.parse_object(content.as_dict())
@@ -157,9 +172,13 @@ def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _parser() -> ArgumentParser:
+def _parser(package: str) -> ArgumentParser:
+    """Return a parser of experiments whose classes are of a package."""
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_class_arguments(Experiment, as_group=False)
+    for key, base in base_classes(package).items():
+        default: dict[str, Any] = {"default": []} if key == "callbacks" else {"required": True}
+        parser.add_argument(f"--{key}", type=FACTORIES[key][base], **default)
+    parser.add_class_arguments(Experiment, as_group=False, skip={*FACTORIES})
     return parser
 
 
@@ -251,7 +270,7 @@ def _refused_as(source: str, given: Mapping[str, Any]) -> Iterator[None]:
 
 def _nearest(message: str, given: Mapping[str, Any]) -> str:
     """Return the nearest keys that there are for each key in a message that there is not."""
-    classes = [Experiment, Paper, Metric, Method, Published, Trainer]
+    classes = [Experiment, Paper, Metric, Method, Published, *find("pytorch.Trainer")]
     with suppress(AttributeError, ImportError, ValueError):
         classes += [resolve_name(path) for path in class_paths(given)]
     known = {name for cls in classes for name in signature(cls).parameters}

@@ -12,12 +12,17 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from aida_lightning._lightning import TensorBoardLogger, TorchCheckpointIO
+from aida_lightning._lightning import (
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    find,
+    find_in,
+    loggers,
+)
 from aida_lightning.compare.callbacks import LastCheckpointIO, run_callbacks
 from aida_lightning.compare.folder import (
     DamagedFileError,
@@ -116,7 +121,7 @@ def _fit(
     point: ResumePoint,
 ) -> None:
     experiment = loaded.experiment
-    logger = TensorBoardLogger(
+    logger = find_in(loaded.package, "pytorch.loggers.TensorBoardLogger")(
         folder.parent.parent,
         folder.parent.name,
         folder.name,
@@ -127,12 +132,13 @@ def _fit(
         filename_suffix=next_suffix(folder),
     )
     trainer = experiment.trainer(logger=logger, callbacks=run_callbacks(loaded, seed, folder))
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+    if type(trainer.strategy.checkpoint_io) in find("pytorch.plugins.io.TorchCheckpointIO"):
         trainer.strategy.checkpoint_io = LastCheckpointIO(folder)
-    pl.seed_everything(seed, workers=True, verbose=False)
+    seed_everything = find_in(loaded.package, "pytorch.seed_everything")
+    seed_everything(seed, workers=True, verbose=False)
     data = experiment.data()
     # Whatever the data module draws, all start from the same weights.
-    pl.seed_everything(seed, workers=True, verbose=False)
+    seed_everything(seed, workers=True, verbose=False)
     model = build_model(loaded, optimizer, data, trainer)
     trainer.fit(model, datamodule=data, ckpt_path=point.checkpoint, weights_only=True)
 
@@ -140,9 +146,9 @@ def _fit(
 def build_model(
     loaded: LoadedExperiment,
     optimizer: OptimizerChoice,
-    data: pl.LightningDataModule,
-    trainer: pl.Trainer,
-) -> pl.LightningModule:
+    data: LightningDataModule,
+    trainer: Trainer,
+) -> LightningModule:
     """Build the module of a run, which is told the size of the data's vocabulary if it takes it."""
     sizes = {}
     model_class = resolve_name(loaded.config["model"]["class_path"])
@@ -154,7 +160,7 @@ def build_model(
     return loaded.experiment.model(optimizer=optimizer.name, optimizer_options=options, **sizes)
 
 
-def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: pl.Trainer) -> dict[str, Any]:
+def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: Trainer) -> dict[str, Any]:
     """Ask for the fused kernel on a CPU, where no optimizer chooses it by itself.
 
     Not in mixed precision, where Lightning refuses to clip the gradients of torch's fused ones.
@@ -162,7 +168,7 @@ def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: pl.Trainer) -> dic
     accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
     chosen = {"foreach", "fused", "capturable", "differentiable"} & optimizer.options.keys()
     on_host = trainer.strategy.root_device.type == "cpu"
-    mixed = isinstance(trainer.precision_plugin, MixedPrecision)
+    mixed = isinstance(trainer.precision_plugin, find("pytorch.plugins.MixedPrecision"))
     if on_host and not mixed and "fused" in accepted and not chosen:
         return {**optimizer.options, "fused": True}
     return optimizer.options
@@ -188,9 +194,8 @@ def _summary(error: Exception) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep from the terminal what Lightning says at every start; its warnings stay."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in loggers()}
+    for logger in levels:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -212,7 +217,7 @@ def quiet() -> Iterator[None]:
                 warnings.filterwarnings("ignore", pattern)
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 

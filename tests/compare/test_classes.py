@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from aida_lightning.compare.classes import check_classes, class_paths, source_digests
+from aida_lightning.compare.classes import check_classes, class_paths, package_named, source_digests
 from aida_lightning.compare.methods import UsageError
 
 CONFIG = {
@@ -84,7 +84,7 @@ def test_a_class_that_cannot_be_imported_has_no_source():
 )
 def test_what_is_no_class_of_its_kind_is_refused(config):
     with pytest.raises(UsageError, match=r"^here: (data|model|trainer|callbacks): .* is no .*"):
-        check_classes("here", config)
+        check_classes("here", config, "lightning.pytorch")
 
 
 def test_classes_of_their_kind_bare_names_and_unknown_ones_are_left_to_the_parser():
@@ -96,8 +96,25 @@ def test_classes_of_their_kind_bare_names_and_unknown_ones_are_left_to_the_parse
             "trainer": {"max_epochs": 3},
             "callbacks": [{"class_path": "no_such.Callback"}],
         },
+        "lightning.pytorch",
     )
-    check_classes("here", {})
+    check_classes("here", {}, "lightning.pytorch")
+
+
+def test_classes_of_the_other_lightning_are_refused_and_ours_are_of_both():
+    theirs = "pytorch_lightning.callbacks.Timer"
+    config = {
+        "model": {"class_path": "aida_lightning.example_modules.ImageClassifier"},
+        "callbacks": [
+            {"class_path": "aida_lightning.callbacks.StepsizeMonitor"},
+            {"class_path": theirs},
+        ],
+    }
+    assert package_named(config) == "pytorch_lightning"
+    check_classes("here", config, "pytorch_lightning")
+    message = f"here: callbacks: {theirs} is a Callback of pytorch_lightning, but the .* lightning"
+    with pytest.raises(UsageError, match=message):
+        check_classes("here", config, "lightning.pytorch")
 
 
 def test_a_neighbour_that_does_not_parse_is_noted_and_read_no_further(folder):
