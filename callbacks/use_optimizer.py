@@ -7,7 +7,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 from typing_extensions import override
 
 from aida_lightning._lightning import (
@@ -33,7 +33,10 @@ from aida_lightning.registry import (
     OptimizerLike,
     build_optimizer,
     check_options,
+    check_sparse,
     get_optimizer_class,
+    layer_name,
+    sparse_layers,
 )
 
 
@@ -69,8 +72,9 @@ class UseOptimizer(Callback):
     Raises:
         MisconfigurationException: the optimizer or an option is unknown or out of range. At the
             start of a fit: the module configures no optimizer or several, a scheduler cannot drive
-            the new optimizer, the strategy is DeepSpeed, which builds its own, or the checkpoint is
-            one of another optimizer.
+            the new optimizer, the gradients of some embeddings are sparse and it takes none, the
+            strategy is DeepSpeed, which builds its own, or the checkpoint is one of another
+            optimizer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -172,6 +176,13 @@ class UseOptimizer(Callback):
                 )
         schedulers = bound_to(old, [*returned, *vars(pl_module).values()])
         new = self._build(pl_module, old)
+        sparse = sparse_layers(pl_module)
+        if isinstance(old, SparseAdam):  # which takes no other gradients
+            sparse |= {param: layer_name(name) for name, param in pl_module.named_parameters()}
+        try:
+            check_sparse(new, sparse)
+        except ValueError as error:
+            raise MisconfigurationException(f"UseOptimizer: {error}") from error
         hand_over(old, new, schedulers, self.options)
         self._name = type(new).__name__
         self._report(pl_module, old, new, schedulers)

@@ -27,7 +27,7 @@ from lightning.pytorch.demos.boring_classes import (
 from lightning.pytorch.demos.lstm import LightningLSTM
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from torch.optim import SGD, Adam, AdamW, RAdam, RMSprop, lr_scheduler, swa_utils
+from torch.optim import SGD, Adam, AdamW, RAdam, RMSprop, SparseAdam, lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 from toy import Net, TwoOptimizers, fit
@@ -599,6 +599,36 @@ def test_a_lightning_optimizer_is_taken_for_what_it_wraps(tmp_path, scheduler):
     assert [
         c.scheduler.optimizer is trainer.optimizers[0] for c in trainer.lr_scheduler_configs
     ] == ([True] if scheduler else [])
+
+
+class Words(Configured):
+    """Looks rows of a table up, whose gradient is sparse."""
+
+    def __init__(self, configure, *, flagged=True):
+        super().__init__(configure)
+        self.features = torch.nn.Embedding(4, 3, sparse=flagged)
+
+    def loss(self, batch):
+        words = batch[0].argmax(1)
+        rows = torch.nn.functional.embedding(words, self.features.weight, sparse=True)
+        return self.head(rows.tanh()).square().mean()
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_sparse_gradients_are_refused_at_the_start(tmp_path, flagged):
+    def sparse_adam(module):
+        return SparseAdam([module.features.weight])
+
+    module = Words(sparse_adam, flagged=flagged)
+    train(tmp_path, module)
+    start = module.features.weight.clone()
+    with pytest.raises(
+        MisconfigurationException, match=r"Aida does not support sparse .* \['features.weight'\]"
+    ):
+        train(tmp_path, module, UseOptimizer("aida", lr=0.1))
+    assert torch.equal(module.features.weight, start)
+    train(tmp_path, module, UseOptimizer("sgd", lr=0.1, momentum=0.0))
+    assert not torch.equal(module.features.weight, start)
 
 
 @pytest.mark.parametrize(
