@@ -62,16 +62,25 @@ def dropped_options(
 ) -> dict[str, list[Any]]:
     """Map the options of an old optimizer that a new one lacks to their values.
 
-    Those that have the default of the old one's class are left out.
+    Those that are off, or have the default of the old one's class, are left out.
     """
     moved = any(getattr(scheduler, "cycle_momentum", False) for scheduler in schedulers)
-    others = {*new.defaults, *_IMPLEMENTATION, *(("momentum", "betas") if moved else ())}
+    kept = {name for name, value in old.defaults.items() if _has(new, name, value)}
+    others = {*kept, *_IMPLEMENTATION, *(("momentum", "betas") if moved else ())}
     found = {
-        name: [group[name] for group in old.param_groups if group.get(name) != option.default]
+        name: [g[name] for g in old.param_groups if g.get(name) and g[name] != option.default]
         for name, option in signature(type(old)).parameters.items()
         if name in old.defaults and name not in others
     }
     return {name: values for name, values in found.items() if values}
+
+
+def _has(optimizer: Optimizer, option: str, value: Any) -> bool:
+    """Tell whether an optimizer has an option, and as many betas."""
+    default = optimizer.defaults.get(option)
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        return len(default) == len(value)
+    return option in optimizer.defaults
 
 
 def _warn_of_other_decay(old: Optimizer, new: Optimizer) -> None:
@@ -106,8 +115,12 @@ def _has_both_decays(optimizer: Optimizer) -> bool:
 def _scaling(
     old: Optimizer, schedulers: list[Scheduler], options: Mapping[str, Any]
 ) -> Callable[[Any], Any] | None:
-    """Return the function that scales learning rates to the one in the options, None without."""
-    if "lr" not in options:
+    """Return the function that scales learning rates to the one in the options.
+
+    There is none without that one, and where the old optimizer has no rates but finds them itself.
+    """
+    finds_rates = all(group.get("lr") is None for group in old.param_groups)
+    if "lr" not in options or finds_rates:
         return None
     rates = base_rates(old, schedulers)
     lr, highest = float(options["lr"]), max(rates)
@@ -141,7 +154,7 @@ def _carry_over(
         # Neither optimizer's, but a scheduler's or the module's.
         own = key not in old.defaults and key not in new.defaults
         # A learning rate of None is one that the old optimizer finds itself.
-        shared = key in _SHARED and key in new.defaults and value is not None
+        shared = key in _SHARED and value is not None and _has(new, key, value)
         if own or (shared and key not in options):
             ours[key] = value
     highest = max(group.get("weight_decay", 0.0) for group in old.param_groups)
@@ -151,7 +164,7 @@ def _carry_over(
         ours["weight_decay"] = options["weight_decay"] * (theirs.get("weight_decay", 0.0) / highest)
     if scaled is not None:
         for key in _GROUP_RATES:
-            if key in theirs:
+            if theirs.get(key) is not None:
                 ours[key] = scaled(theirs[key])
         if isinstance(options["lr"], Tensor):
             ours["lr"] = torch.full_like(options["lr"], float(ours["lr"]))

@@ -756,6 +756,11 @@ def test_options_that_the_new_optimizer_lacks_are_told(tmp_path, caplog):
     assert line.endswith("lr 0.1, momentum=0.5 dropped, nesterov=True dropped")
     assert "dropped" not in told(caplog, tmp_path, cycled, "aida")  # The momentum moves to beta1.
 
+    def centered(module):
+        return RMSprop(module.parameters(), alpha=0.0, centered=True)
+
+    assert told(caplog, tmp_path, centered, "aida").endswith("lr 0.01, centered=True dropped")
+
 
 def test_a_rate_that_the_old_optimizer_finds_itself_is_not_kept(tmp_path):
     class FindsItsRate(SGD):
@@ -767,8 +772,21 @@ def test_a_rate_that_the_old_optimizer_finds_itself_is_not_kept(tmp_path):
         return FindsItsRate(module.parameters())
 
     assert replaced(tmp_path, configure, "aida").param_groups[0]["lr"] == 1e-3
-    with pytest.raises(MisconfigurationException, match=r"rates \[0.0\] of FindsItsRate to 0.1"):
-        replaced(tmp_path, configure, "aida", lr=0.1)
+    assert replaced(tmp_path, configure, "aida", lr=0.1).param_groups[0]["lr"] == 0.1
+
+
+def test_betas_of_another_number_are_not_kept(tmp_path, caplog):
+    class ThreeBetas(SGD):
+        def __init__(self, params, betas=(0.9, 0.99, 0.999)):
+            super().__init__(params, lr=0.1)
+            self.defaults["betas"] = self.param_groups[0]["betas"] = betas
+
+    def configure(module, betas=(0.5, 0.6, 0.7)):
+        return ThreeBetas(module.parameters(), betas=betas)
+
+    assert replaced(tmp_path, configure, "aida").param_groups[0]["betas"] == (0.9, 0.999)
+    line = told(caplog, tmp_path, configure, "aida")
+    assert line == "Aida in place of ThreeBetas, lr 0.1, betas=(0.5, 0.6, 0.7) dropped"
 
 
 class WarmUp(lr_scheduler.LRScheduler):
