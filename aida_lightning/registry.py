@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
+from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RAdam, SparseAdam
 from torch.optim.optimizer import ParamsT
 
 from aida_lightning import optim
@@ -23,6 +23,9 @@ OptimizerLike: TypeAlias = str | type[Optimizer] | Callable[..., Optimizer]
 _WRAPPED = re.compile(
     r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)\."
 )
+
+# Those of torch's that a sparse gradient does not stop.
+_TAKE_SPARSE = (SGD, Adagrad, LBFGS, SparseAdam)
 
 
 class _Entry(NamedTuple):
@@ -100,8 +103,9 @@ def build_optimizer(
         options: the optimizer's own options; those left out have the paper's defaults.
 
     Raises:
-        ValueError: no optimizer has the name, an option's value is out of range, or the module has
-            no parameter that requires a gradient.
+        ValueError: no optimizer has the name, an option's value is out of range, the module has no
+            parameter that requires a gradient, or it has embeddings whose gradients are sparse and
+            the optimizer takes none.
         TypeError: the optimizer lacks an option, or ``optimizer`` builds none.
 
     Example:
@@ -122,7 +126,9 @@ def build_optimizer(
     is_class = isinstance(optimizer, type)
     if is_class:
         check_options(factory, [*options, *(["weight_decay"] if no_decay_1d else [])])
+    sparse: dict[Tensor, str] = {}
     if isinstance(params, nn.Module):
+        sparse = sparse_layers(params)
         # Other people's classes may look into the parameters, and torch's refuse unnamed groups
         # later on, which Lightning's finetuning callbacks add.
         named = isinstance(factory, type) and issubclass(factory, optim.LayerwiseOptimizer)
@@ -134,6 +140,7 @@ def build_optimizer(
     built = factory(params, **options)
     if not isinstance(built, Optimizer):
         raise TypeError(f"{optimizer} returned {built!r}, it must be a torch.optim.Optimizer")
+    check_sparse(built, sparse)
     if not isinstance(built, OwnStateOptimizer):  # which looks for itself
         built.register_load_state_dict_pre_hook(check_groups)
     return built
@@ -150,6 +157,38 @@ def check_options(optimizer: Callable[..., Optimizer], options: Iterable[str]) -
             raise TypeError(
                 f"{optimizer.__name__} has no option {option!r}, it has: {', '.join(names)}"
             )
+
+
+def sparse_layers(module: nn.Module) -> dict[Tensor, str]:
+    """Map the layers whose gradients are sparse, of embeddings that are built so, to their names.
+
+    Where other kinds of modules share the layer, its gradient is the dense sum.
+    """
+
+    def is_sparse(part: nn.Module) -> bool:
+        return isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse
+
+    dense = {p for m in module.modules() if not is_sparse(m) for p in m.parameters(recurse=False)}
+    return {
+        layer.weight: layer_name(f"{path}.weight").lstrip(".")
+        for path, layer in module.named_modules()
+        if is_sparse(layer) and layer.weight.requires_grad and layer.weight not in dense
+    }
+
+
+def check_sparse(optimizer: Optimizer, sparse: Mapping[Tensor, str]) -> None:
+    """Raise a ValueError where an optimizer that takes no sparse gradient has layers with one."""
+    cls = type(optimizer)
+    is_torchs = cls.__module__.startswith("torch.optim")
+    if not isinstance(optimizer, OwnStateOptimizer) and (not is_torchs or cls in _TAKE_SPARSE):
+        return
+    held = {param for group in optimizer.param_groups for param in group["params"]}
+    if names := [name for param, name in sparse.items() if param in held]:
+        raise ValueError(
+            f"{cls.__name__} does not support sparse gradients, as {names} have; build their "
+            "embeddings with sparse=False, or train them with an optimizer of their own, such as "
+            "torch.optim.SparseAdam"
+        )
 
 
 def layer_name(name: str) -> str:

@@ -1,31 +1,34 @@
 """Groups and LR schedulers of one optimizer, handed over to another in its place."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR
 
 from aida_lightning._lightning import MisconfigurationException
+from aida_lightning.callbacks._schedulers import Scheduler, base_rates, bind
 
 # Options that mean the same to every optimizer that has them.
 _SHARED = ("lr", "betas", "weight_decay", "maximize")
+# Options that say how a step is computed and change nothing of what it is.
+_IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 # The classes that decouple their weight decay; some are not in older torch.
 _DECOUPLED = tuple(
     getattr(torch.optim, name)
     for name in ("AdamW", "Adafactor", "Muon")
     if hasattr(torch.optim, name)
 )
-# Where torch's schedulers keep learning rates: in the optimizer's groups, and in themselves.
+# Where schedulers keep learning rates in an optimizer's groups.
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
-_SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
 
 
 def hand_over(
-    old: Optimizer, new: Optimizer, schedulers: list[LRScheduler], options: Mapping[str, Any]
+    old: Optimizer, new: Optimizer, schedulers: list[Scheduler], options: Mapping[str, Any]
 ) -> None:
     """Give a new optimizer the options of an old one's groups, and have the schedulers drive it.
 
@@ -37,19 +40,47 @@ def hand_over(
 
     Raises:
         MisconfigurationException: there is no learning rate above 0 to scale, or a scheduler
-            cycles a momentum that ``new`` lacks.
+            drives an option, such as a momentum, that ``new`` lacks.
     """
     scaled = _scaling(old, schedulers, options)
     if schedulers:
         # A scheduler marks the optimizer whose steps it is to follow, and so does this one.
         LambdaLR(new, lambda _: 1.0)
+        for group in new.param_groups:
+            del group["initial_lr"]  # That of the schedulers to keep comes from the old group.
     pairs = [(new.defaults, old.defaults), *zip(new.param_groups, old.param_groups, strict=True)]
     if "weight_decay" not in options:
         _warn_of_other_decay(old, new)
     for ours, theirs in pairs:
         _carry_over(ours, theirs, old, new, options, scaled)
     for scheduler in schedulers:
-        _bind(scheduler, new, old, scaled)
+        bind(scheduler, new, old, scaled)
+
+
+def dropped_options(
+    old: Optimizer, new: Optimizer, schedulers: Iterable[Scheduler]
+) -> dict[str, list[Any]]:
+    """Map the options of an old optimizer that a new one lacks to their values.
+
+    Those that are off, or have the default of the old one's class, are left out.
+    """
+    moved = any(getattr(scheduler, "cycle_momentum", False) for scheduler in schedulers)
+    kept = {name for name, value in old.defaults.items() if _has(new, name, value)}
+    others = {*kept, *_IMPLEMENTATION, *(("momentum", "betas") if moved else ())}
+    found = {
+        name: [g[name] for g in old.param_groups if g.get(name) and g[name] != option.default]
+        for name, option in signature(type(old)).parameters.items()
+        if name in old.defaults and name not in others
+    }
+    return {name: values for name, values in found.items() if values}
+
+
+def _has(optimizer: Optimizer, option: str, value: Any) -> bool:
+    """Tell whether an optimizer has an option, and as many betas."""
+    default = optimizer.defaults.get(option)
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        return len(default) == len(value)
+    return option in optimizer.defaults
 
 
 def _warn_of_other_decay(old: Optimizer, new: Optimizer) -> None:
@@ -81,42 +112,18 @@ def _has_both_decays(optimizer: Optimizer) -> bool:
     return "decoupled_weight_decay" in optimizer.defaults and not isinstance(optimizer, _DECOUPLED)
 
 
-def bound_to(optimizer: Optimizer, values: Iterable[Any]) -> list[LRScheduler]:
-    """Collect the schedulers that drive an optimizer, among values and inside of schedulers."""
-    found: list[LRScheduler] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, LRScheduler) and value.optimizer is optimizer and value not in found:
-            found.append(value)
-            for leaf in leaves(vars(value)):
-                visit(leaf)
-
-    for value in values:
-        visit(value)
-    return found
-
-
-def leaves(tree: Any) -> Iterator[Any]:
-    """Iterate over what mappings, lists and tuples hold, at any depth."""
-    if isinstance(tree, Mapping):
-        tree = [*tree.values()]
-    if isinstance(tree, list | tuple):
-        for item in tree:
-            yield from leaves(item)
-    else:
-        yield tree
-
-
 def _scaling(
-    old: Optimizer, schedulers: list[LRScheduler], options: Mapping[str, Any]
+    old: Optimizer, schedulers: list[Scheduler], options: Mapping[str, Any]
 ) -> Callable[[Any], Any] | None:
-    """Return the function that scales learning rates to the one in the options, None without."""
-    if "lr" not in options:
+    """Return the function that scales learning rates to the one in the options.
+
+    There is none without that one, and where the old optimizer has no rates but finds them itself.
+    """
+    finds_rates = all(group.get("lr") is None for group in old.param_groups)
+    if "lr" not in options or finds_rates:
         return None
-    rates = [rate for s in schedulers for rate in getattr(s, "max_lrs", [])] or [
-        group.get("max_lr", group.get("initial_lr", group["lr"])) for group in old.param_groups
-    ]
-    lr, highest = float(options["lr"]), max(float(rate or 0.0) for rate in rates)
+    rates = base_rates(old, schedulers)
+    lr, highest = float(options["lr"]), max(rates)
     if not highest > 0:
         raise MisconfigurationException(
             f"UseOptimizer cannot scale the learning rates {rates} of {type(old).__name__} to "
@@ -146,7 +153,9 @@ def _carry_over(
             continue
         # Neither optimizer's, but a scheduler's or the module's.
         own = key not in old.defaults and key not in new.defaults
-        if own or (key in _SHARED and key in new.defaults and key not in options):
+        # A learning rate of None is one that the old optimizer finds itself.
+        shared = key in _SHARED and value is not None and _has(new, key, value)
+        if own or (shared and key not in options):
             ours[key] = value
     highest = max(group.get("weight_decay", 0.0) for group in old.param_groups)
     if _has_both_decays(new) and highest and "decoupled_weight_decay" not in options:
@@ -155,47 +164,7 @@ def _carry_over(
         ours["weight_decay"] = options["weight_decay"] * (theirs.get("weight_decay", 0.0) / highest)
     if scaled is not None:
         for key in _GROUP_RATES:
-            if key in theirs:
+            if theirs.get(key) is not None:
                 ours[key] = scaled(theirs[key])
         if isinstance(options["lr"], Tensor):
             ours["lr"] = torch.full_like(options["lr"], float(ours["lr"]))
-
-
-def _bind(
-    scheduler: LRScheduler,
-    optimizer: Optimizer,
-    old: Optimizer,
-    scaled: Callable[[Any], Any] | None,
-) -> None:
-    """Have a scheduler go on with another optimizer."""
-    scheduler.optimizer = optimizer
-    if getattr(scheduler, "cycle_momentum", False):
-        _bind_momentum(scheduler, optimizer, old)
-    if scaled is None:
-        return
-    for name in _SCHEDULER_RATES:
-        if name in vars(scheduler):
-            setattr(scheduler, name, scaled(getattr(scheduler, name)))
-    if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.eps = scaled(scheduler.eps)  # the least reduction that it makes
-    if not type(scheduler).get_lr.__module__.startswith("torch."):
-        rank_zero_warn(
-            f"UseOptimizer scales the `base_lrs` of {type(scheduler).__name__} by {scaled(1.0):g}; "
-            "if it keeps learning rates of other names, they stay as they are"
-        )
-
-
-def _bind_momentum(scheduler: Any, optimizer: Optimizer, old: Optimizer) -> None:
-    """Have a scheduler cycle the momentum of another optimizer, which may call it beta1."""
-    if "betas" not in optimizer.defaults and "momentum" not in optimizer.defaults:
-        raise MisconfigurationException(
-            f"{type(scheduler).__name__} cycles a momentum, which {type(optimizer).__name__} does "
-            "not have; pass cycle_momentum=False to the scheduler"
-        )
-    used_beta1, scheduler.use_beta1 = scheduler.use_beta1, "betas" in optimizer.defaults
-    for ours, theirs in zip(optimizer.param_groups, old.param_groups, strict=True):
-        momentum = theirs["betas"][0] if used_beta1 else theirs["momentum"]
-        if scheduler.use_beta1:
-            ours["betas"] = (momentum, *ours["betas"][1:])
-        else:
-            ours["momentum"] = momentum

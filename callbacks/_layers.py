@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -19,15 +19,18 @@ class WatchedLayers:
     while it is frozen again, as ``toggle_optimizer`` does in every batch. A warning says where none
     is trained at the start, so that nothing will be logged.
 
+    Without globs the weights are chosen, and where none of them is trained all that is, with a line
+    that says so.
+
     Args:
         trainer: the Trainer, whose optimizers may change.
         pl_module: the module, whose layers may change.
-        globs: of names of parameters; None chooses those of 2 or more dimensions.
+        globs: of names of parameters; None chooses the weights, see ``weights``.
         max_layers: as in ``spread``.
 
     Raises:
-        MisconfigurationException: the optimizers do not hold the module's layers, a glob matches no
-            layer, or there is none to choose.
+        MisconfigurationException: the optimizers do not hold the module's layers, or a glob matches
+            no layer.
     """
 
     def __init__(
@@ -57,9 +60,22 @@ class WatchedLayers:
         if joined:
             self._trained |= joined
             _check_held(self._module, optimizers)
-            layers = {p: name for p, name in self._matching().items() if p in self._trained}
-            self._chosen = spread(layers, self._max_layers, self._chosen)
+            self._chosen = spread(self._layers(), self._max_layers, self._chosen)
         return self._chosen
+
+    def _layers(self) -> dict[Tensor, str]:
+        names = names_of(self._module)
+        trained = {param: own[0] for param, own in names.items() if param in self._trained}
+        kept = {*self._matching(), *self._chosen}
+        layers = {param: name for param, name in trained.items() if param in kept}
+        # Lazy layers may become weights.
+        if layers or not trained or self._globs is not None or any(map(is_lazy, names)):
+            return layers
+        rank_zero_info(
+            "StepsizeMonitor found no weights among the layers that are trained, and logs all of "
+            f"them: {_abridged([*trained.values()])}. Choose others with `layers`."
+        )
+        return trained
 
     def _matching(self) -> dict[Tensor, str]:
         names = names_of(self._module)
@@ -98,7 +114,7 @@ def spread(
 
 
 def _check_globs(pl_module: LightningModule, globs: Sequence[str] | None) -> None:
-    """Raise where a glob matches no layer, or where there is none to choose."""
+    """Raise where a glob matches no layer."""
     names = names_of(pl_module)
     first = [own[0] for own in names.values()]
     for pattern in globs or ():
@@ -107,11 +123,6 @@ def _check_globs(pl_module: LightningModule, globs: Sequence[str] | None) -> Non
                 f"StepsizeMonitor found no layer that matches {pattern!r}, there are: "
                 f"{_abridged(first)}"
             )
-    if globs is None and not weights(pl_module) and not any(map(is_lazy, names)):
-        raise MisconfigurationException(
-            "StepsizeMonitor found no parameter of 2 or more dimensions; choose layers "
-            f"with `layers`, there are: {_abridged(first)}"
-        )
 
 
 def _abridged(names: list[str]) -> str:

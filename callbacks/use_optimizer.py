@@ -7,8 +7,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer, SparseAdam
 from typing_extensions import override
 
 from aida_lightning._lightning import (
@@ -19,13 +18,25 @@ from aida_lightning._lightning import (
     MisconfigurationException,
     Trainer,
 )
-from aida_lightning.callbacks._handover import bound_to, hand_over, leaves
+from aida_lightning.callbacks._handover import dropped_options, hand_over
+from aida_lightning.callbacks._schedulers import (
+    Scheduler,
+    base_rates,
+    bound_to,
+    drives,
+    is_scheduler,
+    leaves,
+    unwrapped,
+)
 from aida_lightning.optim import LayerwiseOptimizer
 from aida_lightning.registry import (
     OptimizerLike,
     build_optimizer,
     check_options,
+    check_sparse,
     get_optimizer_class,
+    layer_name,
+    sparse_layers,
 )
 
 
@@ -34,7 +45,8 @@ class UseOptimizer(Callback):
 
     The new optimizer has the parameters of the old one in the same groups, whether they require a
     gradient or not, and no others. The LR schedulers stay, with their interval, frequency and
-    monitor, and are bound to the new optimizer. Its options come from three places:
+    monitor, and are bound to the new optimizer: torch's, what derives from them, and timm's. The
+    new optimizer's options come from three places:
 
     - Options that are given here win. ``lr`` becomes the rate of the group with the highest
       learning rate: its base or, under ``OneCycleLR`` and ``CyclicLR``, the top of its cycle. All
@@ -44,6 +56,9 @@ class UseOptimizer(Callback):
       ``lr``, ``betas``, ``weight_decay`` and ``maximize``. If the module decays any weights, it
       also decides whether the decay is decoupled, except for AdamW, whose name says it.
     - All others have the new optimizer's defaults.
+
+    A line says what was done: the learning rates from before the schedule, the schedulers, and the
+    options of the old optimizer that the new one lacks, where they are not the defaults.
 
     The module's ``configure_optimizers`` is called once per fit, with the model built, sharded and
     on its device, and before a checkpoint's state is restored. Hooks that it registers on its
@@ -57,8 +72,9 @@ class UseOptimizer(Callback):
     Raises:
         MisconfigurationException: the optimizer or an option is unknown or out of range. At the
             start of a fit: the module configures no optimizer or several, a scheduler cannot drive
-            the new optimizer, the strategy is DeepSpeed, which builds its own, or the checkpoint is
-            one of another optimizer.
+            the new optimizer, the gradients of some embeddings are sparse and it takes none, the
+            strategy is DeepSpeed, which builds its own, or the checkpoint is one of another
+            optimizer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -149,16 +165,24 @@ class UseOptimizer(Callback):
                 + (f"{len(classes)} ({', '.join(classes)})" if classes else f"{configured!r}")
                 + "; build the optimizers there, with `aida_lightning.build_optimizer`"
             )
-        (old,) = optimizers
-        old = old.optimizer if isinstance(old, LightningOptimizer) else old
+        old = unwrapped(optimizers[0])
         for leaf in returned:
-            if getattr(leaf, "optimizer", None) is old and not isinstance(leaf, LRScheduler):
+            if leaf is not optimizers[0] and drives(leaf, old) and not is_scheduler(leaf):
                 raise MisconfigurationException(
                     f"UseOptimizer cannot bind a {type(leaf).__name__} to another optimizer, only "
-                    "what derives from torch.optim.lr_scheduler.LRScheduler"
+                    "what derives from torch.optim.lr_scheduler.LRScheduler and what has "
+                    "`base_values`, as timm's schedulers; build the optimizer in "
+                    f"{name} instead, with `aida_lightning.build_optimizer`"
                 )
         schedulers = bound_to(old, [*returned, *vars(pl_module).values()])
         new = self._build(pl_module, old)
+        sparse = sparse_layers(pl_module)
+        if isinstance(old, SparseAdam):  # which takes no other gradients
+            sparse |= {param: layer_name(name) for name, param in pl_module.named_parameters()}
+        try:
+            check_sparse(new, sparse)
+        except ValueError as error:
+            raise MisconfigurationException(f"UseOptimizer: {error}") from error
         hand_over(old, new, schedulers, self.options)
         self._name = type(new).__name__
         self._report(pl_module, old, new, schedulers)
@@ -179,24 +203,38 @@ class UseOptimizer(Callback):
         pl_module: LightningModule,
         old: Optimizer,
         new: Optimizer,
-        schedulers: list[LRScheduler],
+        schedulers: list[Scheduler],
     ) -> None:
         before, after = type(old).__name__, type(new).__name__
-        rates = [f"{float(group['lr']):g}" for group in new.param_groups]
-        kept = "".join(f", {type(scheduler).__name__} kept" for scheduler in schedulers)
-        rank_zero_info(f"UseOptimizer: {after} in place of {before}, lr {', '.join(rates)}{kept}")
+        rates = _listed(base_rates(new, schedulers))
+        others = [*(f"{type(scheduler).__name__} kept" for scheduler in schedulers)]
+        for option, values in dropped_options(old, new, schedulers).items():
+            others += [f"{option}={value} dropped" for value in dict.fromkeys(map(str, values))]
+        rank_zero_info(
+            f"UseOptimizer: {', '.join([f'{after} in place of {before}', f'lr {rates}', *others])}"
+        )
         if "lr" not in self.options and ("betas" in old.defaults) != ("betas" in new.defaults):
             rank_zero_warn(
-                f"UseOptimizer keeps the learning rate {rates[0]} of {before}, which is seldom "
-                f"right for {after}; give `lr` to choose it"
+                f"UseOptimizer keeps lr {rates} of {before}, which is seldom right for {after}; "
+                "give `lr` to choose it"
             )
-        if any(g.get("weight_decay") for g in old.param_groups) and (
-            "weight_decay" not in new.param_groups[0]
-        ):
-            rank_zero_warn(f"UseOptimizer drops the weight decay of {before}: {after} has none")
+        for option in ("weight_decay", "maximize"):
+            if option not in new.defaults and any(g.get(option) for g in old.param_groups):
+                rank_zero_warn(
+                    f"UseOptimizer drops the {option.replace('_', ' ')} of {before}: {after} has "
+                    "none"
+                )
         for name, value in vars(pl_module).items():
-            if value is old:
+            if unwrapped(value) is old or drives(value, old):
                 rank_zero_warn(
                     f"{type(pl_module).__name__}.{name} still is the {before} that UseOptimizer "
-                    "replaced; the module has to use `self.optimizers()` instead"
+                    "replaced, or holds it; the module has to use `self.optimizers()` instead"
                 )
+
+
+def _listed(rates: list[float]) -> str:
+    """List learning rates, each once; of many the least, the highest and their number."""
+    distinct = [*dict.fromkeys(f"{rate:g}" for rate in rates)]
+    if len(distinct) <= 4:
+        return ", ".join(distinct)
+    return f"{min(rates):g} to {max(rates):g} ({len(distinct)} rates)"

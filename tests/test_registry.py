@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 import aida_lightning
@@ -246,3 +247,56 @@ def test_names_in_groups_are_those_of_the_module_without_wrappers():
     optimizer = build_optimizer("aida", torch.compile(net))
     names = [name for name, _ in nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).named_parameters()]
     assert optimizer.param_groups[0]["param_names"] == names
+
+
+class Words(OptimizerMixin, nn.Sequential):
+    """A table of words, and what reads them."""
+
+    def __init__(self, table):
+        super().__init__(table, nn.Linear(3, 1))
+
+
+TORCHS = [cls for cls in vars(torch.optim).values() if isinstance(cls, type)]
+TORCHS = [cls for cls in TORCHS if issubclass(cls, Optimizer) and cls is not Optimizer]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
+@pytest.mark.parametrize("optimizer", [*ALL, *TORCHS])
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_are_refused_at_once_where_a_step_would_refuse_them(optimizer, table):
+    dense, words = Words(table(5, 3)), Words(table(5, 3, sparse=True))
+    for module in (dense, words):
+        module[1].requires_grad_(False)
+    other = build_optimizer(optimizer, dense)
+    dense[0].weight.grad = torch.ones(5, 3).to_sparse(1)
+    if not stops(lambda: other.step(lambda: torch.ones(()))):
+        build_optimizer(optimizer, words)
+        return
+    with pytest.raises(ValueError, match=r"does not support sparse gradients, as \['0.weight'\]"):
+        build_optimizer(optimizer, words)
+
+
+def stops(step):
+    """Tell whether a sparse gradient stops a step."""
+    try:
+        step()
+    except RuntimeError as error:
+        return "sparse" in str(error)
+    return False
+
+
+def test_the_mixin_refuses_sparse_gradients():
+    with pytest.raises(ValueError, match="Aida does not support sparse gradients"):
+        Words(nn.Embedding(5, 3, sparse=True)).configure_optimizers()
+
+
+def test_embeddings_that_get_no_sparse_gradient_are_taken():
+    frozen, tied = (Words(nn.Embedding(5, 3, sparse=True)) for _ in range(2))
+    frozen[0].requires_grad_(False)
+    tied.append(nn.Linear(3, 5))
+    tied[2].weight = tied[0].weight
+    for words in (frozen, tied):
+        optimizer = build_optimizer("aida", words)
+        hidden = words[0](torch.tensor([1, 2]))
+        (words[1](hidden).sum() + (words[2](hidden).sum() if words is tied else 0)).backward()
+        optimizer.step()

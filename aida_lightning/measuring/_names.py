@@ -60,12 +60,31 @@ def matching(names: Mapping[Tensor, Sequence[str]], pattern: str) -> set[Tensor]
 
 
 def weights(module: nn.Module) -> set[Tensor]:
-    """Return the parameters of 2 or more dimensions but the gains of weight normalization."""
+    """Return the weights of a module's parts, without their biases and gains.
+
+    They are the tensors of 2 or more dimensions but the gains of weight normalization, and one of
+    a single dimension that is called ``weight``, where its part has no other and is no norm. A norm
+    has "norm" in the name of its class, of a base, or of its place.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        >>> weights(net) == {net[0].weight}
+        True
+    """
+    found: set[Tensor] = set()
     gains: set[Tensor] = set()
-    for submodule in module.modules():
-        if isinstance(submodule, ParametrizationList) and isinstance(submodule[0], _WeightNorm):
-            gains.add(submodule.get_parameter("original0"))
-        for hook in submodule._forward_pre_hooks.values():
+    for path, part in module.named_modules():
+        own = dict(part.named_parameters(recurse=False))
+        matrices = {param for param in own.values() if param.ndim >= 2}
+        names = [path.rpartition(".")[2], *(cls.__name__ for cls in type(part).__mro__)]
+        is_norm = any("norm" in name.lower() for name in names)
+        if "weight" in own and not matrices and not is_norm and not isinstance(part, nn.PReLU):
+            found.add(own["weight"])
+        found |= matrices
+        if isinstance(part, ParametrizationList) and isinstance(part[0], _WeightNorm):
+            gains.add(part.get_parameter("original0"))
+        for hook in part._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):
-                gains.add(getattr(submodule, f"{hook.name}_g"))
-    return {param for param in names_of(module) if param.ndim >= 2} - gains
+                gains.add(getattr(part, f"{hook.name}_g"))
+    return found - gains

@@ -113,6 +113,45 @@ def test_layers_that_nothing_trains_are_told(tmp_path):
         fit(tmp_path, model, StepsizeMonitor("features.*"))
 
 
+class Vectors(Net):
+    """Has no weights but vectors of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = self.head = None
+        self.a, self.b = (nn.Parameter(torch.ones(shape)) for shape in (4, ()))
+
+    def loss(self, batch):
+        return (self.b + batch[0] @ self.a).square().mean()
+
+
+def test_what_is_trained_is_logged_where_there_are_no_weights(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        fit(tmp_path, Vectors(), StepsizeMonitor(every_n_steps=1))
+    assert logged_layers(tmp_path) == ["a", "b"]
+    (told,) = [message for message in caplog.messages if "StepsizeMonitor" in message]
+    assert "found no weights" in told
+    assert "logs all of them: ['a', 'b']. Choose others with `layers`" in told
+
+
+class ThawsHead(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        module.head.weight.requires_grad_(trainer.current_epoch == 1)
+
+
+def test_biases_are_logged_where_they_alone_are_trained_and_weights_join_them(tmp_path, recwarn):
+    model = Net()
+    model.features.weight.requires_grad_(False)
+    model.head.weight.requires_grad_(False)
+    model.configure_optimizers = lambda: torch.optim.Adam(model.parameters())
+    fit(tmp_path, model, StepsizeMonitor(every_n_steps=1), ThawsHead(), max_epochs=2)
+    assert {*logged_layers(tmp_path)} == {"features.bias", "head.bias", "head.weight"}
+    scalars = read(tmp_path)
+    assert sorted(scalars["stepsize_mean/features.bias"]) == [*range(24)]
+    assert sorted(scalars["stepsize_mean/head.weight"]) == [*range(12, 24)]
+    assert not [w for w in recwarn if "StepsizeMonitor" in str(w.message)]
+
+
 class LowRank(Net):
     """Many frozen matrices, and some that train."""
 

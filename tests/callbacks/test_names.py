@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from toy import Net, fit, read
 
 from aida_lightning.callbacks import StepsizeMonitor
-from aida_lightning.measuring._names import names_of
+from aida_lightning.measuring._names import names_of, weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -138,6 +138,57 @@ def weight_norm(module):
 def test_a_gain_is_no_weight_and_not_chosen_by_default(tmp_path, wrap, suffix):
     fit(tmp_path, Wrapped(wrap), StepsizeMonitor())
     assert logged(tmp_path) == {f"features.{suffix}", f"head.{suffix}"}
+
+
+class RMS(nn.Module):
+    """A norm whose class does not say so."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+
+class LlamaRMSNorm(RMS):
+    pass
+
+
+class Scaled(RMS):
+    """Has a gain beside its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(3, 3))
+
+
+class LayerScale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(3))
+
+
+class Paths(RMS):
+    """Keeps its weights in one dimension, as e3nn does."""
+
+
+def test_weights_are_matrices_and_what_parts_call_their_only_weight():
+    net = nn.ModuleDict(
+        {
+            "linear": nn.Linear(3, 3),
+            "layer": nn.LayerNorm(3),
+            "group": nn.GroupNorm(1, 3),
+            "batch": nn.BatchNorm1d(3),
+            "instance": nn.InstanceNorm1d(3, affine=True),
+            "llama": LlamaRMSNorm(),
+            "norm1": RMS(),
+            "slope": nn.PReLU(3),
+            "scaled": Scaled(),
+            "layer_scale": LayerScale(),
+            "tensor_product": Paths(),
+        }
+    )
+    net.cls_token = nn.Parameter(torch.zeros(1, 1, 3))
+    chosen = [own[0] for param, own in names_of(net).items() if param in weights(net)]
+    assert chosen == ["cls_token", "linear.weight", "scaled.matrix", "tensor_product.weight"]
 
 
 def test_a_parametrized_layer_is_chosen_by_the_name_of_its_result(tmp_path):

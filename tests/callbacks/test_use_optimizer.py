@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.demos import LightningTransformer
 from lightning.pytorch.demos.boring_classes import (
     BoringModel,
@@ -26,7 +27,7 @@ from lightning.pytorch.demos.boring_classes import (
 from lightning.pytorch.demos.lstm import LightningLSTM
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from torch.optim import SGD, Adam, AdamW, RAdam, RMSprop, lr_scheduler, swa_utils
+from torch.optim import SGD, Adam, AdamW, RAdam, RMSprop, SparseAdam, lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 from toy import Net, TwoOptimizers, fit
@@ -511,8 +512,123 @@ def test_a_scheduler_of_another_kind_is_refused(tmp_path):
         foreign = SimpleNamespace(optimizer=optimizer, state_dict=dict, load_state_dict=dict)
         return [optimizer], [foreign]
 
-    with pytest.raises(MisconfigurationException, match="cannot bind a SimpleNamespace to another"):
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"cannot bind a SimpleNamespace to another .*with `aida_lightning.build_optimizer`",
+    ):
         train(tmp_path, configure, UseOptimizer("aida"))
+
+
+class EpochScheduler:
+    """Drives an option as timm's schedulers do, which know the epoch from their caller alone."""
+
+    def __init__(self, optimizer, param_group_field="lr", warmup_t=3, lr_min=1e-3):
+        self.optimizer, self.param_group_field = optimizer, param_group_field
+        for group in optimizer.param_groups:
+            group.setdefault(f"initial_{param_group_field}", group[param_group_field])
+        self.base_values = [g[f"initial_{param_group_field}"] for g in optimizer.param_groups]
+        self.warmup_t, self.warmup_lr_init, self.lr_min = warmup_t, lr_min, lr_min
+        self.warmup_steps = [(rate - lr_min) / warmup_t for rate in self.base_values]
+        self.step(0)
+
+    def state_dict(self):
+        return {name: value for name, value in vars(self).items() if name != "optimizer"}
+
+    def load_state_dict(self, state_dict):
+        vars(self).update(state_dict)
+
+    def _get_lr(self, t):
+        if t < self.warmup_t:
+            return [self.warmup_lr_init + t * step for step in self.warmup_steps]
+        return [max(self.lr_min, rate / (t + 1)) for rate in self.base_values]
+
+    def step(self, epoch):
+        for group, rate in zip(self.optimizer.param_groups, self._get_lr(epoch), strict=True):
+            group[self.param_group_field] = rate
+
+
+class StepsByEpoch(Configured):
+    def lr_scheduler_step(self, scheduler, metric):
+        scheduler.step(self.global_step)
+
+
+@pytest.mark.filterwarnings("ignore:.*scales the `base_values` of EpochScheduler by 0.01")
+def test_schedulers_like_timms_are_bound_and_scaled(tmp_path, caplog):
+    def trained(*use):
+        rates = Rates()
+        module = StepsByEpoch(scheduled(EpochScheduler))
+        trainer, _ = train(tmp_path, module, rates, *use)
+        return rates.lrs, trainer
+
+    own, _ = trained()
+    kept, _ = trained(UseOptimizer("aida"))
+    with caplog.at_level("INFO"):
+        scaled, trainer = trained(UseOptimizer("aida", lr=1e-3))
+    assert len({tuple(lrs) for lrs in own}) > 4
+    assert kept == own
+    torch.testing.assert_close(torch.tensor(scaled), torch.tensor(own) / 100, rtol=1e-6, atol=0)
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert scheduler.optimizer is trainer.optimizers[0]
+    assert "lr 0.0001, 0.001, EpochScheduler kept" in caplog.text
+
+
+def test_a_scheduler_of_another_option_is_bound_where_the_new_optimizer_has_it(tmp_path):
+    def configure(option):
+        def configured(module):
+            optimizer = AdamW(module.parameters(), weight_decay=0.1, amsgrad=True)
+            config = {"scheduler": EpochScheduler(optimizer, option), "interval": "step"}
+            return {"optimizer": optimizer, "lr_scheduler": config}
+
+        return StepsByEpoch(configured)
+
+    trainer, _ = train(tmp_path, configure("weight_decay"), UseOptimizer("aida", lr=0.5))
+    (group,) = trainer.optimizers[0].param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.1 / 13)
+    with pytest.raises(MisconfigurationException, match="Scheduler drives the 'amsgrad' of AdamW"):
+        train(tmp_path, configure("amsgrad"), UseOptimizer("aida"))
+
+
+@pytest.mark.parametrize("scheduler", [None, StepLR])
+def test_a_lightning_optimizer_is_taken_for_what_it_wraps(tmp_path, scheduler):
+    def configure(module):
+        optimizer = LightningOptimizer(sgd(module))
+        return ([optimizer], [scheduler(optimizer, 1)]) if scheduler else optimizer
+
+    trainer, _ = train(tmp_path, configure, UseOptimizer("aida", lr=0.1))
+    assert type(trainer.optimizers[0]) is Aida
+    assert [
+        c.scheduler.optimizer is trainer.optimizers[0] for c in trainer.lr_scheduler_configs
+    ] == ([True] if scheduler else [])
+
+
+class Words(Configured):
+    """Looks rows of a table up, whose gradient is sparse."""
+
+    def __init__(self, configure, *, flagged=True):
+        super().__init__(configure)
+        self.features = torch.nn.Embedding(4, 3, sparse=flagged)
+
+    def loss(self, batch):
+        words = batch[0].argmax(1)
+        rows = torch.nn.functional.embedding(words, self.features.weight, sparse=True)
+        return self.head(rows.tanh()).square().mean()
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_sparse_gradients_are_refused_at_the_start(tmp_path, flagged):
+    def sparse_adam(module):
+        return SparseAdam([module.features.weight])
+
+    module = Words(sparse_adam, flagged=flagged)
+    train(tmp_path, module)
+    start = module.features.weight.clone()
+    with pytest.raises(
+        MisconfigurationException, match=r"Aida does not support sparse .* \['features.weight'\]"
+    ):
+        train(tmp_path, module, UseOptimizer("aida", lr=0.1))
+    assert torch.equal(module.features.weight, start)
+    train(tmp_path, module, UseOptimizer("sgd", lr=0.1, momentum=0.0))
+    assert not torch.equal(module.features.weight, start)
 
 
 @pytest.mark.parametrize(
@@ -538,7 +654,7 @@ def test_classes_and_callables_are_taken(tmp_path):
 
 
 def test_doubtful_replacements_are_warned_of(tmp_path):
-    with pytest.warns(UserWarning, match=r"keeps the learning rate 0.01 of SGD, .*give `lr`"):
+    with pytest.warns(UserWarning, match=r"keeps lr 0.01, 0.1 of SGD, .*give `lr`"):
         train(tmp_path, sgd, UseOptimizer("laida"))
     with pytest.warns(UserWarning, match="drops the weight decay of SGD: Fromage has none"):
         train(tmp_path, lambda module: sgd(module, weight_decay=0.1), UseOptimizer("fromage"))
@@ -549,6 +665,128 @@ def test_doubtful_replacements_are_warned_of(tmp_path):
 
     with pytest.warns(UserWarning, match="Configured.mine still is the SGD that UseOptimizer"):
         train(tmp_path, configure, UseOptimizer("aida"))
+
+    def holds(module):
+        optimizer = sgd(module)
+        module.theirs = SimpleNamespace(optimizer=optimizer)
+        return optimizer
+
+    with pytest.warns(UserWarning, match="Configured.theirs still is the SGD that UseOptimizer"):
+        train(tmp_path, holds, UseOptimizer("aida"))
+
+    def ascends(module):
+        return Adam(module.parameters(), maximize=True)
+
+    class Descends(SGD):
+        def __init__(self, params, lr=0.1):
+            super().__init__(params, lr)
+            del self.defaults["maximize"]
+
+    with pytest.warns(UserWarning, match="drops the maximize of Adam: Descends has none"):
+        train(tmp_path, ascends, UseOptimizer(Descends, lr=0.1))
+
+
+def told(caplog, folder, configure, *args, **options):
+    """Return the line in which the callback says what it did."""
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        replaced(folder, configure, *args, **options)
+    (line,) = [m for m in caplog.messages if m.startswith("UseOptimizer: ")]
+    return line.removeprefix("UseOptimizer: ")
+
+
+def test_the_line_tells_rates_from_before_the_schedule(tmp_path, caplog):
+    def warming(module):
+        optimizer = Adam([{"params": [p]} for p in module.parameters()], lr=0.01)
+        return [optimizer], [lr_scheduler.LambdaLR(optimizer, lambda step: step / 5)]
+
+    def cycling(cycle):
+        def configure(module):
+            optimizer = Adam(module.parameters(), lr=0.5)
+            return [optimizer], [{"scheduler": cycle(optimizer), "interval": "step"}]
+
+        return configure
+
+    def on_plateau(module):
+        optimizer = Adam(module.parameters(), lr=0.02)
+        module.plateau = ReduceLROnPlateau(optimizer)
+        return optimizer
+
+    line = "Aida in place of Adam, lr {}, LambdaLR kept"
+    assert told(caplog, tmp_path, warming, "aida") == line.format("0.01")
+    assert told(caplog, tmp_path, warming, "aida", lr=3e-3) == line.format("0.003")
+    one_cycle = cycling(lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=12))
+    assert ", lr 0.1, OneCycleLR" in told(caplog, tmp_path, one_cycle, "aida")
+    cyclic = cycling(lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.2, cycle_momentum=False))
+    assert ", lr 0.2, CyclicLR" in told(caplog, tmp_path, cyclic, "aida")
+    # It notes no base in the groups.
+    assert ", lr 0.02, ReduceLROnPlateau" in told(caplog, tmp_path, on_plateau, "aida")
+    assert "initial_lr" not in replaced(tmp_path, on_plateau, "aida").param_groups[0]
+
+
+def test_the_line_tells_many_rates_by_their_range(tmp_path, caplog):
+    def decayed(module, count=12):
+        module.blocks = torch.nn.ParameterList(torch.ones(1) for _ in range(count))
+        groups = [{"params": [p], "lr": 0.1 / 2**i} for i, p in enumerate(module.blocks)]
+        return SGD([*groups, {"params": module.head.parameters(), "lr": 0.1}])
+
+    line = told(caplog, tmp_path, decayed, "aida", lr=1.0)
+    assert line == "Aida in place of SGD, lr 0.000488281 to 1 (12 rates)"
+
+
+def test_options_that_the_new_optimizer_lacks_are_told(tmp_path, caplog):
+    def adam(module):
+        return Adam(module.parameters(), betas=(0.8, 0.9), amsgrad=True, foreach=True)
+
+    def groups(module):
+        groups = [
+            {"params": [module.head.weight], "momentum": 0.5},
+            {"params": [module.head.bias], "momentum": 0.0},
+        ]
+        return SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+
+    def cycled(module):
+        optimizer = sgd(module)
+        return [optimizer], [lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=12)]
+
+    assert told(caplog, tmp_path, adam, "aida").endswith("lr 0.001, amsgrad=True dropped")
+    line = told(caplog, tmp_path, adam, "sgd", lr=0.1)
+    assert line.endswith("lr 0.1, betas=(0.8, 0.9) dropped, amsgrad=True dropped")
+    line = told(caplog, tmp_path, groups, "aida")
+    assert line.endswith("lr 0.1, momentum=0.5 dropped, nesterov=True dropped")
+    assert "dropped" not in told(caplog, tmp_path, cycled, "aida")  # The momentum moves to beta1.
+
+    def centered(module):
+        return RMSprop(module.parameters(), alpha=0.0, centered=True)
+
+    assert told(caplog, tmp_path, centered, "aida").endswith("lr 0.01, centered=True dropped")
+
+
+def test_a_rate_that_the_old_optimizer_finds_itself_is_not_kept(tmp_path):
+    class FindsItsRate(SGD):
+        def __init__(self, params):
+            super().__init__(params, lr=0.1)
+            self.defaults["lr"] = self.param_groups[0]["lr"] = None
+
+    def configure(module):
+        return FindsItsRate(module.parameters())
+
+    assert replaced(tmp_path, configure, "aida").param_groups[0]["lr"] == 1e-3
+    assert replaced(tmp_path, configure, "aida", lr=0.1).param_groups[0]["lr"] == 0.1
+
+
+def test_betas_of_another_number_are_not_kept(tmp_path, caplog):
+    class ThreeBetas(SGD):
+        def __init__(self, params, betas=(0.9, 0.99, 0.999)):
+            super().__init__(params, lr=0.1)
+            self.defaults["betas"] = self.param_groups[0]["betas"] = betas
+
+    def configure(module, betas=(0.5, 0.6, 0.7)):
+        return ThreeBetas(module.parameters(), betas=betas)
+
+    assert replaced(tmp_path, configure, "aida").param_groups[0]["betas"] == (0.9, 0.999)
+    line = told(caplog, tmp_path, configure, "aida")
+    assert line == "Aida in place of ThreeBetas, lr 0.1, betas=(0.5, 0.6, 0.7) dropped"
 
 
 class WarmUp(lr_scheduler.LRScheduler):
