@@ -37,7 +37,7 @@ ELSEWHERE = {
     "aida_lightning/compare/callbacks.py": {"_batches_that_stepped"},
     "aida_lightning/compare/comparison.py": {"_SubprocessScriptLauncher"},
     "callbacks/_layers.py": {"_fsdp_flattened"},
-    "callbacks/_names.py": {"_WeightNorm", "_forward_pre_hooks"},
+    "aida_lightning/measuring/_names.py": {"_WeightNorm", "_forward_pre_hooks"},
     "callbacks/_sampling.py": {"_batches_that_stepped"},
     "callbacks/_writing.py": {"_callback_metrics", "_logger_connector"},
     "callbacks/stepsize_monitor.py": {"_batches_that_stepped", "_generate_state_key"},
