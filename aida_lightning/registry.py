@@ -14,15 +14,13 @@ from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RAdam, Spar
 from torch.optim.optimizer import ParamsT
 
 from aida_lightning import optim
+from aida_lightning._private import WRAPPERS
 from aida_lightning.optim._state import OwnStateOptimizer, check_groups
 
 OptimizerLike: TypeAlias = str | type[Optimizer] | Callable[..., Optimizer]
 
 
-# What torch.compile, activation checkpointing, FSDP and Lightning's Fabric put around a module.
-_WRAPPED = re.compile(
-    r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)\."
-)
+_WRAPPED = re.compile(rf"\b({'|'.join(WRAPPERS)})\.")
 
 # Those of torch's that a sparse gradient does not stop.
 _TAKE_SPARSE = (SGD, Adagrad, LBFGS, SparseAdam)

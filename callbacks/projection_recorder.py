@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from aida_lightning._lightning import Callback, LightningModule, MisconfigurationException, Trainer
+from aida_lightning._private import steps_taken
 from aida_lightning.logs import tags
 
 
@@ -67,7 +68,7 @@ class ProjectionRecorder(Callback):
 
     def _before_step(self, trainer: Trainer, param: Tensor, optimizer: Optimizer, *_: Any) -> None:
         every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        step = steps_taken(trainer) + 1
         due = every > 0 and step % every == 0  # A Trainer whose number is 0 logs nothing.
         momentum = optimizer.state.get(param, {}).get("exp_avg", torch.zeros_like(param))
         self._before = momentum.detach().clone() if due else None
@@ -98,7 +99,7 @@ class ProjectionRecorder(Callback):
             f"{tags.PROJECTION_COSINE}/{self.layer}": cosine,
         }
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.log_metrics(metrics, step=steps_taken(trainer))
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -11,6 +11,7 @@ from tensorboard.plugins.custom_scalar import metadata as custom_scalars
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from aida_lightning._lightning import Logger, TensorBoardLogger, find
+from aida_lightning._private import add_event, has_comet, prefix_of, tensorboard_x_tag
 
 
 def log_scalars(logger: Logger, scalars: Mapping[tuple[str, ...], float], step: int) -> None:
@@ -57,12 +58,10 @@ def log_restart(logger: TensorBoardLogger, step: int) -> None:
 
 def tags_of(logger: TensorBoardLogger, names: Iterable[str]) -> list[str]:
     """Give the tags that Lightning and the SummaryWriter make of metrics' names."""
-    prefix = f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}" if logger._prefix else ""
+    prefix = f"{name}{logger.LOGGER_JOIN_CHAR}" if (name := prefix_of(logger)) else ""
     tags = [f"{prefix}{name}" for name in names]
     if _is_tensorboard_x(logger.experiment):
-        from tensorboardX.summary import _clean_tag
-
-        return [_clean_tag(tag) for tag in tags]
+        return [tensorboard_x_tag(tag) for tag in tags]
     return tags
 
 
@@ -70,18 +69,16 @@ def _logs_as_lightning_does(logger: TensorBoardLogger) -> bool:
     # Someone's own log_metrics may do more; and tensorboardX may mirror every scalar to Comet.
     own = [cls.log_metrics for cls in find("fabric.loggers.tensorboard.TensorBoardLogger")]
     overridden = type(logger).log_metrics not in own
-    comet: Any = getattr(logger.experiment, "_comet_config", None) or {"disabled": True}
-    return not overridden and bool(comet.get("disabled", False))
+    return not overridden and not has_comet(logger.experiment)
 
 
 def _add_event(logger: TensorBoardLogger, event: Any, step: int) -> None:
-    # Lightning writes the hyperparameters by this way too; neither package has a public one.
     writer = logger.experiment
     if _is_tensorboard_x(writer):  # which takes messages of its own classes only
         from tensorboardX.proto.event_pb2 import Event as OtherEvent
 
         event = OtherEvent.FromString(event.SerializeToString())
-    writer._get_file_writer().add_event(event, step)
+    add_event(writer, event, step)
 
 
 def _is_tensorboard_x(writer: Any) -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aida_lightning._private import is_flattened
 from aida_lightning.optim._kernels.dispatch import Batch
 
 
@@ -31,7 +32,7 @@ def check_whole(optimizer: object, param: Any) -> None:
             "Shard with FSDP2, or use AdaBelief or AdamPlus, which take no such sums; make it an "
             "nn.Parameter if it is a whole layer"
         )
-    if getattr(param, "_fsdp_flattened", False):
+    if is_flattened(param):
         raise RuntimeError(
             f"{name} does not support FSDP1, which flattens and joins layers: its sums run over "
             "whole layers. Shard with FSDP2 (torch.distributed.fsdp.fully_shard, in Lightning the "

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, _get_scalar_dtype
+from torch.optim.optimizer import Optimizer
 
+from aida_lightning._private import step_dtype
 from aida_lightning.optim._kernels.rule import LayerMean
 
 # The key of a group in a state dict that says which class saved it.
@@ -160,7 +161,7 @@ def restore_dtypes(optimizer: Optimizer, layer_mean: LayerMean, state_dict: dict
 def _step(value: float | Tensor, param: Tensor, capturable: bool) -> Tensor:
     # On the host it can be read without a wait; a graph to be captured needs it on the device.
     device = param.device if capturable else torch.device("cpu")
-    return torch.as_tensor(value, dtype=_get_scalar_dtype(), device=device)
+    return torch.as_tensor(value, dtype=step_dtype(), device=device)
 
 
 def _statistic_dtype(param: Tensor, layer_mean: LayerMean) -> torch.dtype:

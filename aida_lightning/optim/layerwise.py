@@ -5,14 +5,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import (
-    Optimizer,
-    ParamsT,
-    _default_to_fused_or_foreach,
-    _get_capturable_supported_devices,
-    _use_grad_for_differentiable,
-)
+from torch.optim.optimizer import Optimizer, ParamsT
 
+from aida_lightning._private import (
+    capturable_devices,
+    check_graph_capture,
+    default_to_fused_or_foreach,
+    use_grad_for_differentiable,
+)
 from aida_lightning.optim._kernels.dispatch import dispatch, update
 from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
 from aida_lightning.optim._kernels.tracking import Track
@@ -126,7 +126,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
     def _check_state(self, param: Tensor, state: dict[str, Any]) -> str | None:
         return fault_of(param, state, self.layer_mean)
 
-    @_use_grad_for_differentiable
+    @use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single optimization step.
 
@@ -140,10 +140,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             RuntimeError: a gradient is sparse, or a sum over a whole layer is needed where nobody
                 knows who holds the rest of it.
         """
-        if hasattr(self, "_accelerator_graph_capture_health_check"):
-            self._accelerator_graph_capture_health_check()
-        else:  # its name in older torch
-            self._cuda_graph_capture_health_check()
+        check_graph_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -266,7 +263,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             return "fused"
         use_foreach = group["foreach"]
         if use_foreach is None:
-            _, use_foreach = _default_to_fused_or_foreach(params, group["differentiable"])
+            _, use_foreach = default_to_fused_or_foreach(params, group["differentiable"])
             # As torch does: a tensor lr without capturable would cost foreach one wait per layer.
             if use_foreach and isinstance(group["lr"], Tensor) and not group["capturable"]:
                 use_foreach = False
@@ -306,7 +303,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_capturable(param: Tensor, state: dict[str, Any] | None) -> None:
-    devices = _get_capturable_supported_devices()
+    devices = capturable_devices()
     beside = not state or state["step"].device.type == param.device.type
     if not beside or param.device.type not in devices:
         raise AssertionError(

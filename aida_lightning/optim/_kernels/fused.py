@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aida_lightning._private import cpp_code_cache
 from aida_lightning.optim._kernels.memory import is_safe
 from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule
 
@@ -182,13 +183,11 @@ def cpu_features() -> str:
 def _library() -> Any:
     """Compile and load the sweeps; warn once and return None where that is not possible."""
     try:
-        from torch._inductor.codecache import CppCodeCache
-
         # The code is for this CPU, and torch names what it compiled by the text that it compiled:
         # several machines may share the folder.
         source = Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8")
         source += f"// {cpu_features()}\n"
-        library = CppCodeCache.load_async(source, extra_flags=_FLAGS)()
+        library = cpp_code_cache().load_async(source, extra_flags=_FLAGS)()
         library.aida_step.restype = None
         return library
     except Exception as error:  # no compiler, no right to write its cache, another torch, …
