@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.parameter import is_lazy
 
 from aida_lightning._lightning import find
-from aida_lightning.callbacks._names import names_of
+from aida_lightning.measuring._names import names_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "using_with.md"
 SECTIONS = dict(
