@@ -4,6 +4,7 @@ The real classes are tested where they can be installed. Of apex's and DeepSpeed
 run on a GPU alone, a stand-in has the class's name and lays its state out as the source does.
 """
 
+import functools
 import importlib
 import re
 from collections import defaultdict
@@ -171,6 +172,14 @@ def test_optimizers_without_stepsizes_say_why(path, reason):
     optimizer = optimizer_class.__new__(optimizer_class)
     assert not has_stepsize(optimizer)
     assert reason in why_none(optimizer)
+
+
+def test_the_relative_step_of_adafactor_decays_after_its_first_steps():
+    group = {"relative_step": True, "warmup_init": False}
+    rate = functools.partial(foreign.relative_step_rate, None)
+    assert rate(group, {"step": 10_000}, None) == 1e-2
+    assert rate(group, {"step": 40_000}, None) == pytest.approx(1 / 200)
+    assert rate({**group, "warmup_init": True}, {"step": 40_000}, None) == pytest.approx(1 / 200)
 
 
 def test_a_buffer_that_holds_weights_is_no_momentum():
