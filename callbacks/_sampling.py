@@ -49,7 +49,8 @@ class OptimizerSampler(ABC):
 
     def __post_init__(self) -> None:
         self._measures = StepMeasures(self.optimizer, self.measures)
-        self._hooks = StepHooks(self.optimizer, self._begin_step, self.end_step)
+        given = self._copy_gradients if self._measures.needs_gradients else None
+        self._hooks = StepHooks(self.optimizer, self._begin_step, self.end_step, given)
 
     @abstractmethod
     def is_due(self) -> bool:
@@ -107,6 +108,10 @@ class OptimizerSampler(ABC):
     def _begin_step(self) -> None:
         if self._measures.needs_copies and self.is_due():
             self._measures.copy(self.find_layers())
+
+    def _copy_gradients(self) -> None:
+        if self.is_due():
+            self._measures.copy_gradients(self.find_layers())
 
     @property
     def _flag(self) -> Tensor | None:

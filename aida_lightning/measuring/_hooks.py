@@ -21,6 +21,8 @@ class StepHooks:
             hooks; its ``step`` is wrapped while these are attached.
         before: is called before a step.
         after: is called after a step, with the parameters whose gradient it had to take.
+        given: is called when the gradients are there that a step takes, which its closure computes
+            where it has one.
     """
 
     def __init__(
@@ -28,8 +30,10 @@ class StepHooks:
         optimizer: Optimizer,
         before: Callable[[], None],
         after: Callable[[set[Tensor]], None],
+        given: Callable[[], None] | None = None,
     ) -> None:
-        self._optimizer, self._before, self._after = optimizer, before, after
+        self._optimizer = optimizer
+        self._before, self._after, self._given = before, after, given
         self._depth = 0  # of the steps that are under way, a subclass's and that of its base
         self._handles: list[_Handle] = []
 
@@ -52,10 +56,31 @@ class StepHooks:
         self._depth = 0
 
     # torch calls the hooks again where a subclass's step calls that of its base.
-    def _begin(self, *_: Any) -> None:
+    def _begin(self, _: Any, args: Any, kwargs: Any) -> Any:
         self._depth += 1
-        if self._depth == 1:
-            self._before()
+        if self._depth > 1:
+            return None
+        self._before()
+        if self._given is None:
+            return None
+        # Among the arguments may be the optimizer itself.
+        given = (i for i, x in enumerate(args) if callable(x) and x is not self._optimizer)
+        place = next(given, None)
+        if place is not None:
+            return (*args[:place], self._watched(args[place]), *args[place + 1 :]), kwargs
+        if kwargs.get("closure") is not None:
+            return args, {**kwargs, "closure": self._watched(kwargs["closure"])}
+        self._given()
+        return None
+
+    def _watched(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        def computed(*args: Any, **kwargs: Any) -> Any:
+            result = closure(*args, **kwargs)
+            assert self._given is not None
+            self._given()
+            return result
+
+        return computed
 
     def _end(self, *_: Any) -> None:
         self._depth -= 1
@@ -66,9 +91,7 @@ class StepHooks:
 class _WrappedStep:
     """Wraps the ``step`` of one optimizer until it is removed."""
 
-    def __init__(
-        self, optimizer: Any, begin: Callable[..., None], end: Callable[..., None]
-    ) -> None:
+    def __init__(self, optimizer: Any, begin: Callable[..., Any], end: Callable[..., None]) -> None:
         self._optimizer, self._own = optimizer, vars(optimizer).get("step")
         self._is_attached = True
         step = optimizer.step
@@ -77,7 +100,7 @@ class _WrappedStep:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if not self._is_attached:
                 return step(*args, **kwargs)
-            begin()
+            args, kwargs = begin(optimizer, args, kwargs) or (args, kwargs)
             result = step(*args, **kwargs)
             end()
             return result

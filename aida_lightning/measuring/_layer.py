@@ -85,7 +85,7 @@ class LayerStep:
         return reductions.share_at_least(self.stepsizes, AT_THE_CEILING * ceiling)
 
     def learning_rate(self) -> Number:
-        return effective_learning_rate(self.group, self.state, self.lr)
+        return effective_learning_rate(self.group, self.state, self.lr, self.optimizer)
 
     def param_norm(self) -> Tensor:
         if self.before is not None:

@@ -56,8 +56,9 @@ def _call(
     if is_allowed(result):
         return result
     registered = function.dispatch(type(optimizer))
+    name = getattr(registered, "__qualname__", type(registered).__qualname__)
     raise TypeError(
-        f"{registered.__module__}.{registered.__qualname__}, which is registered with "
+        f"{registered.__module__}.{name}, which is registered with "
         f"`{function.__name__}.register` for {type(optimizer).__name__}, must return {allowed}, "
         f"got {result!r}"
     )

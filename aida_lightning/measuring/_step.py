@@ -36,6 +36,14 @@ class StepMeasures:
     optimizer: Optimizer
     measures: Sequence[str]
     _before: dict[Tensor, Tensor] = field(default_factory=dict)
+    _gradients: dict[Tensor, Tensor] = field(default_factory=dict)
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether gradients are measured that the step may change, as torch's and ours do not."""
+        author = getattr(type(self.optimizer).step, "__module__", "").partition(".")[0]
+        measured = any(source_of(name) in ("gradient", "momentum") for name in self.measures)
+        return measured and author not in ("torch", "aida_lightning")
 
     @property
     def needs_copies(self) -> bool:
@@ -49,9 +57,14 @@ class StepMeasures:
             params = (param for param in params_of(self.optimizer) if param in layers)
             self._before = {param: param.detach().clone() for param in params}
 
+    def copy_gradients(self, layers: Collection[Tensor]) -> None:
+        """Keep a copy of the gradients that the step is given."""
+        params = (param for param in params_of(self.optimizer) if param in layers)
+        self._gradients = {p: p.grad.detach().clone() for p in params if p.grad is not None}
+
     def forget(self) -> None:
         """Drop the copies of a step that was not taken."""
-        self._before = {}
+        self._before, self._gradients = {}, {}
 
     @torch.no_grad()
     def take(
@@ -81,7 +94,8 @@ class StepMeasures:
             if param in took:
                 group = groups[param]
                 lr = (lrs or {}).get(id(group), group.get("lr"))
-                layer = self._layer_step(param, group, lr, param.grad if with_gradient else None)
+                gradient = self._gradients.get(param, param.grad) if with_gradient else None
+                layer = self._layer_step(param, group, lr, gradient)
             if is_distributed(param):
                 shared[param] = layer
             elif layer is not None:
@@ -183,10 +197,14 @@ class _MeasuredStep:
         self._measures = StepMeasures(
             optimizer, [*dict.fromkeys(name for s in statistics for name in s.measures)]
         )
-        self.hooks = StepHooks(optimizer, self._copy, self._take)
+        given = self._copy_gradients if self._measures.needs_gradients else None
+        self.hooks = StepHooks(optimizer, self._copy, self._take, given)
 
     def _copy(self) -> None:
         self._measures.copy(self._layers)
+
+    def _copy_gradients(self) -> None:
+        self._measures.copy_gradients(self._layers)
 
     def _take(self, took: set[Tensor]) -> None:
         skipped = getattr(self._optimizer, "found_inf", None)

@@ -204,6 +204,36 @@ def test_optimizers_in_one_are_watched_under_their_names(tmp_path):
     assert "Several/update_ratio/head.weight" in read(tmp_path)
 
 
+class ChangesGradients(torch.optim.SGD):
+    """Changes the gradients in place, as some packages' optimizers do, after its closure."""
+
+    def step(self, closure=None):
+        loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad.mul_(-7).add_(1)
+        super().step()
+        return loss
+
+
+def test_gradients_are_those_that_the_optimizer_was_given(tmp_path):
+    class Norms(Callback):
+        def __init__(self):
+            self.at = {}
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            self.at[step] = module.head.weight.grad.norm().item()
+
+    norms = Norms()
+    module = Net(ChangesGradients, lr=0.01, momentum=0.9)
+    fit(tmp_path, module, StepsizeMonitor(every_n_steps=1), norms)
+    scalars = read(tmp_path)
+    assert scalars["gradient_norm/head.weight"] == pytest.approx(norms.at, rel=1e-6)
+    # The momentum is of the changed ones, whose direction is another.
+    assert all(abs(x) < 0.999 for x in scalars["gradient_cosine/features.weight"].values())
+
+
 def test_a_sparse_gradient_has_a_norm_and_no_cosine(tmp_path):
     class Embeds(Net):
         def __init__(self):
