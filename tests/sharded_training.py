@@ -276,6 +276,10 @@ class InFloat64(Callback):
     def on_train_batch_start(self, trainer, module, *args):
         self.before = {n: whole(p.detach()).double() for n, p in module.named_parameters()}
 
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        params = (p for p in module.parameters() if p.grad is not None)
+        self.gradients = {p: whole(p.grad).double().clone() for p in params}
+
     def on_train_batch_end(self, trainer, module, *args):
         (optimizer,) = trainer.optimizers
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -291,7 +295,7 @@ class InFloat64(Callback):
             key: whole(value).double() if isinstance(value, torch.Tensor) else value
             for key, value in optimizer.state[param].items()
         }
-        after, g = whole(param.detach()).double(), whole(param.grad).double()
+        after, g = whole(param.detach()).double(), self.gradients[param]
         numbers = {
             "update_norm": (after - before).norm(),
             "update_ratio": (after - before).norm() / before.norm(),
@@ -315,10 +319,16 @@ def any_optimizer(folder, strategy, path, options):
     optimizer_class = resolve_name(path)
     matrices = path == "torch.optim.Muon"  # which takes nothing else
     module.unused.requires_grad_(False)
-    module.configure_optimizers = lambda: optimizer_class(
-        [p for p in module.parameters() if p.requires_grad and (p.ndim == 2 or not matrices)],
-        **options,
-    )
+
+    def configure_optimizers():
+        params = [
+            p for p in module.parameters() if p.requires_grad and (p.ndim > 1 or not matrices)
+        ]
+        optimizer = optimizer_class(params, **options)
+        getattr(optimizer, "train", lambda: None)()  # of those that are free of a schedule
+        return optimizer
+
+    module.configure_optimizers = configure_optimizers
     statistics = [s for s in STATISTICS if s not in ("ceiling_share", "median")]
     monitor = StepsizeMonitor(["*"], 1, statistics=statistics, custom_scalars=False, health=False)
     fit(folder, strategy, module, monitor, expected, max_steps=10)

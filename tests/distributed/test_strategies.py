@@ -163,20 +163,26 @@ ANY_OPTIMIZER = [
     ("torch.optim.ASGD", {"lr": 0.01}),
     ("torch.optim.Muon", {"lr": 0.01}),
 ]
+FOREIGN = [
+    ("pytorch_optimizer.AdaBelief", {"lr": 0.01}),
+    ("pytorch_optimizer.Lion", {"lr": 0.01}),
+    ("schedulefree.AdamWScheduleFree", {"lr": 0.01, "warmup_steps": 5}),
+]
 # These refuse DTensors themselves.
 WITHOUT_DTENSORS = [
     ("torch.optim.Adafactor", {"lr": 0.01}),
     ("torch.optim.Rprop", {"lr": 0.01}),
+    ("pytorch_optimizer.Aida", {"lr": 0.01}),
 ]
 
 
-@pytest.mark.parametrize(("path", "options"), ANY_OPTIMIZER + WITHOUT_DTENSORS)
+@pytest.mark.parametrize(("path", "options"), [*ANY_OPTIMIZER, *FOREIGN, *WITHOUT_DTENSORS])
 def test_every_statistic_of_any_optimizer_is_that_of_float64(path, options, tmp_path):
     expected = sharded_training.any_optimizer(tmp_path, "one", path, options)
     check_logged(tmp_path, expected)
 
 
-@pytest.mark.parametrize(("path", "options"), ANY_OPTIMIZER)
+@pytest.mark.parametrize(("path", "options"), [*ANY_OPTIMIZER, *FOREIGN])
 def test_over_shards_too(path, options, two_processes, tmp_path):
     run = sharded_training.any_optimizer
     expected, _ = two_processes.run(run, tmp_path, "fsdp2", path, options)
