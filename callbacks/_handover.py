@@ -17,12 +17,10 @@ from aida_lightning.callbacks._schedulers import Scheduler, base_rates, bind
 _SHARED = ("lr", "betas", "weight_decay", "maximize")
 # Options that say how a step is computed and change nothing of what it is.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
-# The classes that decouple their weight decay; some are not in older torch.
-_DECOUPLED = tuple(
-    getattr(torch.optim, name)
-    for name in ("AdamW", "Adafactor", "Muon")
-    if hasattr(torch.optim, name)
-)
+# What tells that a weight decay is decoupled: an option by torch's, pytorch_optimizer's, timm's and
+# apex's names, or without one the name of the class.
+_DECOUPLING = ("decoupled_weight_decay", "weight_decouple", "decoupled_decay", "adam_w_mode")
+_DECOUPLED = ("AdamW", "Adafactor", "Lion", "Muon")
 # Where schedulers keep learning rates in an optimizer's groups.
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 
@@ -67,6 +65,7 @@ def dropped_options(
     moved = any(getattr(scheduler, "cycle_momentum", False) for scheduler in schedulers)
     kept = {name for name, value in old.defaults.items() if _has(new, name, value)}
     others = {*kept, *_IMPLEMENTATION, *(("momentum", "betas") if moved else ())}
+    others |= {*_DECOUPLING} if _has_both_decays(new) else set()
     found = {
         name: [g[name] for g in old.param_groups if g.get(name) and g[name] != option.default]
         for name, option in signature(type(old)).parameters.items()
@@ -103,13 +102,18 @@ def _warn_of_other_decay(old: Optimizer, new: Optimizer) -> None:
 
 def _decouples(optimizer: Optimizer) -> bool:
     """Tell whether an optimizer shrinks the weights apart from the gradient's step."""
-    by_class = isinstance(optimizer, _DECOUPLED)
-    return by_class or optimizer.defaults.get("decoupled_weight_decay", False)
+    options = [optimizer.defaults[name] for name in _DECOUPLING if name in optimizer.defaults]
+    return bool(options[0]) if options else _is_decoupled_by_name(optimizer)
+
+
+def _is_decoupled_by_name(optimizer: Optimizer) -> bool:
+    names = [cls.__name__ for cls in type(optimizer).__mro__]
+    return any(known in name for known in _DECOUPLED for name in names)
 
 
 def _has_both_decays(optimizer: Optimizer) -> bool:
     """Tell whether an option, and not the class, decides if the weight decay is decoupled."""
-    return "decoupled_weight_decay" in optimizer.defaults and not isinstance(optimizer, _DECOUPLED)
+    return "decoupled_weight_decay" in optimizer.defaults and not _is_decoupled_by_name(optimizer)
 
 
 def _scaling(

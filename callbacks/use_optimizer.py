@@ -159,7 +159,7 @@ class UseOptimizer(Callback):
         returned = [*leaves(configured)]
         optimizers = [leaf for leaf in returned if isinstance(leaf, Optimizer | LightningOptimizer)]
         if len(optimizers) != 1:
-            classes = [type(getattr(o, "optimizer", o)).__name__ for o in optimizers]
+            classes = [type(unwrapped(optimizer)).__name__ for optimizer in optimizers]
             raise MisconfigurationException(
                 f"UseOptimizer replaces a single optimizer, {name} returned "
                 + (f"{len(classes)} ({', '.join(classes)})" if classes else f"{configured!r}")

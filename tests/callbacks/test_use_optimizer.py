@@ -285,6 +285,38 @@ def test_a_decay_that_a_class_decouples_stays_decoupled(tmp_path, name):
     assert (group["weight_decay"], group["decoupled_weight_decay"]) == (0.1, True)
 
 
+class Decouples(Adam):
+    """Decouples its decay where an option or the name of its class says so."""
+
+    def __init__(self, params, weight_decouple=None, **options):
+        super().__init__(params, lr=0.01, weight_decay=0.1)
+        options |= {} if weight_decouple is None else {"weight_decouple": weight_decouple}
+        for options_of in (self.defaults, *self.param_groups):
+            options_of.pop("decoupled_weight_decay", None)
+            options_of.update(options)
+
+
+@pytest.mark.parametrize(
+    ("make", "decoupled"),
+    [
+        (type("AdamW8bit", (Decouples,), {}), True),
+        (lambda params: Decouples(params, weight_decouple=True), True),
+        (lambda params: Decouples(params, weight_decouple=False), False),
+        (lambda params: Decouples(params, decoupled_decay=True), True),
+        (lambda params: Decouples(params, adam_w_mode=True), True),
+        (type("Lion", (Decouples,), {}), True),
+        (Decouples, False),
+    ],
+)
+def test_a_decay_of_another_package_keeps_its_form(tmp_path, caplog, make, decoupled):
+    def configure(module):
+        return make(module.parameters())
+
+    assert "dropped" not in told(caplog, tmp_path, configure, "aida")
+    optimizer = replaced(tmp_path, configure, "aida")
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is decoupled
+
+
 def test_a_decay_that_becomes_decoupled_is_told(tmp_path):
     with pytest.warns(UserWarning, match="AdamW decouples the weight decay, which SGD adds"):
         replaced(tmp_path, lambda module: sgd(module, weight_decay=0.1), "adamw", lr=0.01)

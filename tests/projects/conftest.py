@@ -78,13 +78,16 @@ def fits(monkeypatch, tmp_path):
 
 @pytest.fixture
 def run(fits, monkeypatch):
-    """Run a section's code, and return the module and what its fit was."""
+    """Run a section's code, with another Lightning where one is named, and return its fit."""
 
-    def run_section(heading, **names):
+    def run_section(heading, package=None, **names):
         module = ModuleType("using_with_" + re.sub(r"\W", "_", heading))
         monkeypatch.setitem(sys.modules, module.__name__, module)
         vars(module).update(names)
-        exec(compile(SECTIONS[heading], f"{PAGE.name}, {heading}", "exec"), vars(module))
+        code = SECTIONS[heading]
+        if package:
+            code = code.replace("import lightning.pytorch as pl", f"import {package} as pl")
+        exec(compile(code, f"{PAGE.name}, {heading}", "exec"), vars(module))
         return fits[-1]
 
     return run_section

@@ -219,11 +219,14 @@ def test_sparse_embeddings_of_torch_geometric_are_refused(fits):
         build_optimizer("aida", TransE(5, 2, 4, sparse=True))
 
 
-def test_e3nn(run, fits, caplog):
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_e3nn(run, fits, caplog, package):
     pytest.importorskip("e3nn")
+    pytest.importorskip(package)
     loader = batches(torch.randn(16, 16), torch.randn(16, 3), torch.randn(16, 1))
     with caplog.at_level("INFO"):
-        fit = run("e3nn", loader=loader)
+        fit = run("e3nn", package, loader=loader)
+    assert type(fit.trainer).__module__.startswith(package)
     assert fit.logged == {"mix.weight", "read.weight"}
     assert "lr 0.001, amsgrad=True dropped" in caplog.text
     resume(fits, loader, 3)
