@@ -69,8 +69,7 @@ def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | No
     )
     table = Table(
         title=f"{label}: {'adaptive stepsizes' if 'mean' not in missing else 'updates'} "
-        f"at step {step}"
-        + (f", means over {len(seeds)} seeds" if len(seeds) > 1 else ""),
+        f"at step {step}" + (f", means over {len(seeds)} seeds" if len(seeds) > 1 else ""),
         caption=f"Not logged: {', '.join(missing)}; StepsizeMonitor(statistics=[…]) does."
         if missing
         else None,
