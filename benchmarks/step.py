@@ -211,8 +211,8 @@ def version_of(package: str) -> str:
         return "missing"
 
 
-def main() -> None:
-    """Measure, print one table a model, and write what was measured as JSON."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     usual = [name for name in MODELS if name != "llama"]
@@ -221,7 +221,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--limit", type=float, default=600, help="seconds per model")
     parser.add_argument("--json", type=Path, help="a file to write the times to, in seconds")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure, print the tables, and write what was measured as JSON."""
+    arguments = make_parser().parse_args()
 
     device: torch.device = arguments.device
     on_device = device.type == "cuda"

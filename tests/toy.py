@@ -63,12 +63,12 @@ def fit(folder, module, monitor, *callbacks, loggers=None, ckpt_path=None, **opt
     torch.manual_seed(0)
     trainer = Trainer(
         default_root_dir=folder,
-        accelerator="cpu",
         callbacks=[c for c in (monitor, *callbacks) if c],
         logger=[TensorBoardLogger(folder, name="", version="run")] if loggers is None else loggers,
         enable_progress_bar=False,
         enable_model_summary=False,
         **{
+            "accelerator": "cpu",
             "devices": 1,
             "enable_checkpointing": False,
             "max_epochs": 1,
