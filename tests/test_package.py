@@ -79,6 +79,7 @@ PARTS = [
     "example_modules",
     "compare",
     "experiments",
+    "_arguments",
     "_names",
     "cli",
     "_parsers",
