@@ -34,9 +34,7 @@ def bound_to(optimizer: Optimizer, values: Iterable[Any]) -> list[Scheduler]:
 
 def is_scheduler(value: Any) -> bool:
     """Tell whether it is known how a scheduler holds its optimizer and its rates."""
-    return isinstance(value, LRScheduler) or (
-        hasattr(value, "base_values") and hasattr(value, "param_group_field")
-    )
+    return isinstance(value, LRScheduler) or hasattr(value, "base_values")
 
 
 def drives(value: Any, optimizer: Optimizer) -> bool:
