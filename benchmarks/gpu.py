@@ -63,7 +63,7 @@ def stages_of(device: str, small: bool, scratch: Path, workers: int = 0) -> dict
 
     tests = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
     # Other versions may warn of what ours do not; a test that hangs shows where.
-    tests += ["-W", "default", "-o", "faulthandler_timeout=60"]
+    tests += ["-W", "default", "-o", "faulthandler_timeout=60", "--continue-on-collection-errors"]
     if workers:
         tests += ["-n", str(workers)]
     on_gpu = [*tests, *ON_DEVICE, "-k", "not cpu and not interpreter"]
@@ -274,6 +274,7 @@ def main() -> int:
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "PYTHONUNBUFFERED": "1",
             "MPLBACKEND": "Agg",
+            "TRITON_CACHE_DIR": str(scratch / "triton"),
         }
         # Most of the tests' time goes into compiling Triton's kernels, which the cores can share.
         can_share = arguments.device == "cuda" and "pytest-xdist" not in results["missing"]
