@@ -12,7 +12,6 @@ contenders only. It needs the extras `test`, of which pytorch_optimizer may be m
 """
 
 import argparse
-import gc
 import json
 import platform
 import statistics
@@ -166,8 +165,7 @@ def measure(
             else:
                 found.seconds.setdefault(name, []).append(seconds)
                 found.host_seconds.setdefault(name, []).append(on_host)
-            # Of states that together are larger than the memory each has to go before the next.
-            gc.collect()
+            # Its state is gone; what does not fit together with others fits alone.
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return found

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,3 +155,43 @@ def test_the_requirements_are_pinned_and_declared_by_the_package_or_needed_by_wh
     for name in [*names, "expecttest", "pytorch_optimizer", "hypothesis"]:
         assert name in pins
         assert f'"{name}' in declared
+
+
+class Event:
+    """What torch.cuda.Event is to a device that has always done what it was given."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, other):
+        return 1e3 * (other.at - self.at)
+
+
+def test_on_a_gpu_the_time_is_between_events_and_what_fails_leaves_the_others_in(monkeypatch):
+    step = load("step")
+    cuda = torch.device("cuda")
+    waits = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    between, on_host = step.time_each(lambda: time.sleep(0.01), 3, cuda)
+    assert 0.01 <= on_host <= between < 0.1
+    assert waits == [cuda, cuda]  # before the first step and after the last
+
+    params = [torch.nn.Parameter(torch.zeros(3))]
+    params[0].grad = torch.ones(3)
+
+    def fails(params):
+        raise torch.OutOfMemoryError("tried to allocate\n100 GiB")
+
+    works = step.CONTENDERS["torch Adam foreach"]
+    contenders = {"fails": works._replace(build=fails), "works": works}
+    monkeypatch.setattr(step, "CONTENDERS", contenders)
+    found = step.measure(params, [*contenders], cuda, 2, 60.0)
+    assert found.left_out == {"fails": "OutOfMemoryError: tried to allocate"}
+    assert len(found.seconds["works"]) == len(found.host_seconds["works"]) == 2
+    found = step.measure(params, ["works"], cuda, 2, -1.0)
+    assert found == step.Found({}, {}, {"works": "the -1 s are over"})

@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
-from devices import counted_waits, each_device, needs_gpu
+from devices import Transfers, counted_waits, each_device, fake_gpu, needs_gpu
+from torch import nn
 from toy import Net, fit, read
 
+from aida_lightning import build_optimizer
 from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.measuring._statistics import STATISTICS, choose_statistics, to_be_had
+from aida_lightning.measuring._step import StepMeasures
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -90,3 +94,26 @@ def test_the_monitor_waits_for_the_gpu_once_per_logged_step(tmp_path, device, na
             train(tmp_path / part, device, name, monitor=monitor, **options)
         counts.append(len(waits))
     assert counts[1] - counts[0] == (3 if device == "cuda" else 0)
+
+
+OURS = [("aida", {"foreach": True}), ("laida", {"foreach": True}), ("adaml", {"foreach": False})]
+TORCHS = [("adam", {"fused": True}), ("adamw", {"foreach": True}), ("sgd", {"momentum": 0.9})]
+
+
+@pytest.mark.parametrize(("name", "options"), [*OURS, *TORCHS])
+def test_no_measure_would_wait_for_a_gpu(name, options, monkeypatch):
+    with fake_gpu(monkeypatch):
+        layers = {nn.Parameter(torch.empty(5, 3, device="cuda")): name for name in ("a", "b")}
+        optimizer = build_optimizer(name, [*layers], **options)
+        for layer in layers:
+            layer.grad = torch.empty_like(layer)
+        statistics = to_be_had(choose_statistics([*STATISTICS, "median", "q05"]), optimizer)
+        measures = StepMeasures(optimizer, [*{m: None for s in statistics for m in s.measures}])
+        measures.copy(layers)
+        optimizer.step()
+        with Transfers() as transfers:
+            rows = measures.take(layers, {*layers})
+    assert transfers.copies == []
+    tensors = [x for row in rows.values() for x in row.values() if isinstance(x, torch.Tensor)]
+    assert tensors
+    assert all(tensor.is_cuda for tensor in tensors)

@@ -122,5 +122,4 @@ def test_the_peak_of_a_gpus_memory_is_as_the_documentation_says(name, kernel, la
     before = torch.cuda.memory_allocated()
     optimizer.step()
     extra = torch.cuda.max_memory_allocated() - before
-    # foreach holds each of its scratch tensors for all layers at once.
-    assert extra <= layers * params[0].nbytes * (3 if kernel.get("foreach") else 1)
+    assert extra <= layers * params[0].nbytes
