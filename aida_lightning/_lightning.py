@@ -167,10 +167,15 @@ def package_of(*classes: Any) -> str:
         if isinstance(cls, str):
             with suppress(ImportError, AttributeError, ValueError):
                 cls = resolve_name(cls)
-        found = {_origin(base) for base in getattr(cls, "__mro__", ())} - {None}
-        if len(found) == 1:
-            return str(found.pop())
+        if len(found := _origins(cls)) == 1:
+            return found.pop()
     return packages()[0]
+
+
+def fits(cls: Any, package: str) -> bool:
+    """Tell whether a class derives from a package, if it derives from any."""
+    found = _origins(cls)
+    return package in found or not found
 
 
 def loggers() -> list[logging.Logger]:
@@ -197,6 +202,11 @@ def follow(instance: Any, package: str) -> None:
         current = getattr(current, "__func__", current)
         if current is not method and any(current is getattr(base, name, None) for base in others):
             vars(instance)[name] = getattr_static(ours, name).__get__(instance)
+
+
+def _origins(cls: Any) -> set[str]:
+    """Return the packages that a class derives from; none for what is no class."""
+    return {origin for base in getattr(cls, "__mro__", ()) if (origin := _origin(base))}
 
 
 def _origin(cls: type) -> str | None:

@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
+from inspect import signature
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ from jsonargparse import Namespace, get_loader, set_loader
 from torch.optim import Optimizer, lr_scheduler
 from typing_extensions import override
 
-from aida_lightning._lightning import LightningArgumentParser, find
+from aida_lightning._lightning import LightningArgumentParser, find_in, package_of
 from aida_lightning.mixin import SCHEDULERS, scheduler_class
 from aida_lightning.registry import check_options, get_optimizer_class, list_optimizers
 
@@ -44,13 +46,20 @@ class NamesArgumentParser(LightningArgumentParser):
         self._unknown: dict[str, str] = {}
 
     @override
+    def add_lightning_class_args(self, lightning_class: Any, *args: Any, **kwargs: Any) -> Any:
+        # The parser of each distribution refuses the classes of the other.
+        package = package_of(returned_class(lightning_class))
+        theirs = find_in(package, "pytorch.cli.LightningArgumentParser")
+        return theirs.add_lightning_class_args(self, lightning_class, *args, **kwargs)
+
+    @override
     def add_subclass_arguments(
         self, baseclass: Any, nested_key: str, *args: Any, **kwargs: Any
     ) -> None:
-        first = baseclass[0] if isinstance(baseclass, tuple) else baseclass
-        kinds = [kind for base, kind in _KINDS.items() if issubclass(first, base)]
-        for _, names, path_of in kinds:
-            self._paths_of[nested_key] = path_of
+        bases = baseclass if isinstance(baseclass, tuple) else (baseclass,)
+        kinds = [kind for base, kind in _KINDS.items() if issubclass(bases[0], base)]
+        for _, names, find_class in kinds:
+            self._paths_of[nested_key] = partial(_path_of, find_class, bases)
             kwargs["help"] = (
                 f"{', '.join(names)}, in any case; or the path or the name of another class. "
                 f"--{nested_key}.help NAME lists its options."
@@ -145,23 +154,25 @@ class NamesArgumentParser(LightningArgumentParser):
         return value
 
 
-def _optimizer_path(name: str) -> str:
-    cls = get_optimizer_class(name)
-    package = "torch.optim" if cls.__module__.startswith("torch.") else "aida_lightning"
-    return f"{package}.{cls.__name__}"
+def returned_class(given: Any) -> Any:
+    """Return a class as it is, and of another callable the class that it says it returns."""
+    is_class = isinstance(given, type)
+    return given if is_class else signature(given, eval_str=True).return_annotation
 
 
-def _scheduler_path(name: str) -> str:
-    cls = scheduler_class(name)
-    if cls is lr_scheduler.ReduceLROnPlateau:
-        # Lightning's knows the metric to monitor.
-        cls = find("pytorch.cli.ReduceLROnPlateau")[0]
-    return f"{cls.__module__}.{cls.__name__}"
+def _path_of(find_class: Callable[[str], type], bases: tuple[type, ...], name: str) -> str:
+    cls = find_class(name)
+    # LightningCLI has a ReduceLROnPlateau of its own, which knows the metric to monitor.
+    cls = next((base for base in bases if issubclass(base, cls)), cls)
+    module = cls.__module__
+    if issubclass(cls, Optimizer):
+        module = "torch.optim" if module.startswith("torch.") else "aida_lightning"
+    return f"{module}.{cls.__name__}"
 
 
-_KINDS: dict[type, tuple[str, list[str], Callable[[str], str]]] = {
-    Optimizer: ("Optimizer", list_optimizers(), _optimizer_path),
-    lr_scheduler.LRScheduler: ("LR scheduler", SCHEDULERS, _scheduler_path),
+_KINDS: dict[type, tuple[str, list[str], Callable[[str], type]]] = {
+    Optimizer: ("Optimizer", list_optimizers(), get_optimizer_class),
+    lr_scheduler.LRScheduler: ("LR scheduler", SCHEDULERS, scheduler_class),
 }
 
 # A loader is given a text alone, and what is named in it depends on the parser.

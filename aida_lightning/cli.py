@@ -1,6 +1,8 @@
 """LightningCLI with the optimizers by name: ``AidaCLI(Model)``, and ``aida-lightning fit``."""
 
+import sys
 from functools import partial
+from inspect import signature
 from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
@@ -13,14 +15,20 @@ from typing_extensions import override
 # A callback's bare name, as in --trainer.callbacks+=StepsizeMonitor, is looked for among the
 # classes that are imported.
 import aida_lightning.callbacks  # noqa: F401
+from aida_lightning._arguments import named_classes
 from aida_lightning._lightning import (
     LightningArgumentParser,
     LightningCLI,
     LightningModule,
+    MisconfigurationException,
     find,
+    find_in,
+    fits,
+    follow,
     is_overridden,
+    package_of,
 )
-from aida_lightning._names import NamesArgumentParser
+from aida_lightning._names import NamesArgumentParser, returned_class
 from aida_lightning.mixin import OptimizerMixin
 from aida_lightning.registry import get_optimizer_class, list_optimizers
 
@@ -42,6 +50,10 @@ class AidaCLI(LightningCLI):
     ``--optimizer`` wins over the model's own ``configure_optimizers``, that of ``OptimizerMixin``
     and its ``optimizer`` included, and over its LR scheduler.
 
+    It is the LightningCLI of ``lightning.pytorch`` or of ``pytorch_lightning``, with its Trainer:
+    of the one that ``trainer_class`` is of, or else the model, or else another class that is given
+    or that the arguments and the files of ``--config`` name.
+
     Args:
         args: the positional arguments of ``LightningCLI``.
         kwargs: its keyword arguments. A ``parser_class`` has to derive from
@@ -57,8 +69,26 @@ class AidaCLI(LightningCLI):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("parser_class", NamesArgumentParser)
-        super().__init__(*args, **kwargs)
+        theirs = find("pytorch.cli.LightningCLI")[0].__init__
+        given = signature(theirs).bind_partial(self, *args, **kwargs).arguments
+        given.setdefault("parser_class", NamesArgumentParser)
+        line = given.get("args")
+        self._named = named_classes(sys.argv[1:] if line is None else line)
+        keys = ("trainer_class", "model_class", "datamodule_class")
+        classes = [returned_class(given[key]) for key in keys if given.get(key)]
+        self._package = package_of(*classes, *(cls for _, cls in self._named))
+        for cls in classes:
+            if not fits(cls, self._package):
+                raise MisconfigurationException(_mismatch(cls, self._package))
+        follow(self, self._package)
+        find_in(self._package, "pytorch.cli.LightningCLI").__init__(**given)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for key, cls in self._named:
+            if not fits(cls, self._package):
+                parser.error(f"{key}: {_mismatch(cls, self._package)}")
+        super().parse_arguments(parser, args)
 
     @override
     def instantiate_classes(self) -> None:
@@ -129,6 +159,13 @@ def run_lightning_cli(args: list[str] | None = None) -> int:
         },
     )
     return 0
+
+
+def _mismatch(cls: type, package: str) -> str:
+    return (
+        f"{cls.__module__}.{cls.__qualname__} is of {package_of(cls)}, but the Trainer is of "
+        f"{package}; all that a Trainer is given has to be of its own package"
+    )
 
 
 def _loses(model: LightningModule) -> str | None:

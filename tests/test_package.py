@@ -77,6 +77,7 @@ PARTS = [
     "example_modules",
     "compare",
     "experiments",
+    "_arguments",
     "_names",
     "cli",
     "_parsers",

@@ -12,7 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from aida_lightning._lightning import find_in, package_of, packages
+from aida_lightning._lightning import find, find_in, fits, package_of
 from aida_lightning.compare.methods import UsageError
 
 _BASES = {
@@ -49,19 +49,17 @@ def check_classes(source: str, config: Mapping[str, Any], package: str) -> None:
     Raises:
         UsageError: a class path names something else.
     """
-    bases = {name: base_classes(name) for name in packages()}
     for key, path in _named(config):
         try:
             named = resolve_name(path)
         except (ImportError, AttributeError, ValueError):
             continue  # the parser says what is wrong
-        fits = [p for p in bases if inspect.isclass(named) and issubclass(named, bases[p][key])]
-        if not fits:
+        if not (inspect.isclass(named) and issubclass(named, find(f"pytorch.{_BASES[key]}"))):
             raise UsageError(f"{source}: {key}: {path} is no {_BASES[key]}, which it has to be")
-        if package not in fits:
+        if not fits(named, package):
             raise UsageError(
-                f"{source}: {key}: {path} is a {_BASES[key]} of {fits[0]}, but the experiment is "
-                f"one of {package}: all of its classes have to be of the same"
+                f"{source}: {key}: {path} is a {_BASES[key]} of {package_of(named)}, but the "
+                f"experiment is one of {package}: all of its classes have to be of the same"
             )
 
 

@@ -1,0 +1,98 @@
+"""The classes that a command line of LightningCLI names, known before it is parsed."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pkgutil import resolve_name
+from typing import Any
+
+import fsspec
+import yaml
+from jsonargparse import Namespace, get_loader
+
+from aida_lightning._lightning import find
+
+# Also below the name of a subcommand, as a file of configuration may have them.
+_OPTIONS = re.compile(
+    r"(?:(?:fit|validate|test|predict)\.)?"
+    r"(model|data|trainer\.(?:callbacks|logger|plugins|strategy))\+?(?:\.class_path)?"
+)
+_FILES = ("config", "c", "model", "data", "trainer")
+_BASES = ("LightningModule", "LightningDataModule", "Callback")
+
+
+def named_classes(args: Any) -> list[tuple[str, type]]:
+    """List the options that name a class, and the class: the model first, then the others.
+
+    Of what is given twice, the later comes first, for it holds. Paths that lead nowhere and names
+    that several classes have are left to the parser.
+
+    Args:
+        args: the arguments, or what stands for them, as LightningCLI takes either.
+
+    Example:
+        >>> named_classes(["fit", "--trainer.max_epochs=2", "--model", "torch.nn.Linear"])
+        [('model', <class 'torch.nn.modules.linear.Linear'>)]
+    """
+    found: list[tuple[str, type]] = []
+    for key, value in [*_given(args)][::-1]:
+        option = _OPTIONS.fullmatch(key)
+        if option and (cls := _class_of(value)):
+            found.append((option[1], cls))
+    return sorted(found, key=lambda pair: pair[0] != "model")
+
+
+def _given(args: Any) -> Iterator[tuple[str, str]]:
+    """Yield the values that are given, with their dotted keys."""
+    if isinstance(args, dict | Namespace):
+        yield from _flat(dict(args.items() if isinstance(args, dict) else vars(args)))
+        return
+    for place, argument in enumerate(args):
+        option, equals, value = str(argument).partition("=")
+        if not option.startswith("-"):
+            continue
+        if not equals:
+            value = next(iter(args[place + 1 :]), "")
+        key = option.lstrip("-")
+        content = _loaded(value, key in _FILES)
+        yield from _flat(content, "" if key in ("config", "c") else key)
+
+
+def _loaded(text: Any, may_be_file: bool) -> Any:
+    """Load YAML, or the file of it that is named."""
+    if may_be_file:
+        with suppress(OSError, ValueError, ImportError), fsspec.open(str(text), "r") as file:
+            text = file.read()
+    try:
+        return get_loader("yaml")(str(text))
+    except yaml.YAMLError:  # which the parser reports
+        return text
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _flat(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _flat(item, key)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _class_of(name: str) -> type | None:
+    if "." in name:
+        with suppress(Exception):  # of the user's module, which the parser reports
+            named = resolve_name(name)
+            return named if isinstance(named, type) else None
+    bases = [base for kind in _BASES for base in find(f"pytorch.{kind}")]
+    named = {cls for cls in _below(bases) if cls.__name__ == name}
+    return named.pop() if len(named) == 1 else None
+
+
+def _below(classes: Sequence[type]) -> Iterator[type]:
+    for cls in classes:
+        yield cls
+        yield from _below(cls.__subclasses__())
