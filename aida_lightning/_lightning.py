@@ -120,6 +120,12 @@ class _FollowsTrainer:
         if name == "trainer" and value is not None:
             follow(self, package_of(value.__class__))  # a weak reference tells its object's class
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, args, state, *rest = reduced
+        own = {name: value for name, value in state.items() if not _is_followed(value)}
+        return make, args, own, *rest  # a copy's Trainer is another
+
 
 def find(path: str) -> Classes:
     """Return the class, or the function, of each distribution.
@@ -204,13 +210,18 @@ def follow(instance: Any, package: str) -> None:
             vars(instance)[name] = getattr_static(ours, name).__get__(instance)
 
 
+def _is_followed(value: Any) -> bool:
+    function = getattr(value, "__func__", value)
+    return isfunction(function) and _origin(function) is not None
+
+
 def _origins(cls: Any) -> set[str]:
     """Return the packages that a class derives from; none for what is no class."""
     return {origin for base in getattr(cls, "__mro__", ()) if (origin := _origin(base))}
 
 
-def _origin(cls: type) -> str | None:
-    """Return the package of the distribution that a class is written in."""
+def _origin(cls: Any) -> str | None:
+    """Return the package of the distribution that a class or a function is written in."""
     root = cls.__module__.partition(".")[0]
     for names in _installed:
         if root in [name.partition(".")[0] for name in names.values()]:
