@@ -123,9 +123,7 @@ def test_one_module_alone_knows_that_there_are_two_lightnings():
     for folder, installed in FOLDERS.items():
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                names = [
-                    alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")
-                ]
+                names = [getattr(alias, "name", None) for alias in getattr(node, "names", [])]
                 names += [getattr(node, "module", None), getattr(node, "value", None)]
                 if any(isinstance(name, str) and packages.match(name) for name in names):
                     naming.add(f"{installed}/{path.relative_to(ROOT / folder).as_posix()}")
