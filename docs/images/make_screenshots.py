@@ -1,6 +1,6 @@
 """Take the documentation's pictures of TensorBoard: train two runs, serve them, and look.
 
-    python docs/images/make_screenshots.py [--epochs 3] [--output docs/images]
+    python docs/images/make_screenshots.py [--epochs 2] [--output docs/images]
 
 It needs the extras `examples` and `browser`, and chromium and chromedriver on the path.
 """
@@ -84,7 +84,7 @@ def take_pictures(folder: str, output: Path) -> None:
 def main() -> None:
     """Train and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
