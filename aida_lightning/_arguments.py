@@ -24,8 +24,8 @@ _BASES = ("LightningModule", "LightningDataModule", "Callback")
 def named_classes(args: Any) -> list[tuple[str, type]]:
     """List the options that name a class, and the class: the model first, then the others.
 
-    Of what is given twice, the later comes first, for it holds. Paths that lead nowhere and names
-    that several classes have are left to the parser.
+    Of two models the later holds, and of two data modules. Paths that lead nowhere and names that
+    several classes have are left to the parser.
 
     Args:
         args: the arguments, or what stands for them, as LightningCLI takes either.
@@ -36,9 +36,10 @@ def named_classes(args: Any) -> list[tuple[str, type]]:
     """
     found: list[tuple[str, type]] = []
     for key, value in [*_given(args)][::-1]:
-        option = _OPTIONS.fullmatch(key)
-        if option and (cls := _class_of(value)):
-            found.append((option[1], cls))
+        option = match[1] if (match := _OPTIONS.fullmatch(key)) else ""
+        is_settled = option in ("model", "data") and option in dict(found)
+        if option and not is_settled and (cls := _class_of(value)):
+            found.append((option, cls))
     return sorted(found, key=lambda pair: pair[0] != "model")
 
 

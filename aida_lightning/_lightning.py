@@ -221,7 +221,7 @@ def _origins(cls: Any) -> set[str]:
 
 def _origin(cls: Any) -> str | None:
     """Return the package of the distribution that a class or a function is written in."""
-    root = cls.__module__.partition(".")[0]
+    root = str(cls.__module__).partition(".")[0]
     for names in _installed:
         if root in [name.partition(".")[0] for name in names.values()]:
             return names["pytorch"]

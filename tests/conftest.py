@@ -6,6 +6,7 @@ Renaming is how the second is made of the source of the first, and so it is here
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -17,6 +18,7 @@ TESTS = (
     "logs/test_tensorboard.py",
     "compare/test_resume.py",
 )
+FOLDER = TemporaryDirectory(prefix="renamed_tests_")  # it is removed at the end
 HELPERS = ("toy.py", "compare/tiny.py")
 RENAMED = (
     (r"lightning\.pytorch", "pytorch_lightning"),
@@ -31,7 +33,7 @@ class UnderPytorchLightning(pytest.Module):
 
     def _getobj(self):
         tests = self.config.rootpath / "tests"
-        folder = self.config.cache.mkdir("renamed")
+        folder = Path(FOLDER.name)
         if str(folder) not in sys.path:
             sys.path.append(str(folder))  # from where processes that are spawned import, too
         copy = folder / self.path.relative_to(tests)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -53,7 +53,7 @@ def parser(cls=NamesArgumentParser, **kwargs):
     made = cls(exit_on_error=False, **kwargs)
     made.add_argument("--config", action="config")
     made.add_optimizer_args()
-    made.add_lr_scheduler_args()
+    made.add_lr_scheduler_args(LRSchedulerTypeTuple)  # as LightningCLI does
     return made
 
 
