@@ -154,7 +154,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         distributed = False
         for group in self.param_groups:
             layers = Layers([], [], [], [], [], [], {})
-            is_plain = self._init_group(group, *layers[:5])
+            is_plain = self._init_group(group, *layers.tensors())
             layers.numels.extend(_numel(param) for param in layers.params)
             if not is_plain:
                 distributed |= any(is_distributed(param) for param in group["params"])

@@ -34,7 +34,7 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
     """
     groups = defaultdict(list)
     compiles = kernel == "fused" and not torch.compiler.is_compiling()
-    for index, (x, g, m, v, step) in enumerate(zip(*layers[:5], strict=True)):
+    for index, (x, g, m, v, step) in enumerate(zip(*layers.tensors(), strict=True)):
         compiled = compiles and _compiled(x, g, m, v, step, rule.layer_mean)
         groups[compiled, x.device, x.dtype, m.dtype, v.dtype, step.dtype].append(index)
     batches = []

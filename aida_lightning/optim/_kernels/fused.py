@@ -153,7 +153,7 @@ def _sweep(
         threads=torch.get_num_threads(),
     )
     if "table" not in layers.kept:
-        addresses = [[tensor.data_ptr() for tensor in column] for column in layers[:5]]
+        addresses = [[tensor.data_ptr() for tensor in column] for column in layers.tensors()]
         parts = [param.numel() for param in layers.params]
         layers.kept["table"] = torch.tensor([*addresses, parts, layers.numels], device="cpu")
     table = layers.kept["table"]

@@ -34,7 +34,7 @@ def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
     sums: list[Tensor] = []
     blocks = [
         _momentum_of_layer(x, g, m, v.dtype, rule, sums)
-        for x, g, m, v in zip(*layers[:4], strict=True)
+        for x, g, m, v in zip(*layers.tensors()[:4], strict=True)
     ]
     table = torch.stack(sums).view(sum(blocks), -1)
     if len(table) == len(blocks):
@@ -51,7 +51,7 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
     totals = [
         _update_layer(x, g, m, v, step, coefficients, rule, has_momentum=sums is not None)
         for x, g, m, v, step, coefficients in zip(
-            *layers[:5], _coefficients(len(layers.params), rule, sums), strict=True
+            *layers.tensors(), _coefficients(len(layers.params), rule, sums), strict=True
         )
     ]
     if rule.layer_mean != "stepsize":

@@ -26,6 +26,10 @@ class Layers(NamedTuple):
     # What a kernel keeps from one sweep over these layers to the next.
     kept: dict[str, Any]
 
+    def tensors(self) -> tuple[list[Tensor], ...]:
+        """Return the lists that have a tensor per layer; torch.compile cuts no named tuple."""
+        return self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps
+
     def mean(self, totals: Tensor) -> Tensor:
         """Divide sums over whole layers, of shape ``(n,)``, by the layers' numbers of elements."""
         counts = [max(numel, 1) for numel in self.numels]
@@ -36,13 +40,13 @@ class Layers(NamedTuple):
 
     def take(self, indices: Sequence[int]) -> "Layers":
         """Pick the layers of these indices."""
-        picked = ([column[index] for index in indices] for column in self[:5])
+        picked = ([column[index] for index in indices] for column in self.tensors())
         numels = [self.numels[index] for index in indices]
         return Layers(*picked, numels=numels, kept={})  # type: ignore[misc, arg-type]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Layers":
         """Replace every tensor by what the function makes of it."""
-        mapped = ([function(tensor) for tensor in column] for column in self[:5])
+        mapped = ([function(tensor) for tensor in column] for column in self.tensors())
         return Layers(*mapped, numels=self.numels, kept={})  # type: ignore[misc, arg-type]
 
 

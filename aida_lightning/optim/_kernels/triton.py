@@ -177,7 +177,7 @@ class _Table(NamedTuple):
 
 def _table(layers: Layers, rule: UpdateRule) -> _Table:
     device = layers.params[0].device
-    lists = layers[:4] if not rule.capturable else layers[:5]
+    lists = layers.tensors()[:4] if not rule.capturable else layers.tensors()
     addresses = tuple(tuple(map(Tensor.data_ptr, tensors)) for tensors in lists)
     parts = tuple(map(Tensor.numel, layers.params))
     dtypes = layers.params[0].dtype, layers.steps[0].dtype
