@@ -63,25 +63,24 @@ def _import_all() -> list[dict[str, str]]:
     """
     found: list[dict[str, str]] = []
     for names in sorted(_DISTRIBUTIONS, key=lambda names: names["pytorch"] not in sys.modules):
+        is_first = not found
         log, category = rank_zero.log, rank_zero.rank_zero_deprecation_category
         try:
             import_module(names["pytorch"])
-        except ModuleNotFoundError as error:
-            if error.name not in (names["pytorch"], names["pytorch"].partition(".")[0]):
-                raise
-            continue
-        if found and rank_zero.log is not log:
+            found.append(names)
+        except ImportError as error:  # it is missing, or what it needs is: nobody has its classes
+            reason = error
+        if not is_first and rank_zero.log is not log:
             # Both send their messages to the logger of the one that was imported last. It stays the
             # first one's, and whoever silences either logger silences both.
             log.addFilter(_is_enabled_for(rank_zero.log))
             rank_zero.log, rank_zero.rank_zero_deprecation_category = log, category
-        found.append(names)
     if not found:
         raise ModuleNotFoundError(
             "the callbacks, modules and command line of aida_lightning need Lightning: "
             "`pip install lightning` or `pip install pytorch-lightning`",
             name="lightning",
-        )
+        ) from reason
     return found
 
 

@@ -93,7 +93,10 @@ class StepsizeMonitor(Callback):
     Args:
         layers: names of parameters or globs of them, such as ``["features.*.weight"]``, without
             what wrappers add to them. A tied parameter has several names, a parametrized one that
-            of its result too. None chooses the weight tensors, those of 2 or more dimensions.
+            of its result too. None chooses the weights: the tensors of 2 or more dimensions, and a
+            ``weight`` of one dimension where its module has no other and is no norm (known by
+            "norm" in the name of its class or of its place). Where none of them is trained, None
+            chooses all that is.
         every_n_steps: log every n-th step of an optimizer; of several in one batch the last. None
             logs at the Trainer's own steps, see above.
         logging_interval: ``"step"``, or ``"epoch"`` to log at the end of each training epoch.

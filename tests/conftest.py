@@ -5,14 +5,24 @@ Renaming is how the second is made of the source of the first, and so it is here
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
-TESTS = ("callbacks/test_*.py", "test_cli.py", "test_lightning.py", "test_checkpoint_io.py")
+TESTS = (
+    "callbacks/test_*.py",
+    "test_cli.py",
+    "test_lightning.py",
+    "test_checkpoint_io.py",
+    "logs/test_tensorboard.py",
+    "compare/test_resume.py",
+)
+HELPERS = ("toy.py", "compare/tiny.py")
 RENAMED = (
     (r"lightning\.pytorch", "pytorch_lightning"),
     (r"lightning\.fabric", "lightning_fabric"),
     (r"from toy import", "from renamed_toy import"),
+    (r"compare\.tiny", "renamed_tiny"),
 )
 
 
@@ -25,7 +35,8 @@ class UnderPytorchLightning(pytest.Module):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))  # from where processes that are spawned import, too
         copy = folder / self.path.relative_to(tests)
-        _rename(tests / "toy.py", folder / "renamed_toy.py")
+        for helper in HELPERS:
+            _rename(tests / helper, folder / f"renamed_{Path(helper).name}")
         _rename(self.path, copy)
         return pytest.Module.from_parent(self, path=copy).obj
 

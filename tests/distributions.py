@@ -6,6 +6,7 @@ import pickle
 import sys
 import warnings
 from importlib import import_module
+from inspect import getattr_static, isfunction
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -41,9 +42,9 @@ def parts():
 
 
 def hooks(kind):
-    """Return the methods that may be overridden, but for one that is made anew at each look."""
-    public = {name for name in dir(kind) if not name.startswith("_")} - {"load_from_checkpoint"}
-    return {name for name in public if hasattr(getattr(kind, name), "__code__")}
+    """Return the methods that may be overridden, not those of the class."""
+    public = {name for name in dir(kind) if not name.startswith("_")}
+    return {name for name in public if isfunction(getattr_static(kind, name))}
 
 
 def is_overridden(package, name, part):

@@ -179,3 +179,17 @@ def test_the_citation_has_the_version_that_is_built():
     assert citation["version"] == built
     assert f"## [{built}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2203.13273"
+
+
+def test_equations_become_mathml_that_needs_no_script():
+    spec = importlib.util.spec_from_file_location("mathml", DOCS / "mathml.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    inline = module.on_page_content(r'a <span class="arithmatex">\(\beta_1 &lt; 1\)</span> b')
+    assert inline.startswith('a <span class="arithmatex"><math')
+    assert "<msub><mi>&#x003B2;</mi><mn>1</mn></msub>" in inline
+    aligned = r"\begin{aligned} m &amp;= 1 \\ v &amp;= 2 \end{aligned}"
+    display = module.on_page_content(f'<div class="arithmatex">\\[\n{aligned}\n\\]</div>')
+    assert display.count("<mtr>") == 2
+    assert 'display="block"' in display
+    assert "&amp;" not in display

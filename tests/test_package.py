@@ -119,6 +119,19 @@ def test_no_part_imports_from_a_part_above_it():
     assert ("callbacks", "logs") in seen  # what is asserted above was looked at
 
 
+def test_one_module_alone_knows_that_there_are_two_lightnings():
+    packages = re.compile(r"(lightning|pytorch_lightning|lightning_fabric)(\.|$)")
+    naming = set()
+    for folder, installed in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [getattr(alias, "name", None) for alias in getattr(node, "names", [])]
+                names += [getattr(node, "module", None), getattr(node, "value", None)]
+                if any(isinstance(name, str) and packages.match(name) for name in names):
+                    naming.add(f"{installed}/{path.relative_to(ROOT / folder).as_posix()}")
+    assert naming == {"aida_lightning/_lightning.py"}
+
+
 @pytest.mark.parametrize("module", ["aida_lightning.callbacks", "aida_lightning.cli"])
 def test_the_plugin_does_not_pay_for_the_papers_reproduction(module):
     others = ["datamodules", "example_modules", "compare", "experiments"]
