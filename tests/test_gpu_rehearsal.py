@@ -184,6 +184,9 @@ def test_on_a_gpu_the_time_is_between_events_and_what_fails_leaves_the_others_in
     assert 0.0099 < on_host == pytest.approx(between, rel=0.1)
     assert waits == [cuda, cuda]  # before the first step and after the last
 
+    monkeypatch.setattr(step, "Aida", lambda *_, **__: 1 / 0)
+    assert step.first_step(torch.device("cpu")) == "ZeroDivisionError: division by zero"
+
     params = [torch.nn.Parameter(torch.zeros(3))]
     params[0].grad = torch.ones(3)
 
