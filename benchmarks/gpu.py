@@ -40,9 +40,9 @@ ON_DEVICE = [
     "tests/optim/triton_on_device.py",
     "tests/optim/test_triton.py",
     "tests/optim/test_devices.py",
-    "tests/callbacks/test_devices.py",
     "tests/optim/test_torch_contract.py",
 ]
+TRAINING = ["tests/callbacks/test_devices.py"]
 
 
 class Stage(NamedTuple):
@@ -61,14 +61,20 @@ def stages_of(device: str, small: bool, scratch: Path, workers: int = 0) -> dict
         given = [*arguments, "--device", device, "--json", scratch / f"{stage}.json"]
         return [sys.executable, *map(str, (benchmarks / name, *given))]
 
-    tests = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+    tests = [sys.executable, "-m", "pytest", "-v", "-rfE", "--tb=short"]
+    tests += ["-o", f"cache_dir={scratch / 'pytest'}"]
     # Other versions may warn of what ours do not; a test that hangs shows where.
     tests += ["-W", "default", "-o", "faulthandler_timeout=60", "--continue-on-collection-errors"]
-    if workers:
-        tests += ["-n", str(workers)]
-    on_gpu = [*tests, *ON_DEVICE, "-k", "not cpu and not interpreter"]
-    some = "test_devices and cpu and LAida or on_device and twenty and AdamPlus"
-    on_cpu = [*tests, *ON_DEVICE[:-1], "-k", some]
+    chosen = ["-k", "not cpu and not interpreter"]
+    interpreted: dict[str, str] = {}
+    if device == "cpu":
+        chosen = [
+            "-k",
+            "test_devices and cpu and LAida or twenty and AdamPlus" if small else "not interpreter",
+        ]
+        interpreted = {"TRITON_INTERPRET": "1"}
+    of_training = ["-k", "cpu and laida"] if small else chosen
+    shared = ["-n", str(workers)] if workers else []
     step: list[Any] = ["--models", "vgg11", "resnet34", "transformer", "llama", "tiny"]
     step += ["--rounds", 3, "--limit", 22]
     monitor: list[Any] = ["--points", 0, "--models", "vgg11", "--epochs", 2, "--contenders"]
@@ -81,13 +87,10 @@ def stages_of(device: str, small: bool, scratch: Path, workers: int = 0) -> dict
         monitor += ["--epochs", 1, "--pictures", 16, "--contenders", "every step"]
     stages = {
         "check": Stage(45, [sys.executable, __file__, "--check", "--device", device]),
-        "tests": (
-            Stage(150, on_gpu)
-            if device == "cuda"
-            else Stage(150, on_cpu, {"TRITON_INTERPRET": "1"})
-        ),
+        "tests": Stage(125, [*tests, *ON_DEVICE, *chosen, *shared], interpreted),
+        "training": Stage(45, [*tests, *TRAINING, *of_training]),
         "step": Stage(120, script("step.py", "step", *step)),
-        "monitor": Stage(85, script("monitor.py", "monitor", *monitor)),
+        "monitor": Stage(80, script("monitor.py", "monitor", *monitor)),
         "layers": Stage(45, script("monitor.py", "layers", *layers)),
     }
     if small:
@@ -197,8 +200,9 @@ def table(results: dict[str, Any]) -> str:
     lines = [f"{name:10} {end['ended']:24} {end['seconds']:6.1f} s" for name, end in
              results["stages"].items()]  # fmt: skip
     lines += [f"missing    {', '.join(results['missing'])}"] if results["missing"] else []
-    if tests := results.get("tests"):
-        lines += ["", f"tests: {tests['counts']}", *(f[:160] for f in tests["failed"][:20])]
+    for name in ("tests", "training"):
+        if tests := results.get(name):
+            lines += ["", f"{name}: {tests['counts']}", *(f[:160] for f in tests["failed"][:20])]
     if step := results.get("step"):
         lines += ["", *_settings(step), *_steps(step)]
     for name in ("monitor", "layers"):
@@ -252,7 +256,8 @@ def main() -> int:
     parser.add_argument("out", nargs="?", type=Path, default=Path("gpu"))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--small", action="store_true", help="a reduced size, to rehearse")
-    parser.add_argument("--stages", nargs="+", help="some of the stages only")
+    names = stages_of("cuda", False, Path())
+    parser.add_argument("--stages", nargs="+", choices=names, help="some of the stages only")
     parser.add_argument("--wheels", type=Path, help="a folder with wheels of what may be missing")
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -289,8 +294,8 @@ def main() -> int:
             text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
             if results["stages"][name]["ended"] != "done":
                 print(*text.splitlines()[-12:], sep="\n", flush=True)
-            if name == "tests":
-                results["tests"] = outcomes(text)
+            if name in ("tests", "training"):
+                results[name] = outcomes(text)
             elif (found := scratch / f"{name}.json").exists():
                 results[name] = json.loads(found.read_text(encoding="utf-8"))
             (out / "gpu.json").write_text(json.dumps(results, indent=1), encoding="utf-8")

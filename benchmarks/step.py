@@ -161,7 +161,7 @@ def measure(
             try:
                 seconds, on_host = time_contender(CONTENDERS[name].build(params), device)
             except Exception as error:
-                found.left_out[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                found.left_out[name] = reason_of(error)
             else:
                 found.seconds.setdefault(name, []).append(seconds)
                 found.host_seconds.setdefault(name, []).append(on_host)
@@ -180,6 +180,24 @@ def time_contender(optimizer: torch.optim.Optimizer, device: torch.device) -> tu
         settle(device)
     steps = int(ROUND_SECONDS / (time.perf_counter() - start))
     return time_each(optimizer.step, min(max(steps, 1), MOST_STEPS), device)
+
+
+def first_step(device: torch.device) -> float | str:
+    """Return the seconds of the first fused step, which compiles, or why there is none."""
+    param = nn.Parameter(torch.zeros(1, device=device))
+    param.grad = torch.zeros_like(param)
+    start = time.perf_counter()
+    try:
+        Aida([param], fused=True).step()
+        settle(device)
+    except Exception as error:
+        return reason_of(error)
+    return round(time.perf_counter() - start, 2)
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error's class and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def show(found: Found, count: int, bandwidth: float) -> None:
@@ -228,12 +246,6 @@ def main() -> None:
 
     device: torch.device = arguments.device
     on_device = device.type == "cuda"
-    start = time.perf_counter()
-    warm = Aida([nn.Parameter(torch.zeros(1, device=device))], fused=True)
-    warm.param_groups[0]["params"][0].grad = torch.zeros(1, device=device)
-    warm.step()
-    settle(device)
-    first = time.perf_counter() - start
     bandwidth = copy_bandwidth(device)
     setting = {
         "device": torch.cuda.get_device_name(device) if on_device else str(device),
@@ -244,7 +256,7 @@ def main() -> None:
         "aida-lightning": aida_lightning.__version__,
         "pytorch_optimizer": version_of("pytorch_optimizer"),
         "rounds": arguments.rounds,
-        "first fused step, s": round(first, 2),
+        "first fused step, s": first_step(device),
         "copy, GB/s": round(bandwidth / 1e9, 1),
     }
     print("  ".join(f"{key}: {value}" for key, value in setting.items()))

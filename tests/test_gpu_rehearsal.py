@@ -35,10 +35,11 @@ def test_every_stage_runs_at_a_reduced_size_and_the_table_says_what_it_found(tmp
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     results = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    stages = ["check", "tests", "step", "monitor"]
+    stages = ["check", "tests", "training", "step", "monitor"]
     assert list(results["stages"]) == stages
-    assert results["tests"]["counts"]["PASSED"] > 10
-    assert not results["tests"]["failed"]
+    for name in ("tests", "training"):
+        assert results[name]["counts"]["PASSED"] > 3
+        assert not results[name]["failed"]
     assert not results["step"]["left_out"]["1e5"]
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"gpu.json", "table.txt", *(f"{name}.log" for name in stages)}
@@ -94,7 +95,9 @@ def test_a_gpus_stages_are_given_options_that_the_scripts_have(gpu, tmp_path):
 def test_a_gpus_stage_runs_every_test_that_needs_one_gpu(gpu):
     marks = re.compile("needs_gpu|onlyCUDA|DEVICE = ")
     needy = {path for path in (ROOT / "tests").rglob("*.py") if marks.search(path.read_text())}
-    assert needy - {Path(__file__), ROOT / "tests/devices.py"} == {ROOT / p for p in gpu.ON_DEVICE}
+    assert needy - {Path(__file__), ROOT / "tests/devices.py"} == {
+        ROOT / path for path in (*gpu.ON_DEVICE, *gpu.TRAINING)
+    }
 
 
 def test_outcomes_are_read_of_one_process_and_of_several(gpu):
@@ -178,8 +181,11 @@ def test_on_a_gpu_the_time_is_between_events_and_what_fails_leaves_the_others_in
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     between, on_host = step.time_each(lambda: time.sleep(0.01), 3, cuda)
-    assert 0.01 <= on_host <= between < 0.1
+    assert 0.0099 < on_host == pytest.approx(between, rel=0.1)
     assert waits == [cuda, cuda]  # before the first step and after the last
+
+    monkeypatch.setattr(step, "Aida", lambda *_, **__: 1 / 0)
+    assert step.first_step(torch.device("cpu")) == "ZeroDivisionError: division by zero"
 
     params = [torch.nn.Parameter(torch.zeros(3))]
     params[0].grad = torch.ones(3)
