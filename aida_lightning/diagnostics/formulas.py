@@ -70,7 +70,11 @@ def rectified_adam(
     adaptive = (rectification * (1 - beta2**t)).sqrt() / (root + group["eps"])
     adapts = length > option(optimizer, group, "n_sma_threshold", 5)
     plain = float(option(optimizer, group, "degenerated_to_sgd", True))
-    return torch.where(adapts.to(root.device), adaptive.to(root.dtype), plain)
+    if (
+        adapts.device != root.device
+    ):  # It is known on the host, and a copy of it would be waited for.
+        return adaptive.to(root.dtype) if adapts else torch.full_like(root, plain)
+    return torch.where(adapts, adaptive.to(root.dtype), plain)
 
 
 def adamax(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from devices import each_device, needs_gpu, no_waits
+from devices import Transfers, each_device, fake_gpu, needs_gpu, no_waits
 from parameters import each_kernel, each_optimizer
 from torch import nn
 
@@ -75,6 +75,36 @@ def test_a_step_waits_for_no_gpu(device, kernel, name, options):
     with no_waits(device):
         for grads in gradients[1:]:
             take_step(optimizer, params, grads)
+
+
+def fake_step(monkeypatch, name, **options):
+    """Take a step on tensors that say that they are on a GPU, and return its transfers."""
+    with fake_gpu(monkeypatch):
+        start = [torch.empty(shape, device="cuda") for shape in SHAPES]
+        optimizer, params = build(name, start, **options)
+        take_step(optimizer, params, [torch.empty_like(x) for x in start])  # makes the state
+        with Transfers() as transfers:
+            optimizer.step()
+    return transfers
+
+
+@each_optimizer
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_step_of_torchs_operations_would_wait_for_no_gpu(name, foreach, options, monkeypatch):
+    assert fake_step(monkeypatch, name, foreach=foreach, **options).waits == []
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_no_number_of_projections_would_have_a_step_wait_for_a_gpu(k, monkeypatch):
+    assert fake_step(monkeypatch, "Aida", foreach=True, k=k).waits == []
+
+
+@each_optimizer
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_graph_would_capture_no_copy_from_the_host(name, foreach, monkeypatch):
+    """At a replay the memory that it was copied from would hold something else."""
+    assert fake_step(monkeypatch, name, foreach=foreach, capturable=True).copies == []
 
 
 @needs_gpu

@@ -117,4 +117,6 @@ def _sweep(batches: Sequence[Batch], rule: UpdateRule, complete: Complete) -> No
     if rule.layer_mean == "stepsize":
         stepsizes = complete(batches, [t.unsqueeze(1) for t in totals if t is not None], 1)
         for batch, total in zip(batches, stepsizes, strict=True):
-            batch.kernel.move(batch.layers, batch.rule, batch.layers.mean(total.squeeze(1)))
+            batch.kernel.move(
+                batch.layers, batch.rule, batch.layers.mean(total.squeeze(1), batch.rule)
+            )

@@ -38,7 +38,7 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
     corrections2: ScalarList = [correction2 for _, correction2 in corrections]
     if rule.layer_mean == "statistic":
         assert sums is not None
-        means = layers.mean(rule.squares(sums)) * (1 - rule.beta2) + rule.eps
+        means = layers.mean(rule.squares(sums), rule) * (1 - rule.beta2) + rule.eps
         torch._foreach_mul_(vs, rule.beta2) if rule.beta2 else torch._foreach_zero_(vs)
         torch._foreach_add_(vs, list(means.to(vs[0].dtype).unbind()))
         move(layers, rule, torch.stack(_stepsizes(vs, corrections2, rule)))
@@ -109,7 +109,10 @@ def _tracked_vectors(
         return gs
     assert sums is not None
     coefficients = rule.coefficients(*finite_sums(sums)[:, :3].unbind(1))
-    alphas, betas = (torch.as_tensor(c, device=sums.device).expand(len(ms)) for c in coefficients)
+    # A fill, for the copy of a number from the host would wait for the device.
+    alphas, betas = (
+        c if isinstance(c, Tensor) else torch.full_like(sums[:, 0], c) for c in coefficients
+    )
     ls: tuple[ScalarList, ScalarList] = (list(alphas.unbind()), list(betas.unbind()))
     if not rule.track.of_gradient:
         return list(torch._foreach_mul(ms, ls[0]))

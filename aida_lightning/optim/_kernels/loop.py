@@ -145,7 +145,7 @@ def _update_layer(
 def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tensor:
     """Update the one statistic of every layer and return the stepsizes, of shape ``(n,)``."""
     stepsizes = []
-    means = layers.mean(rule.squares(sums))
+    means = layers.mean(rule.squares(sums), rule)
     for v, step, mean in zip(layers.exp_avg_sqs, layers.steps, means, strict=True):
         _, correction2 = rule.bias_corrections(step)
         v.mul_(rule.beta2) if rule.beta2 else v.zero_()

@@ -30,9 +30,11 @@ class Layers(NamedTuple):
         """Return the lists that have a tensor per layer; torch.compile cuts no named tuple."""
         return self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps
 
-    def mean(self, totals: Tensor) -> Tensor:
+    def mean(self, totals: Tensor, rule: "UpdateRule") -> Tensor:
         """Divide sums over whole layers, of shape ``(n,)``, by the layers' numbers of elements."""
         counts = [max(numel, 1) for numel in self.numels]
+        if rule.on_device:  # At a graph's replay the memory of a copy's source would be another's.
+            return torch.stack(torch._foreach_div(totals.unbind(), counts))
         divisors = torch.tensor(counts, dtype=totals.dtype, device="cpu")
         if totals.is_cuda:  # from memory that is not pinned, the copy would wait for the device
             divisors = divisors.pin_memory().to(totals.device, non_blocking=True)
