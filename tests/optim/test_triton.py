@@ -40,7 +40,7 @@ except ModuleNotFoundError as error:
 
 
 def test_the_kernel_agrees_with_the_boxes_in_tritons_interpreter():
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", "3.4")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run(
@@ -50,7 +50,7 @@ def test_the_kernel_agrees_with_the_boxes_in_tritons_interpreter():
 
 
 def test_an_older_triton_is_refused_by_its_version(monkeypatch):
-    triton = pytest.importorskip("triton")
+    triton = pytest.importorskip("triton", "3.4")
     monkeypatch.setattr(triton, "__version__", "3.3.1")
     kernel._sweeps.cache_clear()
     x = torch.ones(3)
@@ -79,7 +79,7 @@ class DriverWithoutDevice:
 @pytest.fixture
 def compile_for(monkeypatch, tmp_path):
     """Return a function that compiles what a step would launch, by the way that a launch takes."""
-    triton = pytest.importorskip("triton")
+    triton = pytest.importorskip("triton", "3.4")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     # Its name in triton up to 3.4 and since.
     active = "active" if "active" in vars(triton.runtime.driver) else "_active"
