@@ -29,8 +29,14 @@ from aida_lightning._lightning import (
     package_of,
 )
 from aida_lightning._names import NamesArgumentParser, returned_class
+from aida_lightning._private import lr_schedulers_of, optimizers_of
 from aida_lightning.mixin import OptimizerMixin
-from aida_lightning.registry import get_optimizer_class, list_optimizers
+from aida_lightning.registry import (
+    check_sparse,
+    get_optimizer_class,
+    list_optimizers,
+    sparse_layers,
+)
 
 # The same function in each distribution.
 instantiate_class = find("pytorch.cli.instantiate_class")[0]
@@ -98,7 +104,7 @@ class AidaCLI(LightningCLI):
         if late:
             self.auto_configure_optimizers = False  # it would build the optimizer here
             parser = self._parser(self.subcommand)
-            is_fixed = any(isinstance(base, type) for base, _ in parser._lr_schedulers.values())
+            is_fixed = any(isinstance(base, type) for base, _ in lr_schedulers_of(parser).values())
             if optimizers:
                 _check_options(parser, optimizers[0])
             elif lr_schedulers and not is_fixed:
@@ -120,8 +126,8 @@ class AidaCLI(LightningCLI):
         """Return the optimizers and the LR schedulers that are given and linked to nothing."""
         parser = self._parser(self.subcommand)
         chosen: tuple[list[Any], list[Any]] = [], []
-        # Lightning has no public record of what was added.
-        for found, added in zip(chosen, (parser._optimizers, parser._lr_schedulers), strict=True):
+        known = optimizers_of(parser), lr_schedulers_of(parser)
+        for found, added in zip(chosen, known, strict=True):
             for key, (base, link_to) in added.items():
                 given = config.get(str(self.subcommand), config).get(key)
                 if isinstance(base, type):
@@ -178,6 +184,7 @@ def _loses(model: LightningModule) -> str | None:
 
 def _configure(model: Any, configure: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
     built = instantiate_class(model.parameters(), optimizer)
+    check_sparse(built, sparse_layers(model))
     return configure(model, built, lr_scheduler and instantiate_class(built, lr_scheduler))
 
 

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from aida_lightning._lightning import LightningModule, MisconfigurationException, Trainer
+from aida_lightning._private import is_flattened
 from aida_lightning.measuring._names import matching, names_of, weights
 from aida_lightning.optim._sharding import is_distributed
 
@@ -139,7 +140,7 @@ def _check_held(pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> 
     So it is where FSDP1 flattened them, and where they were sharded after the optimizer was built.
     """
     ours = {*pl_module.parameters()}
-    if any(getattr(param, "_fsdp_flattened", False) for param in ours):
+    if any(map(is_flattened, ours)):
         raise MisconfigurationException(
             "StepsizeMonitor cannot tell layers apart under FSDP1, which flattens and joins them; "
             "shard with FSDP2, in Lightning the ModelParallelStrategy"

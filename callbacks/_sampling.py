@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aida_lightning._lightning import Trainer
+from aida_lightning._private import steps_taken
 from aida_lightning.measuring._hooks import StepHooks
 from aida_lightning.measuring._layer import Row
 from aida_lightning.measuring._statistics import Statistic
@@ -69,7 +70,7 @@ class OptimizerSampler(ABC):
     def begin_batch(self) -> None:
         self._hooks.reset()
         if self.steps is None:
-            self.steps = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+            self.steps = steps_taken(self.trainer)
 
     def settle(self) -> None:
         """Take the steps off the count that were left out, which waits for the device."""

@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from aida_lightning._lightning import Logger, TensorBoardLogger, Trainer
+from aida_lightning._private import callback_metrics_of
 from aida_lightning.callbacks._bands import Bands
 from aida_lightning.callbacks._pictures import log_histograms
 from aida_lightning.logs import tags
@@ -54,7 +55,7 @@ def publish(trainer: Trainer, points: Iterable[Point]) -> None:
     device = trainer.strategy.root_device
     scalars = {"/".join(path): x for path, x in scalars_of(points).items()}
     # The public property computes the Trainer's own metrics anew.
-    trainer._logger_connector._callback_metrics.update(
+    callback_metrics_of(trainer).update(
         {name: torch.tensor(x, device=device) for name, x in scalars.items()}
     )
 

@@ -12,6 +12,7 @@ from aida_lightning._lightning import (
     MisconfigurationException,
     Trainer,
 )
+from aida_lightning._private import state_key, steps_taken
 from aida_lightning.callbacks._bands import Bands
 from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
@@ -177,7 +178,7 @@ class StepsizeMonitor(Callback):
         # The others are in it where they differ from the default, as older checkpoints lack them.
         others = ("custom_scalars", "health")
         names = [*_KEY, *(name for name in others if not getattr(self, name))]
-        return self._generate_state_key(**{name: getattr(self, name) for name in names})
+        return state_key(self, **{name: getattr(self, name) for name in names})
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -232,13 +233,13 @@ class StepsizeMonitor(Callback):
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self.logging_interval == "step" and (self.every_n_steps or is_logged(trainer)):
-            self._log(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped)
+            self._log(trainer, steps_taken(trainer))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._in_batch = False
         # The epoch's last step, which the Trainer logs its own epoch metrics at.
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+        step = steps_taken(trainer) - 1
         if self.logging_interval == "epoch":
             self._log(trainer, step)
         if self.figures and self._samplers and trainer.is_global_zero:

@@ -187,6 +187,17 @@ def test_what_else_is_called_like_an_optimizer_stays():
     assert isinstance(model.configure_optimizers(), Adam)
 
 
+def test_sparse_embeddings_are_refused_when_the_optimizer_is_built():
+    class Embeds(Net):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(5, 4, sparse=True)
+
+    model = cli(Embeds, "--optimizer=aida").model
+    with pytest.raises(ValueError, match="table.weight"):
+        model.configure_optimizers()
+
+
 def test_the_environment_may_name_an_optimizer(monkeypatch):
     monkeypatch.setitem(os.environ, "PL_OPTIMIZER", "aida")
     config = parsed(default_env=True, env_prefix="PL")

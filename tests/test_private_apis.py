@@ -31,17 +31,6 @@ FOLDERS = ["aida_lightning", "callbacks", "datamodules", "example_modules"]
 ONE_PLACE = "aida_lightning/_private.py"
 # What torch documents under such a name, in "Foreach Operations".
 DOCUMENTED = "_foreach_"
-# Still to be moved.
-ELSEWHERE = {
-    "aida_lightning/cli.py": {"_lr_schedulers", "_optimizers"},
-    "aida_lightning/compare/callbacks.py": {"_batches_that_stepped"},
-    "aida_lightning/compare/comparison.py": {"_SubprocessScriptLauncher"},
-    "callbacks/_layers.py": {"_fsdp_flattened"},
-    "aida_lightning/measuring/_names.py": {"_WeightNorm", "_forward_pre_hooks"},
-    "callbacks/_sampling.py": {"_batches_that_stepped"},
-    "callbacks/_writing.py": {"_callback_metrics", "_logger_connector"},
-    "callbacks/stepsize_monitor.py": {"_batches_that_stepped", "_generate_state_key"},
-}
 QUIET = {
     "logger": False,
     "enable_checkpointing": False,
@@ -102,8 +91,7 @@ def test_one_module_touches_what_is_private_to_other_packages():
         for path, tree in trees.items()
     }
     assert "_should_accumulate" in foreign.pop(ONE_PLACE)
-    misplaced = {path: names - ELSEWHERE.get(path, set()) for path, names in foreign.items()}
-    assert {path: names for path, names in misplaced.items() if names} == {}, ONE_PLACE
+    assert {path: names for path, names in foreign.items() if names} == {}, ONE_PLACE
 
 
 def test_each_name_of_that_module_is_asked_for_below():

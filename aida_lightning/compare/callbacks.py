@@ -20,6 +20,7 @@ from aida_lightning._lightning import (
     TensorBoardLogger,
     Trainer,
 )
+from aida_lightning._private import steps_taken
 from aida_lightning.checkpoint_io import DurableCheckpointIO
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.logs import tags
@@ -90,7 +91,7 @@ class Resumable(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._done = {
             "epochs": trainer.current_epoch + 1,
-            "steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "steps": steps_taken(trainer),
             "seconds": time.perf_counter() - self._started,
         }
 
@@ -120,12 +121,12 @@ class OptimizerStateSize(Callback):
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if self._logged is None:  # after the first step, so that an interrupted run has it too
-            self._log(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped)
+            self._log(trainer, steps_taken(trainer))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Parameters may join later.
-        self._log(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+        self._log(trainer, steps_taken(trainer) - 1)
 
     def _log(self, trainer: Trainer, step: int) -> None:
         size = sum(
@@ -178,7 +179,7 @@ class FiniteLoss(Callback):
             return
         if trainer.strategy.reduce_boolean_decision(bool(self._not_finite), all=False):
             trainer.should_stop = True
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+            step = steps_taken(trainer) - 1
             for logger in trainer.loggers:
                 logger.log_metrics({tags.DIVERGED: 1.0}, step=step)
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from aida_lightning._lightning import LightningDataModule, LightningModule, find, find_in
+from aida_lightning._lightning import LightningDataModule, LightningModule, find_in
+from aida_lightning._private import starts_script_again
 from aida_lightning.compare.callbacks import run_callbacks
 from aida_lightning.compare.choices import pick_methods
 from aida_lightning.compare.folder import (
@@ -98,8 +99,7 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
     with quiet():
         with _refusal("trainer"):
             trainer = experiment.trainer(logger=False, callbacks=[])
-        launcher = find("pytorch.strategies.launchers._SubprocessScriptLauncher")
-        if isinstance(trainer.strategy.launcher, launcher):
+        if starts_script_again(trainer):
             # It would start the whole comparison again in every process.
             strategy = loaded.trainer_options["strategy"]
             registry = find_in(loaded.package, "pytorch.strategies.StrategyRegistry")

@@ -6,10 +6,9 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.nn.utils.weight_norm import WeightNorm
 
+from aida_lightning._private import WeightNormParametrization, weight_norm_hooks
 from aida_lightning.registry import layer_name
 
 _PARAMETRIZED = re.compile(r"\bparametrizations\.([^.]+)\.original\d*$")
@@ -82,9 +81,7 @@ def weights(module: nn.Module) -> set[Tensor]:
         if "weight" in own and not matrices and not is_norm and not isinstance(part, nn.PReLU):
             found.add(own["weight"])
         found |= matrices
-        if isinstance(part, ParametrizationList) and isinstance(part[0], _WeightNorm):
+        if isinstance(part, ParametrizationList) and isinstance(part[0], WeightNormParametrization):
             gains.add(part.get_parameter("original0"))
-        for hook in part._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm):
-                gains.add(getattr(part, f"{hook.name}_g"))
+        gains.update(getattr(part, f"{hook.name}_g") for hook in weight_norm_hooks(part))
     return found - gains
