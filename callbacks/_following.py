@@ -1,7 +1,8 @@
 """The samplers of the Trainer's optimizers, which a callback may exchange during a fit."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -11,6 +12,7 @@ from aida_lightning._lightning import MisconfigurationException, Trainer
 from aida_lightning.callbacks._layers import check_count
 from aida_lightning.callbacks._sampling import LastStepSampler, OptimizerSampler, StepSampler
 from aida_lightning.diagnostics import has_stepsize, why_none
+from aida_lightning.logs import tags
 from aida_lightning.measuring._hooks import named
 from aida_lightning.measuring._registered import stepsize_ceiling
 from aida_lightning.measuring._statistics import Statistic, to_be_had
@@ -24,6 +26,7 @@ class Samplers:
         find_layers: gives the names of the parameters to watch, of all optimizers.
         statistics: what is to be computed of the samples.
         others: names of what else to measure of adaptive stepsizes.
+        pictures: names of the monitor's arguments that ask for pictures of these.
         steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
         interval: the steps between two samples, or what tells whether a batch is the last before a
             sample.
@@ -38,12 +41,14 @@ class Samplers:
         find_layers: Callable[[], dict[Tensor, str]],
         statistics: Collection[Statistic],
         others: Iterable[str],
+        pictures: Sequence[str],
         steps: Mapping[str, int],
         interval: int | Callable[[Trainer], bool],
     ) -> None:
         self._trainer = trainer
         self._find_layers = find_layers
         self._statistics, self._others = statistics, [*others]
+        self._pictures = pictures
         self._restored = steps
         self._build: Callable[..., OptimizerSampler]
         if isinstance(interval, int):
@@ -53,6 +58,7 @@ class Samplers:
         self._held: list[Optimizer] = []
         self._at: list[OptimizerSampler] = []
         self._has_told = False
+        self._told_of: set[type] = set()
         self.labels: dict[str, str] = {}
         self._take_up()
 
@@ -114,7 +120,9 @@ class Samplers:
     def _sampler_of(self, name: str, optimizer: Optimizer) -> OptimizerSampler:
         statistics = to_be_had(self._statistics, optimizer)
         if not has_stepsize(optimizer):
-            self._tell_of(optimizer, statistics)
+            if type(optimizer) not in self._told_of:
+                self._tell_of(optimizer, statistics)
+            self._told_of.add(type(optimizer))
         elif None in [stepsize_ceiling(optimizer, group) for group in optimizer.param_groups]:
             if any("ceiling_share" in statistic.measures for statistic in statistics):
                 rank_zero_warn(
@@ -137,10 +145,13 @@ class Samplers:
 
     def _tell_of(self, optimizer: Optimizer, statistics: Collection[Statistic]) -> None:
         cls = type(optimizer)
-        logged = f"it logs {', '.join(statistic.tag for statistic in statistics)}"
+        where = {tags.GRADIENT_COSINE: f"{tags.GRADIENT_COSINE} if there is a momentum"}
+        logged = f"it logs {', '.join(where.get(s.tag, s.tag) for s in statistics)}"
         missing = [s.tag for s in self._statistics if s not in statistics]
         if missing:
             logged += f" instead of {', '.join(missing)}"
+        if self._pictures:
+            logged += f", and draws no {' and no '.join(self._pictures)}"
         if why := why_none(optimizer):
             rank_zero_info(
                 f"StepsizeMonitor: {cls.__name__} has no adaptive stepsizes, since {why}; {logged}."
@@ -155,10 +166,11 @@ class Samplers:
 
 def _label(name: str, optimizer: Optimizer, beside: Iterable[Optimizer]) -> str:
     """Name an optimizer by the options that tell it from others of its class, if some do."""
-    defaults = [other.defaults for other in beside if type(other) is type(optimizer)]
+    peers = (other for other in beside if type(other) is type(optimizer))
+    defaults: list[dict[str, Any]] = [getattr(other, "defaults", {}) for other in peers]
     own = {
         option: value
-        for option, value in optimizer.defaults.items()
+        for option, value in getattr(optimizer, "defaults", {}).items()
         if any(str(others.get(option)) != str(value) for others in defaults)
     }
     options = ", ".join(f"{option}={value}" for option, value in own.items())

@@ -1,6 +1,6 @@
 """The choice of layers to watch: by glob, and no more than a reader can look at."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from aida_lightning._lightning import LightningModule, MisconfigurationException, Trainer
 from aida_lightning._private import is_flattened
+from aida_lightning.measuring._names import as_list as _as_list
 from aida_lightning.measuring._names import matching, names_of, weights
 from aida_lightning.optim._sharding import is_distributed
 
@@ -172,9 +173,7 @@ def check_count(name: str, value: object) -> None:
 
 def as_list(name: str, value: object, kind: str) -> list[str]:
     """Return one string or several as a list, and raise where there is another thing or none."""
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, Iterable) or not all(isinstance(s, str) for s in strings):
-        raise MisconfigurationException(f"{name} must be a {kind} or a list of them, got {value!r}")
-    if not (strings := [*strings]):
-        raise MisconfigurationException(f"{name} must name at least one {kind}, got {value!r}")
-    return strings
+    try:
+        return _as_list(name, value, kind)
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error

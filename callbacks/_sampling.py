@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -50,8 +51,9 @@ class OptimizerSampler(ABC):
 
     def __post_init__(self) -> None:
         self._measures = StepMeasures(self.optimizer, self.measures)
-        given = self._copy_gradients if self._measures.needs_gradients else None
-        self._hooks = StepHooks(self.optimizer, self._begin_step, self.end_step, given)
+        self._hooks = StepHooks(
+            self.optimizer, self._begin_step, self._copy_gradients, self.end_step
+        )
 
     @abstractmethod
     def is_due(self) -> bool:
@@ -68,7 +70,6 @@ class OptimizerSampler(ABC):
         self._hooks.detach()
 
     def begin_batch(self) -> None:
-        self._hooks.reset()
         if self.steps is None:
             self.steps = steps_taken(self.trainer)
 
@@ -111,7 +112,7 @@ class OptimizerSampler(ABC):
             self._measures.copy(self.find_layers())
 
     def _copy_gradients(self) -> None:
-        if self.is_due():
+        if self._measures.needs_gradients and self.is_due():
             self._measures.copy_gradients(self.find_layers())
 
     @property
@@ -147,6 +148,7 @@ class LastStepSampler(OptimizerSampler):
 
     ends_interval: Callable[[Trainer], bool] = field(kw_only=True)
     _notes: deque["_Note"] = field(default_factory=lambda: deque(maxlen=32))
+    _has_told: bool = False
 
     def is_due(self) -> bool:
         return self.ends_interval(self.trainer)
@@ -173,9 +175,21 @@ class LastStepSampler(OptimizerSampler):
     def take_sample(self) -> dict[str, Row] | None:
         if self._sample is None:  # The interval's last batch took no step.
             self._measures.forget()
+            if self._notes:
+                self._tell_of_late_step()
             self._sample_last(with_gradient=False)  # which may have changed since
         self._notes.clear()
         return super().take_sample()
+
+    def _tell_of_late_step(self) -> None:
+        absent = [s.tag for s in self.statistics if self._measures.is_lost_after_step(s.measures)]
+        if absent and not self._has_told:
+            self._has_told = True
+            rank_zero_info(
+                f"StepsizeMonitor has no {', '.join(absent)} of a step of {self.name} that is not "
+                "in the batch that the Trainer logs at, and logs what else there is; "
+                "every_n_steps=n logs every n-th step of each optimizer. This is said once."
+            )
 
     def _sample_last(self, with_gradient: bool) -> None:
         while self._notes and (note := self._notes[-1]).skipped is not None and note.skipped.item():

@@ -177,7 +177,7 @@ class StepsizeMonitor(Callback):
     def state_key(self) -> str:
         # The others are in it where they differ from the default, as older checkpoints lack them.
         others = ("custom_scalars", "health")
-        names = [*_KEY, *(name for name in others if not getattr(self, name))]
+        names = [*_KEY, *(name for name in others if getattr(self, name) is not True)]
         return state_key(self, **{name: getattr(self, name) for name in names})
 
     @override
@@ -264,7 +264,10 @@ class StepsizeMonitor(Callback):
             *(HISTOGRAM_MEASURES if self.histograms else ()),
             *(FIGURE_MEASURES if self.figures else ()),
         ]
-        self._samplers = Samplers(trainer, find_layers, self._chosen, others, self._steps, interval)
+        pictures = [name for name in ("histograms", "figures") if getattr(self, name)]
+        self._samplers = Samplers(
+            trainer, find_layers, self._chosen, others, pictures, self._steps, interval
+        )
 
     def _log(self, trainer: Trainer, step: int) -> None:
         samplers = [*(self._samplers or ())]

@@ -194,7 +194,7 @@ def test_sparse_embeddings_are_refused_when_the_optimizer_is_built():
             self.table = torch.nn.Embedding(5, 4, sparse=True)
 
     model = cli(Embeds, "--optimizer=aida").model
-    with pytest.raises(ValueError, match="table.weight"):
+    with pytest.raises(ValueError, match=r"table\.weight"):
         model.configure_optimizers()
 
 

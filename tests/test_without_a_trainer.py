@@ -96,6 +96,8 @@ def test_hooks_are_removed_where_a_step_raises():
     [
         ({"statistics": "men"}, "there is no statistic 'men'; there are mean, std"),
         ({"statistics": []}, "statistics must name at least one statistic"),
+        ({"statistics": None}, "statistics must be a statistic or a list of them, got None"),
+        ({"layers": 3}, "layers must be a glob or a list of them, got 3"),
         ({"layers": "3.*"}, r"no layer that matches '3\.\*', there are: \['0.weight', '0.bias'"),
     ],
 )
@@ -107,3 +109,28 @@ def test_what_there_is_not_is_named(arguments, message):
         measure_step(optimizer, module, **arguments),
     ):
         pass
+
+
+def test_a_module_of_another_optimizer_and_what_is_none_are_refused():
+    module, _ = module_and_batch()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with (
+        pytest.raises(ValueError, match="hold none of the module's parameters, which are: "),
+        measure_step(optimizer, nn.Linear(2, 2)),
+    ):
+        pass
+    for arguments, needed in (((module, optimizer), "optimizer first"), ((optimizer, 3), "second")):
+        with pytest.raises(TypeError, match=needed), measure_step(*arguments):
+            pass
+
+
+def test_several_optimizers_and_biases_alone_are_measured():
+    module, batch = module_and_batch()
+    for layer in (0, 2):
+        module[layer].weight.requires_grad_(False)
+    optimizers = [torch.optim.SGD([module[layer].bias], lr=0.1) for layer in (0, 2)]
+    module(batch).square().mean().backward()
+    with measure_step(optimizers, module, statistics="update_norm") as numbers:
+        for optimizer in optimizers:
+            optimizer.step()
+    assert [*numbers] == ["SGD/update_norm/0.bias", "SGD-1/update_norm/2.bias"]

@@ -25,12 +25,20 @@ class ByClass(Generic[T]):
     def __init__(self, function: Callable[..., T]) -> None:
         self.default = function
         dispatched = singledispatch(function)
-        self.registry, self.register = dispatched.registry, dispatched.register
-        self._dispatch = dispatched.dispatch
+        self.registry = dispatched.registry
+        self._register, self._dispatch = dispatched.register, dispatched.dispatch
         update_wrapper(self, function)
 
     def __call__(self, optimizer: object, /, *args: Any, **kwargs: Any) -> T:
         return self.dispatch(type(optimizer))(optimizer, *args, **kwargs)
+
+    def register(self, cls: Any, function: Any = None) -> Any:
+        """Register a function for a class, as ``singledispatch`` does; a decorator without one."""
+        if function is None:
+            return self._register(cls)
+        if not callable(function):
+            raise TypeError(f"a function is to be registered for {cls}, got {function!r}")
+        return self._register(cls, function)
 
     def __reduce__(self) -> str:
         return self.__qualname__  # type: ignore[attr-defined, no-any-return]  # as of a function

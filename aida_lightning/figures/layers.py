@@ -56,6 +56,11 @@ def check_logged(runs: Sequence[MonitoredRun], statistics: Sequence[str]) -> Non
     """Raise unless a run has one of the statistics, by their tags."""
     if not any(run.statistics.get(statistic) for run in runs for statistic in statistics):
         there = sorted({statistic for run in runs for statistic in run.statistics})
+        if not any(statistic.startswith("stepsize_") for statistic in there):
+            raise EventsError(
+                "no run has adaptive stepsizes, which these figures are of, for its optimizer has "
+                f"none; there are {', '.join(there)}, which `aida-lightning summary` tabulates"
+            )
         raise EventsError(
             f"no run has {' or '.join(statistics)}, there are {', '.join(there)}; "
             "StepsizeMonitor(statistics=[…]) chooses"

@@ -59,16 +59,21 @@ def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | No
         column: {layer: _last(seeds, layer, tag) for layer in numbered.values()}
         for column, (tag, _) in _COLUMNS.items()
     }
+    columns = [
+        column for column, of in values.items() if any(value is not None for value in of.values())
+    ]
+    has_stepsizes = any(_COLUMNS[column][0].startswith("stepsize_") for column in columns)
     missing = [
         name
-        for column, (_, name) in _COLUMNS.items()
-        if all(value is None for value in values[column].values())
+        for column, (tag, name) in _COLUMNS.items()
+        # An optimizer without adaptive stepsizes has but the statistics of its steps.
+        if column not in columns and (has_stepsizes or tag in tags.OF_THE_STEP)
     ]
     step = max(
         int(c.steps[-1]) for run in seeds for s in run.statistics.values() for c in s.values()
     )
     table = Table(
-        title=f"{label}: {'adaptive stepsizes' if 'mean' not in missing else 'updates'} "
+        title=f"{label}: {'adaptive stepsizes' if has_stepsizes else 'updates'} "
         f"at step {step}" + (f", means over {len(seeds)} seeds" if len(seeds) > 1 else ""),
         caption=f"Not logged: {', '.join(missing)}; StepsizeMonitor(statistics=[…]) does."
         if missing
@@ -77,7 +82,6 @@ def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | No
     )
     table.add_column("", justify="right")
     table.add_column("Layer", overflow="fold")
-    columns = [column for column, (_, name) in _COLUMNS.items() if name not in missing]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for number, layer in numbered.items():

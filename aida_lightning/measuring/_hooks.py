@@ -1,16 +1,15 @@
 """Where an optimizer's steps begin and end, whatever its class."""
 
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial, wraps
+from operator import is_
+from types import FunctionType, MethodType
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
-
-
-class _Handle(Protocol):
-    def remove(self) -> None: ...
 
 
 class StepHooks:
@@ -20,101 +19,133 @@ class StepHooks:
         optimizer: the optimizer. One that has not called ``torch.optim.Optimizer.__init__`` has no
             hooks; its ``step`` is wrapped while these are attached.
         before: is called before a step.
-        after: is called after a step, with the parameters whose gradient it had to take.
         given: is called when the gradients are there that a step takes, which its closure computes
             where it has one.
+        after: is called after a step, with the parameters whose gradient it had to take.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
         before: Callable[[], None],
+        given: Callable[[], None],
         after: Callable[[set[Tensor]], None],
-        given: Callable[[], None] | None = None,
     ) -> None:
         self._optimizer = optimizer
-        self._before, self._after, self._given = before, after, given
+        self._before, self._given, self._after = before, given, after
         self._depth = 0  # of the steps that are under way, a subclass's and that of its base
-        self._handles: list[_Handle] = []
+        self._level = 0  # how many calls deep the first of them was begun
+        self._took: set[Tensor] | None = None
+        self._handles: list[Any] = []
 
     def attach(self) -> None:
         try:
             self._handles = [
-                self._optimizer.register_step_pre_hook(self._begin),
-                self._optimizer.register_step_post_hook(self._end),
+                self._optimizer.register_step_pre_hook(self.begin),
+                self._optimizer.register_step_post_hook(self.end),
             ]
         except AttributeError:
-            self._handles = [_WrappedStep(self._optimizer, self._begin, self._end)]
+            self._handles = [_listen(self._optimizer, self)]
 
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def reset(self) -> None:
-        """Forget a step that is under way, as it is where one raised."""
-        self._depth = 0
-
-    # torch calls the hooks again where a subclass's step calls that of its base.
-    def _begin(self, _: Any, args: Any, kwargs: Any) -> Any:
-        self._depth += 1
-        if self._depth > 1:
+    def begin(self, _: Any, args: Any, kwargs: Any) -> Any:
+        """Note the start of a step; return its arguments, with a closure that is watched."""
+        level = _level()
+        # torch calls the hooks again where a subclass's step calls that of its base. A step that is
+        # begun no deeper follows one that raised.
+        if self._depth and level > self._level:
+            self._depth += 1
             return None
+        self._depth, self._level, self._took = 1, level, None
         self._before()
-        if self._given is None:
+        watched = [self._watched(x) if _is_closure(place, x) else x for place, x in enumerate(args)]
+        named = {key: self._watched(x) if _is_closure(key, x) else x for key, x in kwargs.items()}
+        if all(map(is_, watched, args)) and all(map(is_, named.values(), kwargs.values())):
+            self._are_given()
             return None
-        # Among the arguments may be the optimizer itself.
-        given = (i for i, x in enumerate(args) if callable(x) and x is not self._optimizer)
-        place = next(given, None)
-        if place is not None:
-            return (*args[:place], self._watched(args[place]), *args[place + 1 :]), kwargs
-        if kwargs.get("closure") is not None:
-            return args, {**kwargs, "closure": self._watched(kwargs["closure"])}
-        self._given()
-        return None
+        return tuple(watched), named
+
+    def end(self, *_: Any) -> None:
+        """Note the end of a step."""
+        self._depth -= 1
+        if not self._depth:
+            took, self._took = self._took, None
+            self._after(_with_gradient(self._optimizer) if took is None else took)
 
     def _watched(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(closure, updated=())
         def computed(*args: Any, **kwargs: Any) -> Any:
             result = closure(*args, **kwargs)
-            assert self._given is not None
-            self._given()
+            self._are_given()
             return result
 
         return computed
 
-    def _end(self, *_: Any) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._after({p for p in params_of(self._optimizer) if p.grad is not None})
+    def _are_given(self) -> None:
+        self._took = _with_gradient(self._optimizer)
+        self._given()
 
 
-class _WrappedStep:
-    """Wraps the ``step`` of one optimizer until it is removed."""
+def _is_closure(place: int | str, argument: object) -> bool:
+    """Tell whether a step's argument may be its closure, by its place or name and its kind."""
+    if isinstance(argument, FunctionType | MethodType | partial):
+        return True
+    # The first is the optimizer itself.
+    other = isinstance(argument, nn.Module | Optimizer | type)
+    return place in (1, "closure") and callable(argument) and not other
 
-    def __init__(self, optimizer: Any, begin: Callable[..., Any], end: Callable[..., None]) -> None:
-        self._optimizer, self._own = optimizer, vars(optimizer).get("step")
-        self._is_attached = True
-        step = optimizer.step
+
+def _level() -> int:
+    """Return how many calls deep the caller is."""
+    return sum(1 for _ in traceback.walk_stack(None))
+
+
+def _with_gradient(optimizer: Optimizer) -> set[Tensor]:
+    return {param for param in params_of(optimizer) if param.grad is not None}
+
+
+class _Listener:
+    """Takes hooks off a wrapped ``step``, and the wrapper with the last of them."""
+
+    def __init__(self, optimizer: Any, hooks: StepHooks) -> None:
+        self._optimizer, self._hooks = optimizer, hooks
+        self._listeners: list[StepHooks] = optimizer.step.listeners
+        self._listeners.append(hooks)
+
+    def remove(self) -> None:
+        self._listeners.remove(self._hooks)
+        step = vars(self._optimizer).get("step")
+        # Someone else may have wrapped it again.
+        if not self._listeners and getattr(step, "listeners", None) is self._listeners:
+            if step.own is None:
+                del self._optimizer.step
+            else:
+                self._optimizer.step = step.own
+
+
+def _listen(optimizer: Any, hooks: StepHooks) -> _Listener:
+    """Have hooks called around the ``step`` of an optimizer without hooks of torch's."""
+    if not hasattr(vars(optimizer).get("step"), "listeners"):
+        step, listeners = optimizer.step, list[StepHooks]()
 
         @wraps(step)  # LR schedulers look for a mark that theirs leaves on it.
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if not self._is_attached:
-                return step(*args, **kwargs)
-            args, kwargs = begin(optimizer, args, kwargs) or (args, kwargs)
-            result = step(*args, **kwargs)
-            end()
+            given = (optimizer, *args), kwargs
+            for each in listeners:
+                given = each.begin(optimizer, *given) or given
+            result = step(*given[0][1:], **given[1])
+            for each in listeners:
+                each.end()
             return result
 
-        optimizer.step = self._wrapped = wrapped
-
-    def remove(self) -> None:
-        self._is_attached = False
-        if vars(self._optimizer).get("step") is not self._wrapped:
-            return  # Someone has wrapped it again.
-        if self._own is None:
-            del self._optimizer.step
-        else:
-            self._optimizer.step = self._own
+        wrapped.listeners = listeners  # type: ignore[attr-defined]
+        wrapped.own = vars(optimizer).get("step")  # type: ignore[attr-defined]
+        optimizer.step = wrapped
+    return _Listener(optimizer, hooks)
 
 
 def params_of(optimizer: Optimizer) -> list[Tensor]:
@@ -153,11 +184,18 @@ def _add(optimizer: Any, found: list[Optimizer]) -> None:
         return
     if not any(cls.__name__ in _WRAPPERS for cls in type(optimizer).__mro__):
         found.append(optimizer)
-    for value in getattr(optimizer, "__dict__", {}).values():
-        held = [*value.values()] if isinstance(value, Mapping) else value
-        for item in held if isinstance(held, list | tuple) else [held]:
-            if isinstance(item, Optimizer):
-                _add(item, found)
+    for name, value in getattr(optimizer, "__dict__", {}).items():
+        if name not in ("state", "param_groups"):
+            for held in _optimizers_in(value):
+                _add(held, found)
+
+
+def _optimizers_in(value: Any) -> Iterator[Optimizer]:
+    if isinstance(value, Optimizer):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _optimizers_in(item)
 
 
 # They are of a class that is made of these and of the optimizer's, and share what it holds.

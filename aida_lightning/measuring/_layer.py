@@ -60,7 +60,15 @@ class LayerStep:
         if self.before is not None:
             after, before = self.param.detach(), self.before
             return reductions.at_least_float32(after) - reductions.at_least_float32(before)
-        return last_update(self.optimizer, self.group, self.state, self.param.detach(), self.lr)
+        param = self.param.detach()
+        update = last_update(self.optimizer, self.group, self.state, param, self.lr)
+        if update is not None and update.shape != (shape := reductions.real(param).shape):
+            raise TypeError(
+                f"the function that is registered with `last_update.register` for "
+                f"{type(self.optimizer).__name__} must return a tensor of the shape {[*shape]}, "
+                f"got {[*update.shape]}"
+            )
+        return update
 
     def has(self, source: Source) -> bool:
         """Tell whether the layer has what a measure is taken of."""

@@ -1,7 +1,7 @@
 """The names by which a module's layers are logged and chosen, without those of wrappers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -85,3 +85,17 @@ def weights(module: nn.Module) -> set[Tensor]:
             gains.add(part.get_parameter("original0"))
         gains.update(getattr(part, f"{hook.name}_g") for hook in weight_norm_hooks(part))
     return found - gains
+
+
+def as_list(name: str, value: object, kind: str) -> list[str]:
+    """Return one string or several as a list.
+
+    Raises:
+        ValueError: the value is another thing, or an empty list.
+    """
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, Iterable) or not all(isinstance(s, str) for s in strings):
+        raise ValueError(f"{name} must be a {kind} or a list of them, got {value!r}")
+    if not (strings := [*strings]):
+        raise ValueError(f"{name} must name at least one {kind}, got {value!r}")
+    return strings

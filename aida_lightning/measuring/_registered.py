@@ -12,13 +12,13 @@ from aida_lightning import diagnostics
 
 def stepsize(optimizer: Optimizer, *args: Any) -> Tensor:
     """Call ``diagnostics.stepsize``, which returns a real tensor."""
-    result: Tensor = _call(diagnostics.stepsize, "a real tensor", _is_real, optimizer, *args)
+    result: Tensor = _call(diagnostics.stepsize, "a dense real tensor", _is_real, optimizer, *args)
     return result
 
 
 def last_update(optimizer: Optimizer, *args: Any) -> Tensor | None:
     """Call ``diagnostics.last_update``, which returns a real tensor or None."""
-    allowed = "a real tensor or None"
+    allowed = "a dense real tensor or None"
     result: Tensor | None = _call(
         diagnostics.last_update, allowed, lambda x: x is None or _is_real(x), optimizer, *args
     )
@@ -65,4 +65,10 @@ def _call(
 
 
 def _is_real(result: object) -> bool:
-    return isinstance(result, torch.Tensor) and not result.is_complex()
+    """Tell whether a function's result is a dense tensor of real numbers that can be measured."""
+    return (
+        isinstance(result, torch.Tensor)
+        and result.is_floating_point()
+        and result.layout is torch.strided
+        and not result.is_meta
+    )

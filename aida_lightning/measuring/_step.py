@@ -1,6 +1,6 @@
 """The measures of one optimizer's step, for the monitor and for loops without a Trainer."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from aida_lightning.diagnostics import last_update
 from aida_lightning.measuring._hooks import StepHooks, named, params_of
 from aida_lightning.measuring._layer import LayerStep, Row, source_of, take_measures
 from aida_lightning.measuring._merging import measure_shared
-from aida_lightning.measuring._names import matching, names_of, weights
+from aida_lightning.measuring._names import as_list, matching, names_of, weights
 from aida_lightning.measuring._statistics import (
     Statistic,
     choose_statistics,
@@ -38,18 +38,31 @@ class StepMeasures:
     _before: dict[Tensor, Tensor] = field(default_factory=dict)
     _gradients: dict[Tensor, Tensor] = field(default_factory=dict)
 
+    _has_update: bool = True  # by the function that is registered for it, if there is one
+
     @property
     def needs_gradients(self) -> bool:
-        """Whether gradients are measured that the step may change, as torch's and ours do not."""
+        """Whether gradients are measured that the step may change in place.
+
+        Of torch's only the momentum of Nesterov does, by foreach; of ours none.
+        """
         author = getattr(type(self.optimizer).step, "__module__", "").partition(".")[0]
+        nesterov = any(group.get("nesterov") for group in self.optimizer.param_groups)
         measured = any(source_of(name) in ("gradient", "momentum") for name in self.measures)
-        return measured and author not in ("torch", "aida_lightning")
+        return measured and (nesterov or author not in ("torch", "aida_lightning"))
 
     @property
     def needs_copies(self) -> bool:
         """Whether something is measured that only a copy from before the step tells."""
         known = last_update.dispatch(type(self.optimizer)) is not last_update.dispatch(object)
-        return not known and any(source_of(name) == "update" for name in self.measures)
+        measured = any(source_of(name) == "update" for name in self.measures)
+        return measured and not (known and self._has_update)
+
+    def is_lost_after_step(self, measures: Iterable[str]) -> bool:
+        """Tell whether some measures can be taken right after a step alone."""
+        sources = {source_of(name) for name in measures}
+        of_copies = "update" in sources and self.needs_copies
+        return of_copies or not sources.isdisjoint({"gradient", "momentum"})
 
     def copy(self, layers: Collection[Tensor]) -> None:
         """Keep a copy of the layers from before a step, where something needs it."""
@@ -58,9 +71,10 @@ class StepMeasures:
             self._before = {param: param.detach().clone() for param in params}
 
     def copy_gradients(self, layers: Collection[Tensor]) -> None:
-        """Keep a copy of the gradients that the step is given."""
-        params = (param for param in params_of(self.optimizer) if param in layers)
-        self._gradients = {p: p.grad.detach().clone() for p in params if p.grad is not None}
+        """Keep a copy of the gradients that the step is given, where it may change them."""
+        if self.needs_gradients:
+            params = (param for param in params_of(self.optimizer) if param in layers)
+            self._gradients = {p: p.grad.detach().clone() for p in params if p.grad is not None}
 
     def forget(self) -> None:
         """Drop the copies of a step that was not taken."""
@@ -98,7 +112,10 @@ class StepMeasures:
                 layer = self._layer_step(param, group, lr, gradient)
             if is_distributed(param):
                 shared[param] = layer
-            elif layer is not None:
+                continue
+            if layer is not None and "update_norm" in self.measures and layer.before is None:
+                self._has_update &= layer.has("update")
+            if layer is not None:
                 rows[param] = take_measures(layer, self.measures)
         rows |= measure_shared(shared, self.measures)
         self.forget()
@@ -114,7 +131,7 @@ class StepMeasures:
 
 @contextmanager
 def measure_step(
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     module: nn.Module,
     statistics: Sequence[str] | str = ("mean", "std"),
     layers: Sequence[str] | str | None = None,
@@ -127,18 +144,22 @@ def measure_step(
     share layers, all of them have to enter the context at the same step.
 
     Args:
-        optimizer: the optimizer, or Fabric's wrapper of it. Those that it holds are measured too.
+        optimizer: the optimizer, Fabric's wrapper of it, or a list of several. Those that one holds
+            are measured too.
         module: the module, or Fabric's wrapper of it, which names the layers.
         statistics: names of statistics, as the ``StepsizeMonitor`` has them. If an optimizer has
             none of them for want of adaptive stepsizes, its update's are measured instead.
-        layers: names of parameters or globs of them. None chooses as the ``StepsizeMonitor`` does.
+        layers: names of parameters or globs of them. None chooses the weights, as the
+            ``StepsizeMonitor`` does but for its ``max_layers``.
 
     Yields:
         A dictionary, which is filled at the end: the numbers by ``stepsize_mean/<layer>`` and so
         on; with several optimizers their names come first.
 
     Raises:
-        ValueError: there is no statistic of a name, or no layer that a glob matches.
+        TypeError: the optimizer or the module is none.
+        ValueError: there is no statistic of a name, no layer that a glob matches, or the optimizer
+            holds none of the module's parameters.
 
     Example:
         >>> import torch
@@ -151,11 +172,20 @@ def measure_step(
         >>> [*numbers]
         ['stepsize_mean/weight', 'update_ratio/weight']
     """
-    chosen = choose_statistics([statistics] if isinstance(statistics, str) else statistics)
-    watched = _layers_of(module, [layers] if isinstance(layers, str) else layers)
+    chosen = choose_statistics(as_list("statistics", statistics, "statistic"))
+    optimizers = [*optimizer] if isinstance(optimizer, Sequence) else [optimizer]
+    for given in optimizers:
+        if not hasattr(given, "param_groups"):
+            raise TypeError(f"measure_step needs an optimizer first, got {given!r}")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"measure_step needs a torch.nn.Module second, got {module!r}")
+    held = {param for given in optimizers for param in params_of(given)}
+    watched = _layers_of(
+        module, held, layers if layers is None else as_list("layers", layers, "glob")
+    )
     steps = {
         name: _MeasuredStep(each, watched, to_be_had(chosen, each))
-        for name, each in named([optimizer]).items()
+        for name, each in named(optimizers).items()
     }
     numbers: dict[str, float] = {}
     for step in steps.values():
@@ -173,15 +203,22 @@ def measure_step(
     numbers |= {"/".join(path): number for path, number in scalars_of(points).items()}
 
 
-def _layers_of(module: nn.Module, globs: Sequence[str] | None) -> dict[Tensor, str]:
-    """Map the parameters to watch to their names, in the module's order."""
+def _layers_of(
+    module: nn.Module, held: Collection[Tensor], globs: Sequence[str] | None
+) -> dict[Tensor, str]:
+    """Map the layers to measure to their names, of those that the optimizers hold."""
     names = names_of(module)
-    chosen = weights(module) if globs is None else set()
+    there = [own[0] for own in names.values()]
+    if not held & names.keys():
+        raise ValueError(f"the optimizers hold none of the module's parameters, which are: {there}")
+    chosen: set[Tensor] = set()
     for pattern in globs or ():
         if not (found := matching(names, pattern)):
-            there = [own[0] for own in names.values()]
             raise ValueError(f"there is no layer that matches {pattern!r}, there are: {there}")
         chosen |= found
+    if globs is None:
+        trained = {param for param in names if param in held and param.requires_grad}
+        chosen = trained & weights(module) or trained
     return {param: own[0] for param, own in names.items() if param in chosen}
 
 
@@ -197,8 +234,7 @@ class _MeasuredStep:
         self._measures = StepMeasures(
             optimizer, [*dict.fromkeys(name for s in statistics for name in s.measures)]
         )
-        given = self._copy_gradients if self._measures.needs_gradients else None
-        self.hooks = StepHooks(optimizer, self._copy, self._take, given)
+        self.hooks = StepHooks(optimizer, self._copy, self._copy_gradients, self._take)
 
     def _copy(self) -> None:
         self._measures.copy(self._layers)

@@ -9,7 +9,10 @@ from lightning.pytorch import Callback
 from torch import nn
 from toy import Net, TwoOptimizers, fit, read
 
+from aida_lightning import measure_step
 from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.diagnostics import last_update
+from aida_lightning.measuring._hooks import StepHooks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -78,8 +81,8 @@ def test_an_optimizer_without_stepsizes_has_its_update_logged_and_one_line_says_
     (line,) = [r.message for r in caplog.records if "StepsizeMonitor" in r.message]
     assert line == (
         "StepsizeMonitor: SGD has no adaptive stepsizes, since one learning rate moves all "
-        f"elements of a layer; it logs {', '.join(OF_THE_STEP)} instead of stepsize_mean, "
-        "stepsize_std."
+        f"elements of a layer; it logs {', '.join(OF_THE_STEP)} if there is a momentum instead of "
+        "stepsize_mean, stepsize_std."
     )
 
 
@@ -251,9 +254,184 @@ def test_a_sparse_gradient_has_a_norm_and_no_cosine(tmp_path):
     assert "gradient_cosine/head.weight" in scalars
 
 
-def test_figures_and_histograms_of_an_optimizer_without_stepsizes_are_none(tmp_path):
-    fit(tmp_path, Net("sgd", lr=0.1), StepsizeMonitor(figures=True, histograms=True))
+def test_figures_and_histograms_of_an_optimizer_without_stepsizes_are_none(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        fit(tmp_path, Net("sgd", lr=0.1), StepsizeMonitor(figures=True, histograms=True))
     assert not any("stepsize" in tag for tag in read(tmp_path))
+    assert "stepsize_std, and draws no histograms and no figures." in caplog.text
+
+
+def test_optimizers_of_one_class_have_one_line(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        fit(tmp_path, TwoOptimizers(["sgd", "sgd"], every=1, lr=0.01), StepsizeMonitor("*", 1))
+    assert caplog.text.count("SGD has no adaptive stepsizes") == 1
+
+
+def test_the_gradient_is_the_given_one_under_nesterovs_momentum(tmp_path):
+    class Before(Callback):
+        def __init__(self):
+            self.at = {}
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            self.at[step] = module.head.weight.grad.norm().item()
+
+    module = Net(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+    before = Before()
+    fit(tmp_path, module, StepsizeMonitor(every_n_steps=1), before)
+    assert read(tmp_path)["gradient_norm/head.weight"] == pytest.approx(before.at, rel=1e-6)
+
+
+class DropsGradients(torch.optim.SGD):
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.zero_grad()
+        return loss
+
+
+def test_a_step_that_drops_its_gradients_is_measured(tmp_path):
+    monitor = StepsizeMonitor(every_n_steps=1)
+    fit(tmp_path, Net(DropsGradients, lr=0.1), monitor)
+    scalars = read(tmp_path)
+    assert sorted(scalars["gradient_norm/head.weight"]) == [*range(12)]
+    assert monitor.state_dict() == {"steps": {"DropsGradients": 12}}
+
+
+class TakesAModule(torch.optim.Optimizer):
+    """Is given the module beside the closure, as second-order optimizers are."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None, module=None):
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for param in module.parameters():
+            param.sub_(param.grad, alpha=self.param_groups[0]["lr"])
+        return loss
+
+
+@pytest.mark.parametrize("positional", [True, False])
+def test_other_arguments_of_a_step_stay_as_they_are(positional):
+    module = nn.Linear(2, 1)
+    optimizer = TakesAModule(module.parameters(), lr=0.1)
+    seen = []
+
+    def closure():
+        optimizer.zero_grad()
+        module(torch.ones(1, 2)).sum().backward()
+        seen.append(module.weight.grad.norm().item())
+
+    arguments = (closure, module) if positional else ()
+    named = {} if positional else {"closure": closure, "module": module}
+    with measure_step(optimizer, module) as numbers:
+        optimizer.step(*arguments, **named)
+    assert numbers["gradient_norm/weight"] == pytest.approx(seen[0])
+    module.weight.grad = torch.full((1, 2), 3.0)
+    with measure_step(optimizer, module) as numbers:
+        optimizer.step(None, module)
+    assert numbers["gradient_norm/weight"] == pytest.approx(3 * 2**0.5)
+
+
+def test_a_step_that_raises_and_is_taken_again_is_counted(tmp_path):
+    class Retries(Net):
+        def __init__(self):
+            super().__init__("sgd", lr=0.1)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            if batch_idx == 3:
+                with pytest.raises(MemoryError):
+                    optimizer.step(closure=self.fails)
+            optimizer.step()
+
+        def fails(self):
+            raise MemoryError
+
+    monitor = StepsizeMonitor(every_n_steps=1)
+    fit(tmp_path, Retries(), monitor)
+    assert sorted(read(tmp_path)["update_ratio/head.weight"]) == [*range(12)]
+    assert monitor.state_dict() == {"steps": {"SGD": 12}}
+
+
+def test_a_wrapped_step_is_unwrapped_with_its_last_hooks():
+    param = nn.Parameter(torch.ones(2))
+    optimizer = WithoutHooks(torch.optim.Adam([param], lr=0.01))
+    param.grad = torch.ones(2)
+    calls = []
+    hooks = [
+        StepHooks(optimizer, lambda: None, lambda: None, lambda took, n=n: calls.append((n, took)))
+        for n in range(2)
+    ]
+    for each in hooks:
+        each.attach()
+    optimizer.step()
+    hooks[0].detach()
+    optimizer.step()
+    hooks[1].detach()
+    assert "step" not in vars(optimizer)
+    optimizer.step()
+    assert calls == [(0, {param}), (1, {param}), (1, {param})]
+
+
+def test_a_step_before_the_logged_batch_is_said_to_have_no_update(tmp_path, caplog):
+    class EveryFourth(Net):
+        def __init__(self):
+            super().__init__("sgd", lr=0.1)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(self.loss(batch))
+            if batch_idx % 4 == 0:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+
+    with caplog.at_level(logging.INFO):
+        fit(tmp_path, EveryFourth(), StepsizeMonitor())
+    (line,) = [r.message for r in caplog.records if "StepsizeMonitor has no" in r.message]
+    assert "update_norm, gradient_norm, gradient_cosine of a step of SGD" in line
+    assert "every_n_steps=n" in line
+
+
+def test_an_update_that_no_function_tells_is_that_of_a_copy(tmp_path):
+    class SometimesTells(torch.optim.SGD):
+        pass
+
+    last_update.register(SometimesTells, lambda *arguments: None)
+    fit(tmp_path, Net(SometimesTells, lr=0.1), StepsizeMonitor(every_n_steps=1))
+    assert sorted(read(tmp_path)["update_norm/head.weight"]) == [*range(1, 12)]
+
+
+@pytest.mark.filterwarnings("ignore:StepsizeMonitor knows no")
+def test_an_optimizer_in_nested_containers_and_without_defaults_is_watched(tmp_path):
+    class Nested(Several):
+        def __init__(self, *inner):
+            super().__init__(*inner)
+            for optimizer in inner:
+                del optimizer.defaults
+            self.inner = {"all": [(inner[0],), [inner[1]]]}
+
+        def step(self, closure=None):
+            loss = closure()
+            (first,), (second,) = self.inner["all"]
+            first.step(lambda: None), second.step(lambda: None)
+            return loss
+
+    module = Net()
+    module.configure_optimizers = lambda: Nested(
+        Unknown(module.features.parameters(), lr=0.1), Unknown(module.head.parameters(), lr=0.1)
+    )
+    fit(tmp_path, module, StepsizeMonitor(every_n_steps=1))
+    assert "Unknown-1/update_norm/head.weight" in read(tmp_path)
+
+
+def test_monitors_that_show_bands_of_other_layers_are_two(tmp_path):
+    one, two = (StepsizeMonitor(custom_scalars=[f"{name}.*"]) for name in ("head", "features"))
+    assert one.state_key != two.state_key
 
 
 def test_a_number_that_is_not_finite_is_told_without_stepsizes_too(tmp_path):

@@ -313,9 +313,19 @@ def ceiling_of_wrong(optimizer: Wrong, group):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("stepsizes", None, r"stepsize_of_wrong, .*`stepsize.register` .* a real tensor, got None"),
-        ("stepsizes", 0.5, r"stepsize_of_wrong, .* must return a real tensor, got 0.5"),
-        ("stepsizes", torch.ones(1) * 1j, r"stepsize_of_wrong, .* a real tensor, got tensor"),
+        (
+            "stepsizes",
+            None,
+            r"stepsize_of_wrong, .*`stepsize.register` .* real tensor, got None",
+        ),
+        ("stepsizes", 0.5, r"stepsize_of_wrong, .* must return a dense real tensor, got 0.5"),
+        ("stepsizes", torch.ones(1) * 1j, r"stepsize_of_wrong, .* a dense real tensor, got tensor"),
+        (
+            "stepsizes",
+            torch.ones(2, dtype=torch.int),
+            r"stepsize_of_wrong, .* a dense real",
+        ),
+        ("stepsizes", torch.eye(2).to_sparse(), r"stepsize_of_wrong, .* a dense real tensor, got"),
         ("update", 0.5, r"update_of_wrong, .*`last_update.register` .* or None, got 0.5"),
         ("ceiling", "1", r"ceiling_of_wrong, .*`stepsize_ceiling.register` .* or None, got '1'"),
     ],

@@ -91,11 +91,19 @@ def test_what_a_user_registered_is_not_replaced_by_an_adapter(monkeypatch):
     class Yours(torch.optim.SGD):
         pass
 
-    stepsize.register(Yours, "yours")
+    def yours(optimizer, group, state):
+        return torch.ones(1)
+
+    stepsize.register(Yours, yours)
     assert stepsize.dispatch(Mine) == "ours"
-    assert stepsize.dispatch(Yours) == "yours"
+    assert stepsize.dispatch(Yours) is yours
 
 
 def test_the_functions_are_pickled_and_copied_by_their_names():
     assert pickle.loads(pickle.dumps(stepsize)) is stepsize
     assert copy.deepcopy(stepsize) is stepsize
+
+
+def test_only_functions_are_registered():
+    with pytest.raises(TypeError, match="a function is to be registered for .*SGD.*, got 3"):
+        stepsize.register(torch.optim.SGD, 3)

@@ -76,7 +76,7 @@ def test_layers_are_named_with_few_ticks_and_can_be_chosen(tmp_path):
 def test_runs_without_stepsizes_are_refused(tmp_path):
     with SummaryWriter(str(tmp_path / "run")) as writer:
         writer.add_scalar("update_ratio/net.1.weight", 1.0, 0)
-    with pytest.raises(EventsError, match="no run has stepsize_mean or stepsize_std"):
+    with pytest.raises(EventsError, match="no run has adaptive stepsizes"):
         heatmap(read_monitored_runs([tmp_path]))
 
 
