@@ -83,7 +83,13 @@ def test_a_broken_entry_point_is_named_in_a_warning_and_stops_nothing(
 
 
 def test_what_a_user_registered_is_not_replaced_by_an_adapter(monkeypatch):
-    monkeypatch.setitem(_dispatch.adapters, __name__, lambda cls: stepsize.add(cls, "ours"))
+    def ours(optimizer, group, state):
+        return torch.zeros(1)
+
+    def yours(optimizer, group, state):
+        return torch.ones(1)
+
+    monkeypatch.setitem(_dispatch.adapters, __name__, lambda cls: stepsize.add(cls, ours))
 
     class Mine(torch.optim.SGD):
         pass
@@ -91,11 +97,8 @@ def test_what_a_user_registered_is_not_replaced_by_an_adapter(monkeypatch):
     class Yours(torch.optim.SGD):
         pass
 
-    def yours(optimizer, group, state):
-        return torch.ones(1)
-
     stepsize.register(Yours, yours)
-    assert stepsize.dispatch(Mine) == "ours"
+    assert stepsize.dispatch(Mine) is ours
     assert stepsize.dispatch(Yours) is yours
 
 
@@ -105,5 +108,5 @@ def test_the_functions_are_pickled_and_copied_by_their_names():
 
 
 def test_only_functions_are_registered():
-    with pytest.raises(TypeError, match="a function is to be registered for .*SGD.*, got 3"):
+    with pytest.raises(TypeError, match="a function is to be registered for"):
         stepsize.register(torch.optim.SGD, 3)
