@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import lightning.pytorch
 import pytest
 import pytorch_lightning
 import yaml
@@ -13,7 +12,7 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule
 from pytorch_lightning.demos.boring_classes import BoringModel
 
 from aida_lightning._arguments import named_classes
-from aida_lightning._lightning import MisconfigurationException
+from aida_lightning._lightning import MisconfigurationException, find_in, packages
 from aida_lightning.cli import AidaCLI
 
 MODEL = "pytorch_lightning.demos.boring_classes.BoringModel"
@@ -86,7 +85,8 @@ def test_the_trainer_is_that_of_what_is_named_or_given():
     assert made(model=OnlyHere) is pytorch_lightning.Trainer
     assert made(model=_makes_one) is pytorch_lightning.Trainer
     assert made(f"--model={OURS}", *stops) is pytorch_lightning.Trainer
-    assert made(f"--model={OURS}") is lightning.pytorch.Trainer
+    # That of the package which the program has imported first.
+    assert made(f"--model={OURS}") is find_in(packages()[0], "pytorch.Trainer")
     theirs = {"trainer_class": pytorch_lightning.Trainer}
     assert made(f"--model={OURS}", **theirs) is pytorch_lightning.Trainer
 
