@@ -23,6 +23,7 @@ from aida_lightning.compare.methods import choose_optimizers
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+PROGRAMS = ("pip", "pytest", "tensorboard", "mkdocs", "nox", "pre-commit", "git")
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.py"))
 
 pytestmark = [
