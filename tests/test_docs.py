@@ -97,15 +97,7 @@ def test_commands_of_a_page_name_what_there_is(page, capsys, monkeypatch):
             # Scripts that are not in docs/ are the reader's own.
             assert "/" not in script or (ROOT / script).is_file(), script
         else:
-            assert program in (
-                "pip",
-                "pytest",
-                "tensorboard",
-                "mkdocs",
-                "nox",
-                "pre-commit",
-                "git",
-            ), program
+            assert program in PROGRAMS, program
 
 
 @pytest.mark.parametrize("script", [s for s in TUTORIALS if s.stem != "distributed"], ids=str)
