@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 
@@ -69,6 +70,8 @@ class Transfers(TorchDispatchMode):
 @contextmanager
 def fake_gpu(monkeypatch):
     """Have tensors only say that they are on a GPU; those on the host count as 5 where read."""
+    if TORCH < (2, 11):
+        pytest.skip("fake tensors of older torch ask for a driver of CUDA")
 
     def on_host(name, read):
         original = getattr(torch.Tensor, name)
