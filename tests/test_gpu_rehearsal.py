@@ -78,7 +78,7 @@ def test_what_fails_is_named_and_ended_at_its_limit_and_the_next_stage_runs(
 def test_all_stages_together_end_in_less_than_eight_minutes(gpu, tmp_path):
     stages = gpu.stages_of("cuda", False, tmp_path)
     assert sum(stage.limit for stage in stages.values()) <= gpu.TOTAL < 480
-    # With the table and the numbers: no more files than are brought back from a lent machine.
+    # With the table and the numbers: no more files than are brought back from such a machine.
     assert len(stages) + 2 <= 8
     late = gpu.run(gpu.Stage(30, ["true"]), tmp_path / "log", {}, left=gpu.GRACE - 1)
     assert late["ended"] == "no time left"
