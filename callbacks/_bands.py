@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 from aida_lightning.logs import tags
 from aida_lightning.logs.custom_scalars import CHARTS_PER_CATEGORY
+from aida_lightning.logs.spread import evenly
 from aida_lightning.measuring._statistics import Point
 
 
@@ -39,9 +40,8 @@ class Bands:
 
     def _choose(self, names: Sequence[str], chosen: set[str]) -> None:
         if self._globs is not None:
-            chosen.update(n for n in names if any(fnmatchcase(n, glob) for glob in self._globs))
+            chosen.update(n for n in names if any(n == g or fnmatchcase(n, g) for g in self._globs))
             return
         others = [name for name in names if name not in chosen]
-        room = min(CHARTS_PER_CATEGORY - len(chosen), len(others))
-        places = (index * (len(others) - 1) // max(room - 1, 1) for index in range(room))
+        places = evenly(len(others), CHARTS_PER_CATEGORY - len(chosen))
         chosen.update(others[place] for place in places)

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from aida_lightning._lightning import LightningModule, MisconfigurationException, Trainer
 from aida_lightning._private import is_flattened
+from aida_lightning.logs.spread import evenly
 from aida_lightning.measuring._names import as_list as _as_list
 from aida_lightning.measuring._names import matching, names_of, weights
 from aida_lightning.optim._sharding import is_distributed
@@ -103,9 +104,7 @@ def spread(
         return dict(layers)
     kept = layers.keys() & {*chosen}
     others = [param for param in layers if param not in kept]
-    room = max_layers - len(kept)
-    places = (index * (len(others) - 1) // max(room - 1, 1) for index in range(room))
-    kept.update(others[place] for place in places)
+    kept.update(others[place] for place in evenly(len(others), max_layers - len(kept)))
     found = {param: name for param, name in layers.items() if param in kept}
     rank_zero_warn(
         f"StepsizeMonitor found {len(layers):,} layers and logs {max_layers:,} of them, evenly "

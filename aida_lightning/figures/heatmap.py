@@ -11,7 +11,6 @@ from matplotlib.ticker import LogFormatter
 from aida_lightning.figures.layers import (
     by_label,
     check_logged,
-    evenly,
     layer_line,
     pick_layers,
     short_name,
@@ -21,6 +20,7 @@ from aida_lightning.figures.plotting import Look, XOf, x_axis
 from aida_lightning.logs import tags
 from aida_lightning.logs.curves import FloatArray
 from aida_lightning.logs.runs import MonitoredRun
+from aida_lightning.logs.spread import evenly
 
 _ROWS = {"mean": tags.MEAN, "standard deviation": tags.STD, "standard deviation / mean": None}
 _MOST_TICKS = 20

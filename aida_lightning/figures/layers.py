@@ -98,14 +98,3 @@ def weights_of(runs: Sequence[MonitoredRun]) -> list[str]:
         if "weight" in tensor.rpartition(".")[2]:
             weights[tensor] = name  # of weight_norm's gain and direction the direction
     return [*weights.values()] or names
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """Choose at most so many places of a sequence, evenly spread, its first and last among them.
-
-    Example:
-        >>> evenly(9, 3), evenly(2, 3)
-        ([0, 4, 8], [0, 1])
-    """
-    some = min(count, most)
-    return [index * (count - 1) // max(some - 1, 1) for index in range(some)]

@@ -11,7 +11,6 @@ from matplotlib.lines import Line2D
 from aida_lightning.figures.layers import (
     by_label,
     check_logged,
-    evenly,
     layer_line,
     pick_layers,
     short_name,
@@ -29,6 +28,7 @@ from aida_lightning.figures.plotting import (
 )
 from aida_lightning.logs import tags
 from aida_lightning.logs.runs import MonitoredRun
+from aida_lightning.logs.spread import evenly
 
 _STYLES: dict[str, Literal["-", "--"]] = {tags.MEAN: "-", tags.STD: "--"}
 _MARKERS = {tags.MEAN: "o", tags.STD: "x"}
