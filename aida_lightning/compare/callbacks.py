@@ -1,15 +1,18 @@
 """The callbacks that a comparison gives to each run, beside the experiment's own."""
 
+import atexit
 import os
 import random
 import time
 from collections.abc import Mapping
 from copy import deepcopy
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from typing_extensions import override
 
 from aida_lightning._lightning import (
@@ -44,6 +47,7 @@ def run_callbacks(loaded: LoadedExperiment, seed: int, folder: Path) -> list[Cal
         *([ProgressBar()] if has_bar else []),
         FiniteLoss(),
         _LastCheckpoint(folder),
+        LeaveProcessGroup(),
     ]
 
 
@@ -200,6 +204,24 @@ class _LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+
+class LeaveProcessGroup(Callback):
+    """Have a spawned process leave its process group before its interpreter ends.
+
+    A thread of gloo may still hold a tensor then, and aborts the process, so that a run whose
+    training has ended counts as failed (pytorch#179291). Lightning leaves groups of NCCL alone.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if parent_process() is not None:
+            atexit.register(_leave_process_group)
+
+
+def _leave_process_group() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class LastCheckpointIO(DurableCheckpointIO):
