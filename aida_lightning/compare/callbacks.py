@@ -47,7 +47,7 @@ def run_callbacks(loaded: LoadedExperiment, seed: int, folder: Path) -> list[Cal
         *([ProgressBar()] if has_bar else []),
         FiniteLoss(),
         _LastCheckpoint(folder),
-        LeaveProcessGroup(),
+        LetGlooFinish(),
     ]
 
 
@@ -206,22 +206,18 @@ class _LastCheckpoint(ModelCheckpoint):
         )
 
 
-class LeaveProcessGroup(Callback):
-    """Have a spawned process leave its process group before its interpreter ends.
+class LetGlooFinish(Callback):
+    """Have a spawned process wait a moment for gloo's threads before its interpreter ends.
 
-    A thread of gloo may still hold a tensor then, and aborts the process, so that a run whose
-    training has ended counts as failed (pytorch#179291). Lightning leaves groups of NCCL alone.
+    A thread that still holds the last collective's tensor then waits for the interpreter's lock,
+    and aborts the process, so that a run whose training has ended counts as failed
+    (pytorch#179291). Leaving the process group does not join the threads.
     """
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if parent_process() is not None:
-            atexit.register(_leave_process_group)
-
-
-def _leave_process_group() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+        if parent_process() is not None and dist.is_available() and dist.is_gloo_available():
+            atexit.register(time.sleep, 0.2)
 
 
 class LastCheckpointIO(DurableCheckpointIO):

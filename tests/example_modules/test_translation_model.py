@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from aida_lightning.compare.callbacks import LeaveProcessGroup
+from aida_lightning.compare.callbacks import LetGlooFinish
 from aida_lightning.datamodules import Multi30kDataModule
 from aida_lightning.example_modules import InverseSqrtLR, TranslationModel
 
@@ -46,7 +46,7 @@ def batches() -> DataLoader:
 def trainer(folder: Path, callbacks=(), **options) -> Trainer:
     return Trainer(
         accelerator="cpu",
-        callbacks=[LeaveProcessGroup(), *callbacks],
+        callbacks=[LetGlooFinish(), *callbacks],
         logger=CSVLogger(folder),
         log_every_n_steps=1,
         enable_progress_bar=False,
