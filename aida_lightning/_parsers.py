@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from aida_lightning import __version__
+from aida_lightning._errors import BriefArgumentParser
 from aida_lightning.figures import FigureName
 
 Format = Literal["png", "svg", "pdf"]
@@ -23,7 +24,7 @@ LIGHTNING = {
 
 def command_parser() -> ArgumentParser:
     """Return the parser of `aida-lightning`."""
-    parser = ArgumentParser(
+    parser = BriefArgumentParser(
         prog="aida-lightning",
         description="Layerwise-adaptive optimizers compared, and the paper's figures.",
         version=__version__,
@@ -47,13 +48,13 @@ def command_parser() -> ArgumentParser:
         help="Print each layer's adaptive stepsizes as they were logged last.",
     )
     for name, help in LIGHTNING.items():
-        commands.add_subcommand(name, ArgumentParser(), help=help)  # to be listed
+        commands.add_subcommand(name, BriefArgumentParser(), help=help)  # to be listed
     return parser
 
 
 def _compare_parser() -> ArgumentParser:
     """Return a parser that gives as `changes` the options that stand for a key of the file."""
-    parser = ArgumentParser(
+    parser = BriefArgumentParser(
         description=(
             "Trains one model from one start under several optimizers, and ends with a table, the "
             "paper's numbers beside it, results.csv and figures. Run again, it goes on where it "
@@ -135,7 +136,7 @@ def _compare_parser() -> ArgumentParser:
 
 
 def _figures_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = BriefArgumentParser(
         description=(
             "Draws figures of the paper from the event files of any runs side by side: 1, 2, 4 and "
             "6 of those that had the StepsizeMonitor; 3, 7 and 8 show --metric; 5 needs a "
@@ -163,7 +164,7 @@ def _figures_parser() -> ArgumentParser:
 
 
 def _summary_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = BriefArgumentParser(
         description=(
             "Prints a table per optimizer: mean, standard deviation, their ratio, extremes, share "
             "at the ceiling and effective learning rate of each layer's adaptive stepsizes, as far "
