@@ -36,8 +36,8 @@ class Look:
     """How to draw.
 
     Args:
-        layers: the layers to show: names, globs of names, or numbers from 1 at the input. None
-            shows those of the paper.
+        layers: the layers to show: numbers from 1 at the input, or names or globs of names, as
+            figures and tables show them or the parameters' own. None shows those of the paper.
         smooth: the weight of the past in an exponential moving average, in [0, 1), as TensorBoard's
             slider has it.
         log_x: whether the x axis is logarithmic.

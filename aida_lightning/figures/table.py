@@ -41,7 +41,7 @@ def summarize(
 
     Args:
         logdirs: folders that hold runs with the ``StepsizeMonitor``, at any depth.
-        layers: names, globs of names or numbers of the layers to show; None shows all.
+        layers: the layers to show, as in ``Look``; None shows all.
         optimizers: globs of the labels to show, in any case; None shows all.
 
     Raises:

@@ -219,19 +219,43 @@ def test_figure_4_shows_the_means_alone(tmp_path):
     assert [y[0] for _, y in shown["layer 6: net.6"]] == [60.0]
 
 
-@pytest.mark.parametrize("layers", [["3", "5"], ["net.3.weight", "*.5.weight"]])
-def test_layers_are_chosen_by_number_name_or_glob(tmp_path, layers):
+@pytest.mark.parametrize(
+    "layers",
+    [["3", "5"], [3, 5], ["net.3.weight", "*.5.weight"], ["net.3", "net.5"], ["net.[35]"]],
+)
+def test_layers_are_chosen_by_number_name_or_glob_as_they_are_shown(tmp_path, layers):
     write_run(tmp_path / "run")
     runs = read_monitored_runs([tmp_path])
     assert list(panels(fig6(runs, Look(layers)))) == ["layer 3: net.3", "layer 5: net.5"]
     assert len(panels(fig2(runs, Look(layers)))["run"]) == 2
 
 
-def test_a_layer_that_is_not_there_is_refused_with_those_that_are(tmp_path):
-    write_run(tmp_path / "run", layers=2)
+def test_a_layer_called_by_a_number_has_the_number_of_its_place_first(tmp_path):
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for name in ("0.weight", "2.weight", "blocks[1].weight"):
+            writer.add_scalar(f"stepsize_mean/{name}", 1.0, 0)
     runs = read_monitored_runs([tmp_path])
-    with pytest.raises(EventsError, match=r"'7' is none of 1 net.1.weight, 2 net.2.weight, 3 net"):
-        fig6(runs, Look(["7"]))
+    for wanted, title in (
+        ("2", "layer 2: 2"), ("0", "layer 1: 0"), ("blocks[1]", "layer 3: blocks[1]"),
+    ):  # fmt: skip
+        assert [*panels(fig4(runs, Look([wanted])))] == [title]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nearest"),
+    [
+        ("nets.11", "net.11, net.1, net.10"),
+        ("net.12.weight", "net.2, net.1, net.11"),
+        ("77", "net.7"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_refused_with_the_nearest(tmp_path, capsys, wanted, nearest):
+    write_run(tmp_path / "run")
+    for command in ("figures", "summary"):
+        assert main([command, str(tmp_path), "--layers", "1", wanted]) == 2
+        message = capsys.readouterr().err
+        assert f"layers: '{wanted}' is none of the layers 1 to 22, nor does it match" in message
+        assert f"the nearest are: {nearest}" in message
 
 
 def test_runs_of_several_folders_are_compared_and_chosen_by_label(tmp_path):
