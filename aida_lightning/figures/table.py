@@ -1,9 +1,11 @@
 """The statistics of each layer as a table, from event files alone."""
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from aida_lightning.figures.layers import pick_layers, short_name
@@ -50,6 +52,18 @@ def summarize(
     runs = read_monitored_runs(logdirs)
     labels = choose_labels([run.label for run in runs], optimizers)
     return [_table(label, [run for run in runs if run.label == label], layers) for label in labels]
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table, folded to the terminal if there is one, and each line of its caption whole."""
+    table, caption = copy(table), table.caption
+    table.caption = None
+    if not console.is_terminal:  # a file or a pipe has no width to fold to
+        wide = console.options.update(max_width=1000)
+        console.width = console.measure(table, options=wide).maximum
+    console.print(table, soft_wrap=False)
+    if caption:
+        console.print(caption, style="table.caption", soft_wrap=True, highlight=False)
 
 
 def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | None) -> Table:
