@@ -89,7 +89,7 @@ def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | No
     table = Table(
         title=f"{label}: {'adaptive stepsizes' if has_stepsizes else 'updates'} "
         f"at step {step}" + (f", means over {len(seeds)} seeds" if len(seeds) > 1 else ""),
-        caption=f"Not logged: {', '.join(missing)}; StepsizeMonitor(statistics=[…]) does."
+        caption=f"Not logged: {', '.join(missing)}. StepsizeMonitor(statistics=[…]) logs them."
         if missing
         else None,
         caption_justify="left",

@@ -60,7 +60,7 @@ def test_what_was_not_logged_is_one_line_in_a_pipe(tmp_path, capsys):
     write(tmp_path / "run", stepsize_mean=2.0)
     assert main(["summary", str(tmp_path)]) == 0
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("Not logged: std")]
-    assert line.endswith("gradient_cosine; StepsizeMonitor(statistics=[…]) does.")
+    assert line.endswith("gradient_cosine. StepsizeMonitor(statistics=[…]) logs them.")
 
 
 def test_labels_and_layers_are_folded_and_not_cut_in_a_narrow_terminal(tmp_path, capsys):
