@@ -62,12 +62,13 @@ class NamesArgumentParser(BriefArgumentParser, LightningArgumentParser):
         for _, names, find_class in kinds:
             self._paths_of[nested_key] = partial(_path_of, find_class, bases)
             kwargs["help"] = (
-                f"{', '.join(names)}, in any case; or the path or the name of another class. "
-                f"--{nested_key}.help NAME lists its options."
+                f"One of {', '.join(names)}, in any case, or the path or the name of another "
+                f"class. --{nested_key}.help NAME lists its options."
             )
         super().add_subclass_arguments(baseclass, nested_key, *args, **kwargs)
-        if kinds and (group := (self.groups or {}).get(nested_key)):
-            group.title = kinds[0][0]  # was what the base class's docstring says
+        title = kinds[0][0] if kinds else _TITLES.get(nested_key)
+        if title and (group := (self.groups or {}).get(nested_key)):
+            group.title = title  # was what the base class's docstring says
 
     @override
     def set_defaults(self, *args: Any, **kwargs: Any) -> None:
@@ -174,6 +175,9 @@ _KINDS: dict[type, tuple[str, list[str], Callable[[str], type]]] = {
     Optimizer: ("Optimizer", list_optimizers(), get_optimizer_class),
     lr_scheduler.LRScheduler: ("LR scheduler", SCHEDULERS, scheduler_class),
 }
+
+# Of LightningCLI's other arguments that are a class.
+_TITLES = {"model": "Model", "data": "Data module"}
 
 # A loader is given a text alone, and what is named in it depends on the parser.
 _with_paths: ContextVar[Callable[[Any], Any]] = ContextVar("_with_paths", default=lambda it: it)

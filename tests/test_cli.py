@@ -254,10 +254,18 @@ def test_help_lists_the_names_and_the_options(capsys):
         parsed("--help")
     of_all = " ".join(capsys.readouterr().out.split())
     assert "Optimizer: --optimizer.help" in of_all
-    assert "VALUE adabelief, adabeliefl, adam, " in of_all
-    assert "yogi, in any case; or the path or the name of another class" in of_all
-    assert "VALUE ChainedScheduler, ConstantLR, CosineAnnealingLR, " in of_all
+    assert "VALUE One of adabelief, adabeliefl, adam, " in of_all
+    assert "yogi, in any case, or the path or the name of another class" in of_all
+    assert "VALUE One of ChainedScheduler, ConstantLR, CosineAnnealingLR, " in of_all
     assert "torch.optim.Adadelta" not in of_all
+
+
+def test_the_help_has_a_heading_for_each_part_of_a_run(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert {"Model:", "Data module:", "Optimizer:", "LR scheduler:"} <= {*lines}
+    assert not any(line.startswith("<class") for line in lines)
 
 
 class BuiltLate(Net):
