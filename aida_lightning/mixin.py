@@ -1,6 +1,7 @@
 """A LightningModule's ``configure_optimizers``, from what the module declares."""
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -98,7 +99,8 @@ def scheduler_class(name: str) -> type:
     for known in SCHEDULERS:
         if known.lower() == name.lower():
             return getattr(lr_scheduler, known)  # type: ignore[no-any-return]
-    raise ValueError(f"Unknown LR scheduler {name!r}, there are: {SCHEDULERS}")
+    nearest = ", ".join(get_close_matches(name, SCHEDULERS, cutoff=0.0))
+    raise ValueError(f"Unknown LR scheduler {name!r}, did you mean: {nearest}?")
 
 
 def _build_scheduler(

@@ -203,8 +203,10 @@ def _entry(name: str) -> _Entry:
     key = name.lower().replace("+", "plus")
     key = "".join(character for character in key if character not in "-_. ")
     if key not in _ENTRIES:
-        nearest = get_close_matches(key, _ENTRIES, n=3, cutoff=0.5) or sorted(_ENTRIES)
-        raise ValueError(f"Unknown optimizer {name!r}, did you mean: {', '.join(nearest)}?")
+        nearest = ", ".join(get_close_matches(key, _ENTRIES, cutoff=0.0))
+        raise ValueError(
+            f"Unknown optimizer {name!r}, did you mean: {nearest}? list_optimizers() gives all"
+        )
     return _ENTRIES[key]
 
 

@@ -16,7 +16,12 @@ from aida_lightning._private import state_key, steps_taken
 from aida_lightning.callbacks._bands import Bands
 from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
-from aida_lightning.callbacks._layers import WatchedLayers, as_list, check_count
+from aida_lightning.callbacks._layers import (
+    WatchedLayers,
+    as_list,
+    check_bands,
+    check_count,
+)
 from aida_lightning.callbacks._pictures import (
     FIGURE_MEASURES,
     HISTOGRAM_MEASURES,
@@ -108,7 +113,7 @@ class StepsizeMonitor(Callback):
         custom_scalars: write TensorBoard's Custom Scalars layout, and the edges of its bands as two
             more tags per layer that has one. Categories of a layout that was written before are
             kept. Of each optimizer 12 layers have a band, evenly spread over the depth; globs of
-            layers' names choose others.
+            layers' names choose others, with a warning where one matches none.
         histograms: log the stepsizes' histograms to TensorBoard, as ``stepsizes/<layer>``.
         figures: draw Figures 1 and 2 of arXiv:2203.13273 and a heatmap of all layers into
             TensorBoard's Images tab at the end of each training epoch, of all that was logged since
@@ -255,6 +260,8 @@ class StepsizeMonitor(Callback):
         self._detach()
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(self.custom_scalars, bool):
+            check_bands(pl_module, self.custom_scalars)
         find_layers = WatchedLayers(trainer, pl_module, self.layers, self.max_layers)
         interval = (
             ends_epoch if self.logging_interval == "epoch" else self.every_n_steps or is_logged

@@ -71,8 +71,8 @@ def test_defaults_are_those_of_the_papers_comparison():
 def test_an_unknown_name_gives_the_nearest_ones():
     with pytest.raises(ValueError, match="Unknown optimizer 'aidaa', did you mean: aida"):
         build_optimizer("aidaa", net())
-    with pytest.raises(ValueError, match=r"did you mean: adabelief, .*yogi"):
-        build_optimizer("zzz", net())
+    with pytest.raises(ValueError, match=r"did you mean: \w+, \w+, \w+\? list_optimizers\(\) "):
+        build_optimizer("foo", net())
 
 
 def test_a_lacking_option_is_named_with_those_there_are():
@@ -162,7 +162,7 @@ def test_a_declared_scheduler_is_configured():
     assert configured["lr_scheduler"]["interval"] == "step"
     by_callable = Module(lr_scheduler=lambda o: LambdaLR(o, lambda _: 0.5)).configure_optimizers()
     assert by_callable["optimizer"].param_groups[0]["lr"] == 0.5e-3
-    with pytest.raises(ValueError, match=r"Unknown LR scheduler 'Step', .*'StepLR'"):
+    with pytest.raises(ValueError, match="Unknown LR scheduler 'Step', did you mean: StepLR"):
         Module(lr_scheduler="Step").configure_optimizers()
 
 

@@ -30,6 +30,7 @@ from aida_lightning.compare.report import draw_experiment, results_table, write_
 from aida_lightning.compare.results import RunResult
 from aida_lightning.compare.run import build_model, quiet, train_run
 from aida_lightning.compare.settings import settings_digest
+from aida_lightning.figures.table import print_table
 
 _HIGHEST_SEED = 2**32 - 1  # Lightning's
 
@@ -147,7 +148,8 @@ def _train_all(
     keep_checkpoints: bool,
 ) -> list[RunResult]:
     experiment = loaded.experiment
-    console = Console(markup=False)  # labels, paths and values are the user's
+    # Labels, paths and values are the user's, and lines are whole in a pipe.
+    console = Console(markup=False, soft_wrap=True)
     plan = [(optimizer, seed) for seed in experiment.seeds for optimizer in chosen]
     results: list[RunResult] = []
     for number, (optimizer, seed) in enumerate(plan, start=1):
@@ -167,11 +169,11 @@ def _train_all(
             console.print(f"Interrupted in run {number} of {len(plan)}; the runs so far are kept.")
             console.print("The same command goes on from the last checkpoint.")
             break
-    console.print(results_table(results, experiment))
+    print_table(results_table(results, experiment), console)
     for problem in draw_experiment(experiment, results, folder):
         console.print(f"There is {problem}")
-    console.print(f"Results, figures and event files: {folder}", soft_wrap=True, highlight=False)
-    console.print(f"tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
+    console.print(f"Results, figures and event files: {folder}", highlight=False)
+    console.print(f"tensorboard --logdir {folder}", highlight=False)
     return results
 
 

@@ -190,13 +190,13 @@ def draw_experiment(
     except EventsError as error:
         return [str(error)]
     runs = [replace(found[path], label=shown[path]) for path in shown if path in found]
-    problems = []
+    lacking: dict[str, list[str]] = {}
     for name in experiment.figures:
         try:
             write_figures(runs, {"": runs}, folder, [name], ("png",), metric, None)
         except EventsError as error:
-            problems.append(f"no {name}: {error}")
-    return problems
+            lacking.setdefault(str(error), []).append(name)
+    return [f"no {', no '.join(names)}: {reason}" for reason, names in lacking.items()]
 
 
 def _compares(experiment: Experiment) -> bool:

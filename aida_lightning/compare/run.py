@@ -16,6 +16,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from aida_lightning._lightning import (
+    Callback,
     LightningDataModule,
     LightningModule,
     Trainer,
@@ -64,7 +65,8 @@ def train_run(
     """
     point = ResumePoint()
     failure: dict[str, str] = {}
-    _warm_up(optimizer)
+    with quiet():
+        _warm_up(optimizer)
     start = time.perf_counter()
     with quiet(), _sigint_handler_restored():
         try:
@@ -131,7 +133,8 @@ def _fit(
         purge_step=point.steps if any(folder.glob("*tfevents*")) else None,
         filename_suffix=next_suffix(folder),
     )
-    trainer = experiment.trainer(logger=logger, callbacks=run_callbacks(loaded, seed, folder))
+    callbacks = [*run_callbacks(loaded, seed, folder), _QuietProcesses()]
+    trainer = experiment.trainer(logger=logger, callbacks=callbacks)
     if type(trainer.strategy.checkpoint_io) in find("pytorch.plugins.io.TorchCheckpointIO"):
         trainer.strategy.checkpoint_io = LastCheckpointIO(folder)
     seed_everything = find_in(loaded.package, "pytorch.seed_everything")
@@ -194,9 +197,12 @@ def _summary(error: Exception) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep from the terminal what Lightning says at every start; its warnings stay."""
-    levels = {logger: logger.level for logger in loggers()}
-    for logger in levels:
-        logger.setLevel(logging.WARNING)
+    # The second warns of a toolkit without a GPU wherever a kernel is compiled for a CPU.
+    least = {logger: logging.WARNING for logger in loggers()}
+    least[logging.getLogger("torch.utils.cpp_extension")] = logging.ERROR
+    levels = {logger: logger.level for logger in least}
+    for logger, level in least.items():
+        logger.setLevel(level)
     try:
         with warnings.catch_warnings():
             for pattern in (
@@ -219,6 +225,20 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
+
+
+class _QuietProcesses(Callback):
+    """Have the processes that a strategy spawns be quiet from the start, when they unpickle it."""
+
+    def __reduce__(self) -> Any:
+        return _quiet_process, ()
+
+
+def _quiet_process() -> _QuietProcesses:
+    callback = _QuietProcesses()
+    vars(callback)["quiet"] = context = quiet()  # which ends with the last reference to it
+    context.__enter__()
+    return callback
 
 
 @contextlib.contextmanager

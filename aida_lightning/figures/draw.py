@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
+
 from aida_lightning.figures import FigureName
 from aida_lightning.figures.heatmap import heatmap
 from aida_lightning.figures.metric import metric_curves
@@ -98,7 +100,8 @@ def write_figures(
             paths.append(output / f"{name}.{ending}")
             try:
                 output.mkdir(parents=True, exist_ok=True)
-                figure.savefig(paths[-1], dpi=150)
+                with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):  # text as text
+                    figure.savefig(paths[-1], dpi=150)
             except OSError as error:
                 raise EventsError(f"output: {error}") from error
     return paths
