@@ -12,6 +12,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from aida_lightning._lightning import Logger, TensorBoardLogger, find
 from aida_lightning._private import add_event, has_comet, prefix_of, tensorboard_x_tag
+from aida_lightning.logs.names import kept_names
 
 
 def log_scalars(logger: Logger, scalars: Mapping[tuple[str, ...], float], step: int) -> None:
@@ -20,9 +21,9 @@ def log_scalars(logger: Logger, scalars: Mapping[tuple[str, ...], float], step: 
     To TensorBoard they go as one event. Of each point that saves an event of its own, its step, its
     time and two checksums, and most of the time that it takes to write one.
     """
-    metrics = {logger.group_separator.join(parts): number for parts, number in scalars.items()}
-    if not metrics:
+    if not scalars:
         return
+    metrics = {logger.group_separator.join(parts): number for parts, number in scalars.items()}
     if isinstance(logger, TensorBoardLogger) and _logs_as_lightning_does(logger):
         values = [
             Summary.Value(tag=tag, simple_value=number)
@@ -30,7 +31,8 @@ def log_scalars(logger: Logger, scalars: Mapping[tuple[str, ...], float], step: 
         ]
         _add_event(logger, Event(summary=Summary(value=values)), step)
     else:
-        logger.log_metrics(metrics, step=step)
+        names = kept_names(logger, metrics)
+        logger.log_metrics({names[name]: number for name, number in metrics.items()}, step=step)
 
 
 def log_layout(logger: TensorBoardLogger, layout: Layout) -> None:

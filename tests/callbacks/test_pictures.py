@@ -6,9 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import Net, TwoOptimizers, fit
@@ -130,24 +128,6 @@ def test_stepsizes_that_are_not_finite_have_no_histogram(tmp_path):
     monitor = StepsizeMonitor(every_n_steps=1, histograms=True, health=False)
     fit(tmp_path, module, monitor, max_steps=1)
     assert events(tmp_path).Tags()["histograms"] == ["stepsizes/head.weight"]
-
-
-@pytest.mark.parametrize("option", ["histograms", "figures"])
-def test_without_tensorboard_there_are_none(tmp_path, option):
-    with pytest.raises(
-        MisconfigurationException, match=rf"\({option}=True\) needs a TensorBoardLogger, .*'CSVL"
-    ):
-        fit(tmp_path, Net(), StepsizeMonitor(**{option: True}), loggers=[CSVLogger(tmp_path)])
-
-
-def test_other_loggers_beside_tensorboard_get_the_scalars_alone(tmp_path):
-    loggers = [TensorBoardLogger(tmp_path, name="", version="run"), CSVLogger(tmp_path, "", "csv")]
-    monitor = StepsizeMonitor(histograms=True, figures=True)
-    fit(tmp_path, Net(), monitor, loggers=loggers)
-    header = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {name.partition("/")[0] for name in header} == {
-        "epoch", "step", "loss", "stepsize_mean", "stepsize_std",
-    }  # fmt: skip
 
 
 def test_a_fast_run_of_the_users_script_is_none_the_worse(tmp_path):
