@@ -57,8 +57,8 @@ def _compare_parser() -> ArgumentParser:
         description=(
             "Trains one model from one start under several optimizers, and ends with a table, the "
             "paper's numbers beside it, results.csv and figures. Run again, it goes on where it "
-            "was stopped, and trains nothing twice. Without a name it needs no download and "
-            "minutes."
+            "was stopped, and trains nothing twice. Without a name it needs no download and a "
+            "minute or two."
         ),
         allow_abbrev=False,
     )
@@ -99,7 +99,7 @@ def _compare_parser() -> ArgumentParser:
     )
     change("--root", "data.init_args.root", str, "Folder of the experiment's data.", "DIR")
     change("--batch_size", "data.init_args.batch_size", int, "Examples per batch and process.")
-    help = "Network of an image experiment: vgg11 or resnet34."
+    help = "Network of an image experiment: vgg11, vgg11_x0_25 or resnet34."
     change("--model", "model.init_args.model", str, help, "NAME")
     help = "Of optimizers that have none of their own."
     change("--weight_decay", "optimizer_options.weight_decay", float, help, "X")
