@@ -163,9 +163,13 @@ def build_model(
 def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: Trainer) -> dict[str, Any]:
     """Ask for the fused kernel on a CPU, where no optimizer chooses it by itself.
 
-    Not in mixed precision, where Lightning refuses to clip the gradients of torch's fused ones.
+    Not in mixed precision, where Lightning refuses to clip the gradients of torch's fused ones; and
+    not of others' classes, whose options of that name may mean what a CPU does not have.
     """
-    accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
+    cls = get_optimizer_class(optimizer.name)
+    if not cls.__module__.startswith(("torch.optim.", "aida_lightning.")):
+        return optimizer.options
+    accepted = inspect.signature(cls).parameters
     chosen = {"foreach", "fused", "capturable", "differentiable"} & optimizer.options.keys()
     on_host = trainer.strategy.root_device.type == "cpu"
     mixed = isinstance(trainer.precision_plugin, find("pytorch.plugins.MixedPrecision"))
