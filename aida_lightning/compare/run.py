@@ -50,6 +50,7 @@ def train_run(
     seed: int,
     folder: Path,
     keep_checkpoint: bool = False,
+    runs_left: int = 0,
 ) -> RunResult:
     """Train one run, from its last checkpoint if there is one, and read its event files.
 
@@ -61,6 +62,7 @@ def train_run(
         seed: the seed of the initialisation and of the order of the data.
         folder: the run's own.
         keep_checkpoint: keep the last checkpoint of a run that is finished.
+        runs_left: how many runs a forecast is to be made for, this one included; 0 makes none.
     """
     point = ResumePoint()
     failure: dict[str, str] = {}
@@ -71,7 +73,7 @@ def train_run(
             point = begin_run(folder, run_settings(loaded.config, optimizer, seed))
             if not _can_go_on(loaded):
                 point = ResumePoint()
-            _fit(loaded, optimizer, seed, folder, point)
+            _fit(loaded, optimizer, seed, folder, point, runs_left)
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
             failure = {"status": "interrupted", "message": ""}
         except Exception as error:  # any failure of one run is that run's alone
@@ -119,6 +121,7 @@ def _fit(
     seed: int,
     folder: Path,
     point: ResumePoint,
+    runs_left: int,
 ) -> None:
     experiment = loaded.experiment
     logger = find_in(loaded.package, "pytorch.loggers.TensorBoardLogger")(
@@ -131,7 +134,8 @@ def _fit(
         purge_step=point.steps if any(folder.glob("*tfevents*")) else None,
         filename_suffix=next_suffix(folder),
     )
-    trainer = experiment.trainer(logger=logger, callbacks=run_callbacks(loaded, seed, folder))
+    callbacks = run_callbacks(loaded, optimizer, seed, folder, runs_left)
+    trainer = experiment.trainer(logger=logger, callbacks=callbacks)
     if type(trainer.strategy.checkpoint_io) in find("pytorch.plugins.io.TorchCheckpointIO"):
         trainer.strategy.checkpoint_io = LastCheckpointIO(folder)
     seed_everything = find_in(loaded.package, "pytorch.seed_everything")
