@@ -26,6 +26,7 @@ class Hyperparameters(Callback):
 
     def __init__(self, loaded: LoadedExperiment, optimizer: OptimizerChoice, seed: int) -> None:
         experiment = loaded.experiment
+        self._name = f"{optimizer.label}, seed {seed}"
         self._run = hyperparameters(loaded.config, optimizer, seed)
         self._all = [
             hyperparameters(loaded.config, choice, other)
@@ -37,8 +38,8 @@ class Hyperparameters(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            # Runs of one name would share a row.
-            name = "/".join(Path(trainer.logger.log_dir).absolute().parts[-3:])
+            # Runs of one name would share a row, those of two comparisons as well.
+            name = f"{self._name}, in {Path(trainer.logger.root_dir).absolute().parent}"
             metrics = {self._metric.name: self._metric.label}
             log_hyperparameters(trainer.logger, name, self._run, self._all, metrics)
 

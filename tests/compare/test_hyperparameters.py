@@ -8,6 +8,7 @@ from compare.tiny import write_experiment
 from tensorboard_server import Server
 
 from aida_lightning.compare.comparison import compare
+from aida_lightning.compare.folder import run_folder
 from aida_lightning.compare.loading import load_experiment
 from aida_lightning.logs.curves import read_scalars
 from aida_lightning.logs.events import read_folder
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
         assert compare(loaded, OPTIMIZERS, folder / "out")[-1].status == "interrupted"
     results = compare(loaded, OPTIMIZERS, folder / "out")
     assert [result.status for result in results] == 6 * ["completed"]
-    return folder / "out", {f"out/{r.label.replace(' ', '_')}/seed_{r.seed}": r for r in results}
+    return folder / "out", results
 
 
 def press_ctrl_c_in_the_second_epoch(self, trainer, *_):
@@ -83,7 +84,7 @@ def test_each_run_is_a_row_with_its_options_and_the_last_value_of_its_metric(ser
         request=json.dumps(request),
     )
     rows = {group["name"]: group for group in answer["sessionGroups"]}
-    results = folder[1]
+    results = {f"{r.label}, seed {r.seed}, in {folder[0]}": r for r in folder[1]}
     assert rows.keys() == results.keys()
     for name, group in rows.items():
         result, values = results[name], group["hparams"]
@@ -101,8 +102,8 @@ def test_each_run_is_a_row_with_its_options_and_the_last_value_of_its_metric(ser
 
 def test_curves_have_neither_more_points_nor_more_tags(folder):
     path, results = folder
-    for name in results:
-        run = path.parent / name
+    for result in results:
+        run = run_folder(path, result.label, result.seed)
         tags = {value.tag for event in read_folder(run) for value in event.summary.value}
         assert {tag for tag in tags if tag.startswith("_hparams_/")} == {
             "_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"
