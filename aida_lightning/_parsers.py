@@ -81,7 +81,8 @@ def _compare_parser() -> ArgumentParser:
         type=str,
         metavar="NAME",
         help="Of the experiment's, by label or glob (`'Aida*'`), or others with options, as in "
-        "`aida:k=1 adam+:lr=3e-4,label=mine`.",
+        "`aida:k=1 adam+:lr=3e-4,label=mine`. Slashes stand between the values of a sweep, "
+        "`sgd:lr=0.1/1`; the path of a class is a name, too, `my_module.MyOptimizer`.",
     )
     change("--seeds", "seeds", int, "Each optimizer trains once with each.", nargs="+")
     change("--epochs", "trainer.max_epochs", int, "Epochs per run.")
@@ -139,7 +140,7 @@ def _figures_parser() -> ArgumentParser:
         description=(
             "Draws figures of the paper from the event files of any runs side by side: 1, 2, 4 and "
             "6 of those that had the StepsizeMonitor; 3, 7 and 8 show --metric; 5 needs a "
-            "ProjectionRecorder."
+            "ProjectionRecorder; sweep shows --metric against the learning rate of the labels."
         ),
         allow_abbrev=False,
     )
@@ -153,7 +154,7 @@ def _figures_parser() -> ArgumentParser:
     parser.add_argument("--log_x", action="store_true", help="A logarithmic x axis.")
     add("--log_y", type=bool | None, help="A logarithmic y axis or not; by default where it helps.")
     parser.add_argument(
-        "--metric", type=str, default="val_accuracy", help="Scalar of figures 3, 7 and 8."
+        "--metric", type=str, default="val_accuracy", help="Scalar of figures 3, 7, 8 and sweep."
     )
     parser.add_argument(
         "--formats", nargs="+", type=Format, default=["png"], help="Kinds of files."

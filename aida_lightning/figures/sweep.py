@@ -21,7 +21,7 @@ from aida_lightning.logs.metric import Metric
 from aida_lightning.logs.runs import LoggedRun
 
 # As labels of a comparison have it.
-_RATE = re.compile(r"\s*\blr=(\S+)")
+_RATE = re.compile(r"\s*\blr=([\d.]+(?:e[-+]?\d+)?)(?!\S)")
 _MOST_TICKS = 8
 
 
@@ -34,7 +34,7 @@ def sweep(runs: Sequence[LoggedRun], metric: Metric, look: Look | None = None) -
     which a run diverged has no point.
 
     Args:
-        runs: the runs; those whose label has no rate are left out.
+        runs: the runs; those whose label has no rate above 0 are left out.
         metric: the metric to draw.
         look: how to draw; None is the default look. The x axis is logarithmic.
 
@@ -43,9 +43,11 @@ def sweep(runs: Sequence[LoggedRun], metric: Metric, look: Look | None = None) -
     """
     points: dict[str, dict[float, list[float]]] = {}
     for run in runs:
-        if (rate := _RATE.search(run.label)) and metric.name in run.scalars:
+        found = _RATE.search(run.label)
+        rate = float(found[1]) if found else 0.0
+        if rate > 0 and metric.name in run.scalars:
             label = _RATE.sub("", run.label).strip()
-            seeds = points.setdefault(label, {}).setdefault(float(rate[1]), [])
+            seeds = points.setdefault(label, {}).setdefault(rate, [])
             seeds.append(_reported(run.scalars[metric.name].values, metric))
     if not points:
         raise EventsError(f"no run has a learning rate, lr=…, in its label and {metric.name!r}")

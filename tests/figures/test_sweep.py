@@ -25,7 +25,7 @@ RUNS = [
     run("Adam lr=0.001 eps=1e-08", 0.5),
     run("Adam lr=0.001 eps=1e-08", 0.7),
     run("Adam lr=0.01 eps=1e-08", 0.4),
-    run("SGD", 0.9),
+    *(run(label, 0.9) for label in ("SGD", "SGD lr=auto", "SGD lr=0.0", "SGD xlr=1", "SGD lr=1x")),
 ]
 
 
