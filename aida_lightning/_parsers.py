@@ -60,7 +60,7 @@ def _compare_parser() -> ArgumentParser:
             "Train one model from the same initialization with several optimizers, and write a "
             "table, results.csv and figures. Where the paper has numbers, they stand beside the "
             "results. The same command goes on where it was stopped, and trains no run twice. The "
-            "default experiment needs no download and takes minutes."
+            "default experiment needs no download and takes a minute or two."
         ),
         allow_abbrev=False,
     )
@@ -83,8 +83,9 @@ def _compare_parser() -> ArgumentParser:
         type=str,
         metavar="NAME",
         help="Optimizers to compare: labels of the experiment's own or globs of them (`'Aida*'`), "
-        "or others with options, as in `aida:k=1 adam+:lr=3e-4,label=mine`. By default all of the "
-        "experiment's.",
+        "or others with options, as in `aida:k=1 adam+:lr=3e-4,label=mine`. Slashes separate the "
+        "values of a sweep, `sgd:lr=0.1/1`. A class's path is a name too, `my_module.MyOptimizer`. "
+        "By default all of the experiment's.",
     )
     help = "Seeds, with each of which every optimizer trains once."
     change("--seeds", "seeds", int, help, nargs="+")
@@ -105,7 +106,7 @@ def _compare_parser() -> ArgumentParser:
     change("--root", "data.init_args.root", str, "Folder that holds the data.", "DIR")
     help = "Number of examples per batch, in each process."
     change("--batch_size", "data.init_args.batch_size", int, help)
-    help = "Network of an image experiment: vgg11 or resnet34."
+    help = "Network of an image experiment: vgg11, vgg11_x0_25 or resnet34."
     change("--model", "model.init_args.model", str, help, "NAME")
     help = "Weight decay of the optimizers that are given none of their own."
     change("--weight_decay", "optimizer_options.weight_decay", float, help, "X")
@@ -151,7 +152,8 @@ def _figures_parser() -> ArgumentParser:
         description=(
             "Draw figures of the paper from the event files of any runs, side by side. Figures 1, "
             "2, 4, 6 and the heatmap show what the StepsizeMonitor logged, Figure 5 what a "
-            "ProjectionRecorder logged, and Figures 3, 7 and 8 the scalar that --metric names."
+            "ProjectionRecorder logged, Figures 3, 7 and 8 the scalar that --metric names, and sweep "
+            "that scalar against the learning rate in the runs' labels."
         ),
         allow_abbrev=False,
     )
@@ -179,7 +181,7 @@ def _figures_parser() -> ArgumentParser:
         type=str,
         default="val_accuracy",
         metavar="NAME",
-        help="Scalar that Figures 3, 7 and 8 show.",
+        help="Scalar that Figures 3, 7, 8 and sweep show.",
     )
     parser.add_argument(
         "--formats", nargs="+", type=Format, default=["png"], help="File formats to write."

@@ -22,7 +22,7 @@ class OptimizerMixin:
 
     Attributes:
         optimizer: a name such as ``"aida"`` (``list_optimizers`` has them all), a class of
-            optimizers, or a callable that is given the parameters and the options.
+            optimizers or its path, or a callable that is given the parameters and the options.
         optimizer_options: the options, as ``build_optimizer`` takes them; None for the defaults.
         lr_scheduler: the name of a class of ``torch.optim.lr_scheduler``, in any case, such a
             class, or a callable that is given the optimizer and the options; None for a constant

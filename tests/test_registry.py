@@ -75,6 +75,34 @@ def test_an_unknown_name_gives_the_nearest_ones():
         build_optimizer("foo", net())
 
 
+def test_a_class_path_is_taken_in_place_of_a_name():
+    assert get_optimizer_class("torch.optim.RMSprop") is torch.optim.RMSprop
+    assert get_optimizer_class("torch.optim.Adam") is torch.optim.Adam
+    assert build_optimizer("torch.optim.RMSprop", net(), lr=0.5).defaults["lr"] == 0.5
+    with pytest.raises(TypeError, match="RMSprop has no option 'k', it has: lr"):
+        build_optimizer("torch.optim.RMSprop", net(), k=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "torch.optim.RMSpop",
+            r"Unknown optimizer class 'torch.optim.RMSpop', did you mean: torch.optim.RMSprop",
+        ),
+        (
+            "torch.nowhere.Adam",
+            "class 'torch.nowhere.Adam': module .torch. has no attribute .nowhere.",
+        ),
+        ("torch.nn.Linear", "torch.nn.Linear is no class of optimizers, it must be a torch.optim"),
+        ("torch.optim.lr_scheduler", "torch.optim.lr_scheduler is no class of optimizers"),
+    ],
+)
+def test_a_path_that_leads_to_no_optimizer_is_refused(path, message):
+    with pytest.raises(ValueError, match=message):
+        get_optimizer_class(path)
+
+
 def test_a_lacking_option_is_named_with_those_there_are():
     with pytest.raises(
         TypeError, match=r"Aida has no option 'momentum', it has: lr, betas, eps, .*k, xi"

@@ -120,7 +120,9 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
             model.trainer = trainer
             model.configure_optimizers()
         with _refusal("callbacks"):
-            experiment.trainer(logger=False, callbacks=run_callbacks(loaded, 0, Path()))
+            experiment.trainer(
+                logger=False, callbacks=run_callbacks(loaded, optimizers[0], 0, Path())
+            )
 
 
 def _check_readable(*parts: LightningModule | LightningDataModule) -> None:
@@ -151,6 +153,11 @@ def _train_all(
     # Labels, paths and values are the user's, and lines are whole in a pipe.
     console = Console(markup=False, soft_wrap=True)
     plan = [(optimizer, seed) for seed in experiment.seeds for optimizer in chosen]
+    folders = [run_folder(folder, optimizer.label, seed) for optimizer, seed in plan]
+    left = sum(finished_run(run, experiment.metric) is None for run in folders)
+    if left:
+        epochs, seeds = loaded.trainer_options["max_epochs"], ", ".join(map(str, experiment.seeds))
+        console.print(f"Runs: {len(plan)}, each of {epochs} epochs (seeds: {seeds}); {left} to go")
     results: list[RunResult] = []
     for number, (optimizer, seed) in enumerate(plan, start=1):
         run = run_folder(folder, optimizer.label, seed)
@@ -160,7 +167,8 @@ def _train_all(
             console.print(f"{title}: finished before, not run again")
         else:
             console.print(title, style="bold")
-            result = train_run(loaded, optimizer, seed, run, keep_checkpoints)
+            result = train_run(loaded, optimizer, seed, run, keep_checkpoints, left)
+            left = 0  # which is told once
         results.append(result)
         write_csv(results, experiment, folder / "results.csv")
         if result.message:

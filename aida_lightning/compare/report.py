@@ -171,7 +171,8 @@ def draw_experiment(
 ) -> list[str]:
     """Draw an experiment's figures from the runs of a comparison into its folder.
 
-    Of a method with a grid, the point that stands for it is drawn, under the method's label.
+    Of a method with a grid, the point that stands for it is drawn, under the method's label. Where
+    a grid has learning rates, their figure is drawn, too, of all completed runs.
 
     Returns:
         what could not be drawn, and for want of what.
@@ -190,10 +191,15 @@ def draw_experiment(
     except EventsError as error:
         return [str(error)]
     runs = [replace(found[path], label=shown[path]) for path in shown if path in found]
+    figures = {name: runs for name in experiment.figures}
+    if any("lr" in method.grid for method in experiment.optimizers):
+        completed = [run for run in results if run.status == "completed"]
+        paths = {run_folder(folder, r.label, r.seed).resolve(): r.label for r in completed}
+        figures["sweep"] = [replace(found[p], label=paths[p]) for p in paths if p in found]
     lacking: dict[str, list[str]] = {}
-    for name in experiment.figures:
+    for name, drawn in figures.items():
         try:
-            write_figures(runs, {"": runs}, folder, [name], ("png",), metric, None)
+            write_figures(drawn, {"": drawn}, folder, [name], ("png",), metric, None)
         except EventsError as error:
             lacking.setdefault(str(error), []).append(name)
     return [f"no {', no '.join(names)}: {reason}" for reason, names in lacking.items()]

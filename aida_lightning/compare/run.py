@@ -51,6 +51,7 @@ def train_run(
     seed: int,
     folder: Path,
     keep_checkpoint: bool = False,
+    runs_left: int = 0,
 ) -> RunResult:
     """Train one run, from its last checkpoint if there is one, and read its event files.
 
@@ -62,6 +63,7 @@ def train_run(
         seed: the seed of the initialisation and of the order of the data.
         folder: the run's own.
         keep_checkpoint: keep the last checkpoint of a run that is finished.
+        runs_left: how many runs a forecast is to be made for, this one included; 0 makes none.
     """
     point = ResumePoint()
     failure: dict[str, str] = {}
@@ -73,7 +75,7 @@ def train_run(
             point = begin_run(folder, run_settings(loaded.config, optimizer, seed))
             if not _can_go_on(loaded):
                 point = ResumePoint()
-            _fit(loaded, optimizer, seed, folder, point)
+            _fit(loaded, optimizer, seed, folder, point, runs_left)
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
             failure = {"status": "interrupted", "message": ""}
         except Exception as error:  # any failure of one run is that run's alone
@@ -121,6 +123,7 @@ def _fit(
     seed: int,
     folder: Path,
     point: ResumePoint,
+    runs_left: int,
 ) -> None:
     experiment = loaded.experiment
     logger = find_in(loaded.package, "pytorch.loggers.TensorBoardLogger")(
@@ -133,7 +136,7 @@ def _fit(
         purge_step=point.steps if any(folder.glob("*tfevents*")) else None,
         filename_suffix=next_suffix(folder),
     )
-    callbacks = [*run_callbacks(loaded, seed, folder), _QuietProcesses()]
+    callbacks = [*run_callbacks(loaded, optimizer, seed, folder, runs_left), _QuietProcesses()]
     trainer = experiment.trainer(logger=logger, callbacks=callbacks)
     if type(trainer.strategy.checkpoint_io) in find("pytorch.plugins.io.TorchCheckpointIO"):
         trainer.strategy.checkpoint_io = LastCheckpointIO(folder)
@@ -166,9 +169,13 @@ def build_model(
 def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: Trainer) -> dict[str, Any]:
     """Ask for the fused kernel on a CPU, where no optimizer chooses it by itself.
 
-    Not in mixed precision, where Lightning refuses to clip the gradients of torch's fused ones.
+    Not in mixed precision, where Lightning refuses to clip the gradients of torch's fused ones; and
+    not of others' classes, whose options of that name may mean what a CPU does not have.
     """
-    accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
+    cls = get_optimizer_class(optimizer.name)
+    if not cls.__module__.startswith(("torch.optim.", "aida_lightning.")):
+        return optimizer.options
+    accepted = inspect.signature(cls).parameters
     chosen = {"foreach", "fused", "capturable", "differentiable"} & optimizer.options.keys()
     on_host = trainer.strategy.root_device.type == "cpu"
     mixed = isinstance(trainer.precision_plugin, find("pytorch.plugins.MixedPrecision"))
