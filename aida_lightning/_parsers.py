@@ -152,8 +152,8 @@ def _figures_parser() -> ArgumentParser:
         description=(
             "Draw figures of the paper from the event files of any runs, side by side. Figures 1, "
             "2, 4, 6 and the heatmap show what the StepsizeMonitor logged, Figure 5 what a "
-            "ProjectionRecorder logged, Figures 3, 7 and 8 the scalar that --metric names, and sweep "
-            "that scalar against the learning rate in the runs' labels."
+            "ProjectionRecorder logged, Figures 3, 7 and 8 the scalar that --metric names, and "
+            "sweep that scalar against the learning rate in the runs' labels."
         ),
         allow_abbrev=False,
     )
