@@ -48,7 +48,7 @@ def to_be_drawn(trainer: Trainer, **wanted: bool) -> list[str]:
         takes = {logger: getattr(writer_of(logger), name) is not None for logger in trainer.loggers}
         without = dict.fromkeys(type(logger).__name__ for logger in takes if not takes[logger])
         message = (
-            f"StepsizeMonitor({name}=True): the scalars alone go to {' and '.join(without)}, where "
+            f"StepsizeMonitor({name}=True): the scalars alone go to {', '.join(without)}, where "
             f"no {name} can be logged."
         )
         if any(takes.values()):
