@@ -49,8 +49,8 @@ def nearest_classes(name: str) -> list[str]:
 
     Example:
         >>> from aida_lightning.callbacks import StepsizeMonitor
-        >>> nearest_classes("StepsizeMoniter")
-        ['StepsizeMonitor']
+        >>> nearest_classes("StepsizeMoniter")[0]
+        'StepsizeMonitor'
     """
     return get_close_matches(name, {cls.__name__ for cls in _with_bare_names()})
 

@@ -1,5 +1,6 @@
 """What not every logger takes of the stepsizes: histograms, and Figures 1 and 2 as images."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ from aida_lightning.measuring._statistics import Point
 if TYPE_CHECKING:
     from aida_lightning.logs.runs import MonitoredRun
 
-HISTOGRAM_MEASURES = ("mean", "variance", "min", "max", "count", "histogram")
+HISTOGRAM_MEASURES = ("mean", "variance", "min", "max", "histogram")
+# Relative to the stepsizes. Those that are closer differ by what v rounds.
+NARROWEST_BIN = 1e-3
 FIGURE_MEASURES = ("mean", "variance")
 # A picture is some hundred pixels wide.
 MOST_STEPS = 2048
@@ -45,7 +48,7 @@ def to_be_drawn(trainer: Trainer, **wanted: bool) -> list[str]:
         takes = {logger: getattr(writer_of(logger), name) is not None for logger in trainer.loggers}
         without = dict.fromkeys(type(logger).__name__ for logger in takes if not takes[logger])
         message = (
-            f"StepsizeMonitor({name}=True): the scalars alone go to {' and '.join(without)}, where "
+            f"StepsizeMonitor({name}=True): the scalars alone go to {', '.join(without)}, where "
             f"no {name} can be logged."
         )
         if any(takes.values()):
@@ -62,8 +65,8 @@ def log_histograms(logger: Logger, points: Iterable[Point], step: int) -> None:
 
     Args:
         logger: the logger.
-        points: the points, which have ``HISTOGRAM_MEASURES``. Where one of these is not finite,
-            there is no histogram.
+        points: the points, which have ``HISTOGRAM_MEASURES``. Where one of these is not finite, or
+            a stepsize is not positive, there is no histogram.
         step: the step to log them at.
     """
     write = writer_of(logger).histograms
@@ -74,14 +77,21 @@ def log_histograms(logger: Logger, points: Iterable[Point], step: int) -> None:
 
 
 def _histogram(numbers: Mapping[str, Any]) -> Histogram | None:
+    """Give the bins with elements and the gaps between them, none narrower than allowed."""
     low, high, mean, variance = (numbers[n] for n in ("min", "max", "mean", "variance"))
-    if not np.isfinite([low, high, mean, variance]).all():
+    if not (low > 0 and np.isfinite([high, mean, variance]).all()):
         return None
-    counts = numbers["histogram"]
-    edges = np.linspace(low, high, len(counts) + 1)
-    if low == high:
-        counts, edges = [numbers["count"]], np.array([low, high])
-    return Histogram(edges.tolist(), [*map(int, counts)], mean, variance)
+    counts = np.array(numbers["histogram"], dtype=int)
+    edges = np.geomspace(low, high, len(counts) + 1)
+    allowed = max(int(math.log(high / low) / NARROWEST_BIN), 1)
+    starts = np.arange(0, len(counts), math.ceil(len(counts) / allowed))
+    counts, edges = np.add.reduceat(counts, starts), np.append(edges[starts], high)
+    # Empty bins that follow each other are one.
+    starts = np.flatnonzero(np.append(True, counts[1:] + counts[:-1]))
+    counts, edges = np.add.reduceat(counts, starts), np.append(edges[starts], high)
+    if len(counts) == 1:
+        edges += edges * NARROWEST_BIN * [-0.5, 0.5]
+    return Histogram(edges.tolist(), counts.tolist(), mean, variance)
 
 
 @dataclass

@@ -62,15 +62,19 @@ def takers(what: str) -> list[str]:
 
 def _tensorboard_histograms(logger: Any, named: Mapping[str, Histogram], step: int) -> None:
     for tag, histogram in zip(tags_of(logger, named), named.values(), strict=True):
-        count = sum(histogram.counts)
+        count, limits = sum(histogram.counts), histogram.edges
+        if len(limits) == 2:
+            # It would fill the chart, above ticks that differ in the fifth digit. A bin of no width
+            # is drawn as a peak.
+            limits = [float(f"{histogram.mean:.4g}")] * 2
         logger.experiment.add_histogram_raw(
             tag,
-            min=histogram.edges[0],
-            max=histogram.edges[-1],
+            min=limits[0],
+            max=limits[-1],
             num=count,
             sum=histogram.mean * count,
             sum_squares=(histogram.variance + histogram.mean**2) * count,
-            bucket_limits=histogram.edges[1:],
+            bucket_limits=limits[1:],
             bucket_counts=histogram.counts,
             global_step=step,
         )

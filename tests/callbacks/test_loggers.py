@@ -239,9 +239,9 @@ def test_each_of_several_loggers_gets_the_histograms_and_figures_that_it_can_tak
     assert {name for _, metrics in unknown.logged for name in metrics} == {*header} - {"step"}
     said = [r.message for r in caplog.records if "the scalars alone go to" in r.message]
     assert said == [
-        "StepsizeMonitor(histograms=True): the scalars alone go to CSVLogger and MLFlowLogger and "
+        "StepsizeMonitor(histograms=True): the scalars alone go to CSVLogger, MLFlowLogger, "
         "Remembers, where no histograms can be logged.",
-        "StepsizeMonitor(figures=True): the scalars alone go to CSVLogger and Remembers, where no "
+        "StepsizeMonitor(figures=True): the scalars alone go to CSVLogger, Remembers, where no "
         "figures can be logged.",
     ]
 

@@ -291,7 +291,7 @@ TWO_PROCESSES = ["--devices", "2", "--accelerator", "cpu"]
             "use 'ddp_spawn_find_unused_parameters_true'",
         ),
         (["--epochs", "0"], "epochs"),
-        (["--epochs", "x"], "max_epochs\": Expected a <class 'int'>. Got value: x"),
+        (["--epochs", "x"], "--epochs: Expected a <class 'int'>. Got value: x"),
         (["--seeds", "1", "1"], "seeds"),
         (["--seeds", "5000000000"], "seeds: different integers from 0 to 4294967295"),
         (["--limit_train_batches", "1.5"], "limit_train_batches"),
