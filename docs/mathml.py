@@ -24,4 +24,7 @@ def _to_mathml(match: re.Match[str]) -> str:
     tag, equation = match[1], html.unescape(match[2]).strip()
     equation = equation.replace("{aligned}", "{split}")  # which latex2mathml knows
     display = "block" if tag == "div" else "inline"
-    return f'<{tag} class="arithmatex">{convert(equation, display=display)}</{tag}>'
+    mathml = convert(equation, display=display)
+    # A closing bar that has an exponent stretches downwards alone.
+    mathml = mathml.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;')
+    return f'<{tag} class="arithmatex">{mathml}</{tag}>'

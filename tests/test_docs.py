@@ -202,6 +202,8 @@ def test_equations_become_mathml_that_needs_no_script():
     inline = module.on_page_content(r'a <span class="arithmatex">\(\beta_1 &lt; 1\)</span> b')
     assert inline.startswith('a <span class="arithmatex"><math')
     assert "<msub><mi>&#x003B2;</mi><mn>1</mn></msub>" in inline
+    norm = module.on_page_content(r'<span class="arithmatex">\(\lVert x \rVert^2\)</span>')
+    assert norm.count('<mo stretchy="false">&#x02016;</mo>') == 2
     aligned = r"\begin{aligned} m &amp;= 1 \\ v &amp;= 2 \end{aligned}"
     display = module.on_page_content(f'<div class="arithmatex">\\[\n{aligned}\n\\]</div>')
     assert display.count("<mtr>") == 2
