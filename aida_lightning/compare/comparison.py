@@ -29,7 +29,9 @@ from aida_lightning.compare.methods import OptimizerChoice, UsageError, choose_o
 from aida_lightning.compare.report import draw_experiment, results_table, write_csv
 from aida_lightning.compare.results import RunResult
 from aida_lightning.compare.run import build_model, quiet, train_run
+from aida_lightning.compare.selection import check_selection, next_runs
 from aida_lightning.compare.settings import settings_digest
+from aida_lightning.compare.statistics import require_scipy
 
 _HIGHEST_SEED = 2**32 - 1  # Lightning's
 
@@ -69,16 +71,19 @@ def compare(
     experiment = loaded.experiment
     chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
     _check_numbers(loaded)
+    check_selection(experiment)
+    require_scipy()
     if output is None:
         # The same for the same settings, so that a repeated command goes on; else another.
         output = Path("aida_runs", f"{loaded.name}-{settings_digest(loaded.config)}")
     folder = Path(output)
-    check_folder(folder, loaded.config, chosen, experiment.seeds, rerun)
+    seeds = [*experiment.tune_seeds, *experiment.seeds]
+    check_folder(folder, loaded.config, chosen, seeds, rerun)
     check_experiment(loaded, chosen)
     with locked(folder):
         # Again: another comparison may have been first.
-        check_folder(folder, loaded.config, chosen, experiment.seeds, rerun)
-        for seed in experiment.seeds if rerun else []:
+        check_folder(folder, loaded.config, chosen, seeds, rerun)
+        for seed in seeds if rerun else []:
             set_edited_aside(folder, loaded.config, chosen, seed)
         write_config(folder, loaded.config)
         return _train_all(loaded, chosen, folder, keep_checkpoints)
@@ -148,14 +153,17 @@ def _train_all(
 ) -> list[RunResult]:
     experiment = loaded.experiment
     console = Console(markup=False)  # labels, paths and values are the user's
-    plan = [(optimizer, seed) for seed in experiment.seeds for optimizer in chosen]
     results: list[RunResult] = []
-    for number, (optimizer, seed) in enumerate(plan, start=1):
+    while plan := next_runs(chosen, experiment, results):
+        number, total = len(results) + 1, len(results) + len(plan)
+        optimizer, seed = plan[0]
         run = run_folder(folder, optimizer.label, seed)
-        title = f"[{number}/{len(plan)}] {optimizer.label}, seed {seed}"
-        result = finished_run(run, experiment.metric)
+        title = f"[{number}/{total}] {optimizer.label}, seed {seed}"
+        result = finished_run(run, experiment.metric, experiment.target)
         if result is not None:
             console.print(f"{title}: finished before, not run again")
+            # As it is called now; a folder's name may be another one's in other letters.
+            result = replace(result, label=optimizer.label, method=optimizer.method)
         else:
             console.print(title, style="bold")
             result = train_run(loaded, optimizer, seed, run, keep_checkpoints)
@@ -164,7 +172,7 @@ def _train_all(
         if result.message:
             console.print(f"{result.status}: {result.message}")
         if result.status == "interrupted":
-            console.print(f"Interrupted in run {number} of {len(plan)}; the runs so far are kept.")
+            console.print(f"Interrupted in run {number} of {total}; the runs so far are kept.")
             console.print("The same command goes on from the last checkpoint.")
             break
     console.print(results_table(results, experiment))
@@ -188,11 +196,14 @@ def _with_optimizers(
 
 
 def _check_numbers(loaded: LoadedExperiment) -> None:
-    seeds = loaded.experiment.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > _HIGHEST_SEED:
-        raise UsageError(
-            f"seeds: different integers from 0 to {_HIGHEST_SEED} are needed, but got {[*seeds]}"
-        )
+    seeds, tune_seeds = loaded.experiment.seeds, loaded.experiment.tune_seeds
+    for key, given, fewest in (("seeds", seeds, 1), ("tune_seeds", tune_seeds, 0)):
+        allowed = {seed for seed in given if 0 <= seed <= _HIGHEST_SEED}
+        if len(allowed) < max(len(given), fewest):
+            raise UsageError(
+                f"{key}: different integers from 0 to {_HIGHEST_SEED} are needed, but got "
+                f"{[*given]}"
+            )
     for option, key, default in (
         ("epochs", "max_epochs", None),
         ("monitor_every_n_steps", "log_every_n_steps", 50),

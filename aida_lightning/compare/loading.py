@@ -25,7 +25,7 @@ from aida_lightning.compare.classes import (
     class_paths,
     package_named,
 )
-from aida_lightning.compare.experiment import FACTORIES, Experiment, Paper
+from aida_lightning.compare.experiment import FACTORIES, Experiment, Paper, Target
 from aida_lightning.compare.methods import Method, Published, UsageError
 from aida_lightning.compare.settings import flat, short_key
 from aida_lightning.logs.metric import Metric
@@ -270,7 +270,7 @@ def _refused_as(source: str, given: Mapping[str, Any]) -> Iterator[None]:
 
 def _nearest(message: str, given: Mapping[str, Any]) -> str:
     """Return the nearest keys that there are for each key in a message that there is not."""
-    classes = [Experiment, Paper, Metric, Method, Published, *find("pytorch.Trainer")]
+    classes = [Experiment, Paper, Metric, Target, Method, Published, *find("pytorch.Trainer")]
     with suppress(AttributeError, ImportError, ValueError):
         classes += [resolve_name(path) for path in class_paths(given)]
     known = {name for cls in classes for name in signature(cls).parameters}

@@ -62,6 +62,7 @@ def train_run(
         folder: the run's own.
         keep_checkpoint: keep the last checkpoint of a run that is finished.
     """
+    experiment = loaded.experiment
     point = ResumePoint()
     failure: dict[str, str] = {}
     _warm_up(optimizer)
@@ -96,7 +97,7 @@ def train_run(
         seed=seed,
         wall_time_s=seconds,
         epochs=epochs,
-        **(measure_run(folder, loaded.experiment.metric) | failure),
+        **(measure_run(folder, experiment.metric, experiment.target) | failure),
     )
     if not failure:
         finish_run(folder, result, keep_checkpoint)

@@ -2,13 +2,14 @@
 
 import csv
 import math
+import time
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from aida_lightning.compare.experiment import Experiment, Paper
+from aida_lightning.compare.experiment import Experiment, Paper, Target
 from aida_lightning.compare.methods import Method, Published
 from aida_lightning.compare.report import results_table, write_csv
 from aida_lightning.compare.results import RunResult, measure_run
@@ -68,6 +69,35 @@ def test_best_and_last_come_from_the_event_files(tmp_path):
     assert measured == UNMEASURED | {"best": 0.75, "last": 0.625, "status": "completed"}
     smallest = measure_run(tmp_path, Metric("val_accuracy", better="min"))
     assert (smallest["best"], smallest["last"]) == (0.25, 0.625)
+
+
+EPOCHS = {3: 0, 7: 1, 11: 2}  # as Lightning numbers them beside metrics of epochs of four steps
+
+
+@pytest.mark.parametrize(
+    ("better", "value", "steps"),
+    [("max", 0.7, 8), ("max", 0.9, None), ("min", 0.7, 4), ("min", 0.3, 12)],
+)
+def test_the_way_to_a_target_comes_from_the_event_files(tmp_path, better, value, steps):
+    with SummaryWriter(str(tmp_path)) as writer:
+        began = time.time()
+        for (step, epoch), accuracy in zip(EPOCHS.items(), [0.5, 0.7, 0.25], strict=True):
+            for tag, number in (("val_accuracy", accuracy), ("epoch", epoch)):
+                writer.add_scalar(tag, number, step, walltime=began + 60 * (epoch + 1))
+    measured = measure_run(tmp_path, Metric(better=better), Target(value))
+    assert measured["target"] == value
+    assert measured["steps_to_target"] == steps
+    if steps is None:
+        assert measured["epochs_to_target"] is measured["seconds_to_target"] is None
+    else:
+        assert measured["epochs_to_target"] == steps / 4
+        assert measured["seconds_to_target"] == pytest.approx(steps * 15, abs=2)
+
+
+def test_a_proxy_reaches_no_target_of_the_metric(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("fid_proxy", 1.0, 9)
+    assert measure_run(tmp_path, FID, Target(50.0))["steps_to_target"] is None
 
 
 @pytest.mark.parametrize(("name", "shown"), [("val_accuracy", "50.00"), ("val_loss", "0.5000")])
