@@ -37,6 +37,11 @@ def command_parser() -> ArgumentParser:
         "paper, or your own.",
     )
     commands.add_subcommand(
+        "report",
+        _report_parser(),
+        help="Make the table, files and figures of finished comparisons again, side by side.",
+    )
+    commands.add_subcommand(
         "figures",
         _figures_parser(),
         help="Draw the paper's figures of any runs side by side, from event files alone.",
@@ -84,6 +89,12 @@ def _compare_parser() -> ArgumentParser:
         "`aida:k=1 adam+:lr=3e-4,label=mine`.",
     )
     change("--seeds", "seeds", int, "Each optimizer trains once with each.", nargs="+")
+    help = "Choose the setting of each grid, and are not reported."
+    change("--tune_seeds", "tune_seeds", int, help, nargs="+")
+    help = "Label of the method that the others are compared with; by default the first."
+    change("--baseline", "baseline", str, help, "NAME")
+    help = "Value of the metric, as logged: reports the steps, epochs and seconds to it."
+    change("--target", "target.value", float, help, "X")
     change("--epochs", "trainer.max_epochs", int, "Epochs per run.")
     for part, help in (
         ("train", "Share of the data (0.1), or number of batches (10), that an epoch trains on."),
@@ -131,6 +142,36 @@ def _compare_parser() -> ArgumentParser:
     parser.add_argument(
         "--keep_checkpoints", action="store_true", help="Keep the last one of finished runs."
     )
+    return parser
+
+
+def _report_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description=(
+            "Makes the table, results.csv, .json, .md and .tex, and the figures of finished "
+            "comparisons again, several side by side, without training. They have one metric and "
+            "the same data."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folder", nargs="+", type=str, help="Folders that `compare` wrote, or globs."
+    )
+    add = partial(parser.add_argument, default=SUPPRESS)
+    add(
+        "--output",
+        type=str,
+        metavar="DIR",
+        help="New, or of a report of the same comparisons; by default one in aida_reports/.",
+    )
+    add(
+        "--baseline",
+        type=str,
+        metavar="NAME",
+        help="Label of the method that the others are compared with; by default the first's.",
+    )
+    help = "Value of the metric, as logged: reports the steps, epochs and seconds to it."
+    add("--target", type=float, metavar="X", help=help)
     return parser
 
 

@@ -16,6 +16,7 @@ from aida_lightning._lightning import LightningDataModule, LightningModule, find
 from aida_lightning._private import starts_script_again
 from aida_lightning.compare.callbacks import run_callbacks
 from aida_lightning.compare.choices import pick_methods
+from aida_lightning.compare.findings import findings_of
 from aida_lightning.compare.folder import (
     check_folder,
     finished_run,
@@ -26,7 +27,8 @@ from aida_lightning.compare.folder import (
 )
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.compare.methods import OptimizerChoice, UsageError, choose_optimizers
-from aida_lightning.compare.report import draw_experiment, results_table, write_csv
+from aida_lightning.compare.outputs import draw, write_results
+from aida_lightning.compare.report import print_sheets
 from aida_lightning.compare.results import RunResult
 from aida_lightning.compare.run import build_model, quiet, train_run
 from aida_lightning.compare.selection import check_selection, next_runs
@@ -168,15 +170,16 @@ def _train_all(
             console.print(title, style="bold")
             result = train_run(loaded, optimizer, seed, run, keep_checkpoints)
         results.append(result)
-        write_csv(results, experiment, folder / "results.csv")
+        found = findings_of(experiment, results, folder)
+        write_results(found, folder)
         if result.message:
             console.print(f"{result.status}: {result.message}")
         if result.status == "interrupted":
             console.print(f"Interrupted in run {number} of {total}; the runs so far are kept.")
             console.print("The same command goes on from the last checkpoint.")
             break
-    console.print(results_table(results, experiment))
-    for problem in draw_experiment(experiment, results, folder):
+    print_sheets(found, console)
+    for problem in draw(found, folder):
         console.print(f"There is {problem}")
     console.print(f"Results, figures and event files: {folder}", soft_wrap=True, highlight=False)
     console.print(f"tensorboard --logdir {folder}", soft_wrap=True, highlight=False)

@@ -150,6 +150,27 @@ def load_experiment(
     return LoadedExperiment(_experiment_name(path), _without_unwritable(yaml.safe_load(text)))
 
 
+def load_plan(path: Path) -> tuple[Experiment, dict[str, Any]]:
+    """Read what an experiment compares, without the classes that it trains.
+
+    Args:
+        path: the experiment's file.
+
+    Returns:
+        the experiment, whose model, data, trainer and callbacks are None, and the file's content.
+
+    Raises:
+        UsageError: the file cannot be read, or a value is not allowed.
+    """
+    content = _read_content(path)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Experiment, as_group=False, skip={*FACTORIES})
+    with _refused_as(str(path), content):
+        plan = parser.parse_object({k: v for k, v in content.items() if k not in FACTORIES})
+    parts: dict[str, Any] = {**dict.fromkeys(FACTORIES), **vars(parser.instantiate(plan))}
+    return Experiment(**parts), content
+
+
 def _without_unwritable(content: Any) -> Any:
     """Leave out the defaults that jsonargparse cannot write: the class has them itself."""
     if isinstance(content, dict):
