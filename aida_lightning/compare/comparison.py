@@ -48,9 +48,10 @@ def compare(
     """Train one model from one initialisation under several optimizers, and report.
 
     This writes under one folder: TensorBoard event files of each run, in `<label>/seed_<n>`;
-    `results.csv`, a row per run; `config.yaml`, an experiment that repeats the comparison; and the
-    experiment's figures. A run that fails or diverges is reported and does not stop the others;
-    after Ctrl-C everything so far is kept. Called again, a comparison goes on from the last
+    `results.csv`, a row per run, and the tables as `results.json`, `.md` and `.tex`; `config.yaml`,
+    an experiment that repeats the comparison; the metric's curves and the experiment's figures. A
+    run that fails or diverges is reported and does not stop the others; after Ctrl-C everything so
+    far is kept. Called again, a comparison goes on from the last
     checkpoint of the run that was stopped, and trains no run again that is finished.
 
     Args:
