@@ -122,10 +122,22 @@ def _differences(found: Findings) -> Sheet:
     notes = []
     if found.comparisons:
         notes.append(
-            f"Paired over the seeds that both completed, of the {metric.report} value; Student's t."
+            f"Means of the paired differences of the {metric.report} values, over the seeds that "
+            "both completed; Student's t."
         )
     if found.comparisons > 1:
         notes.append(f"The {found.comparisons} intervals hold together with {_LEVEL} (Bonferroni).")
+    runs = {standing.method: len(standing.runs) for standing in found.standings}
+    lacking = [
+        method
+        for method, difference in found.differences.items()
+        if difference.seeds < max(runs[method], runs.get(found.baseline, 0))
+    ]
+    if lacking:
+        notes.append(
+            "Left out are seeds that not both completed, which may favour one: "
+            f"{', '.join(lacking)}."
+        )
     unit = " in percentage points" if metric.in_percent else ""
     return Sheet(
         title=f"Difference from {found.baseline}{unit}",
