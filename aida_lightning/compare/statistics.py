@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -56,20 +57,17 @@ class Difference:
         return "better" if (self.low > 0) == (better == "max") else "worse"
 
 
-def require_scipy() -> Any:
-    """Return ``scipy.stats``, which takes half a second to import.
+def require_scipy() -> None:
+    """Refuse to go on without scipy, which is not imported yet: that takes half a second.
 
     Raises:
         UsageError: scipy is not installed; the message says what installs it.
     """
-    try:
-        import scipy.stats
-    except ModuleNotFoundError as error:
+    if find_spec("scipy") is None:
         raise UsageError(
             "the intervals of a comparison need scipy, which is not installed: "
             'pip install "aida-lightning[examples]"'
-        ) from error
-    return scipy.stats
+        )
 
 
 def paired_interval(
@@ -110,7 +108,10 @@ def paired_interval(
     mean, spread = differences.mean(-1), differences.std(-1, ddof=1)
     scale = np.maximum(np.abs(values), np.abs(baseline)).max(-1)
     spread = np.where(spread > _RESOLUTION * scale, spread, math.nan)
-    quantile = require_scipy().t.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), seeds - 1)
+    require_scipy()
+    from scipy.stats import t
+
+    quantile = t.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), seeds - 1)
     half = quantile * spread / math.sqrt(seeds)
     return mean - half, mean + half
 

@@ -173,7 +173,6 @@ def test_the_classes_that_were_trained_are_not_needed(finished, tmp_path):
 
 def test_a_comparison_asks_for_scipy_before_it_trains(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(comparing, "train_run", lambda *_: pytest.fail("it trains"))
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
     monkeypatch.setitem(sys.modules, "scipy", None)
     path = write_experiment(tmp_path)
     assert main(["compare", path, "--output", str(tmp_path / "out")]) == 2

@@ -310,6 +310,7 @@ def test_the_baseline_is_the_one_that_was_asked_for():
     text = printed(seeds("Adam", 0.8, 0.7) + seeds("Aida", 0.8, 0.71) + seeds("SGD", 0.5, 0.6), of)
     assert "Difference from SGD" in text
     assert "Left out" not in text
+    assert "Budgets" not in text
     assert list(difference_rows(text)) == ["Adam", "Aida"]
 
 

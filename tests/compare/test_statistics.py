@@ -123,7 +123,6 @@ def test_equal_differences_up_to_float32_have_no_interval():
 
 
 def test_without_scipy_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(UsageError, match=r'scipy.*pip install "aida-lightning\[examples\]"'):
         require_scipy()
