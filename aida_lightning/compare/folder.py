@@ -216,12 +216,16 @@ def finished_run(folder: Path, metric: Metric, target: Target | None = None) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DamagedEventsWarning)
-            return replace(result, **measure_run(folder, metric, target))
+            measured = measure_run(folder, metric, target)
     except DamagedEventsWarning as error:  # a number of a part of the points would be another one
         if known:
             return replace(result, message=f"the way to the target is not measured: {error}")
         message = f"{metric.name} is not measured: {error}. The result by {result.metric} is kept"
         return replace(result, best=None, last=None, status="failed", message=message)
+    if known and (measured["best"], measured["last"]) != (result.best, result.last):
+        message = f"the way to the target is not measured: event files in {folder} are missing"
+        return replace(result, message=message)
+    return replace(result, **measured)
 
 
 def write_whole(path: Path, text: str) -> None:
