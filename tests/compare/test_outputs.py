@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare.test_report import FID, THREE, experiment, result, seeds
+from compare.test_report import FID, SWEEP, THREE, experiment, result, seeds, swept
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -59,6 +59,19 @@ def test_the_numbers_are_written_as_logged(three):
     assert sgd["difference"]["low"] is None
     assert aida["to_target"]["runs"] == 0  # of runs that were not measured with it
     assert [run["seed"] for run in content["runs"]] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_methods_options_are_those_of_the_setting_that_stands_for_it():
+    results = [*swept(9, 0.7, 0.99, 0.85), swept(0, 0.7, 0.8, 0.85)[1]]
+    found = findings(results, SWEEP, seeds=[0], tune_seeds=[9])
+    (adam,) = json.loads(as_json(found))["methods"]
+    assert (adam["options"], adam["settings"], adam["tuned_on"]) == ({"lr": 0.01}, 3, [9])
+    assert adam["values"] == {"0": 0.8}
+
+
+def test_two_seeds_are_enough_for_an_interval_and_count_as_one():
+    found = findings(seeds("Adam", 0.8, 0.7) + seeds("Aida", 0.9, 0.85), *THREE[:2])
+    assert json.loads(as_json(found))["comparisons"] == 1
 
 
 def test_what_is_not_finite_is_null_so_that_every_reader_takes_it():

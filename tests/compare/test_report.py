@@ -330,6 +330,10 @@ def test_small_differences_keep_two_digits_of_their_interval():
     results = seeds("Adam", 2.0, 2.1, 2.2, metric="val_loss")
     results += seeds("Aida", 2.0001, 2.1002, 2.2003, metric="val_loss")
     assert difference_rows(printed(results, of))["Aida"][0] == "+0.00020"
+    results = seeds("Adam", 2.0, 2.1, 2.2, metric="val_loss")
+    results += seeds("Aida", 2.5001, 2.6002, 2.7003, metric="val_loss")
+    row = ["+0.50020", "[+0.49995, +0.50045]", "3", "worse"]
+    assert difference_rows(printed(results, of))["Aida"] == row
 
 
 def test_a_proxy_is_not_compared_with_the_metric_itself():
