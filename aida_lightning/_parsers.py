@@ -39,6 +39,11 @@ def command_parser() -> ArgumentParser:
         "of the paper or in your own.",
     )
     commands.add_subcommand(
+        "report",
+        _report_parser(),
+        help="Make the table, files and figures of finished comparisons again, side by side.",
+    )
+    commands.add_subcommand(
         "figures",
         _figures_parser(),
         help="Draw the paper's figures of any runs side by side, from their event files.",
@@ -89,6 +94,12 @@ def _compare_parser() -> ArgumentParser:
     )
     help = "Seeds, with each of which every optimizer trains once."
     change("--seeds", "seeds", int, help, nargs="+")
+    help = "Seeds that choose the setting of each grid, and that are not reported."
+    change("--tune_seeds", "tune_seeds", int, help, nargs="+")
+    help = "Label of the method that the others are compared with. By default it is the first."
+    change("--baseline", "baseline", str, help, "NAME")
+    help = "Value of the metric, as logged, to which the steps, epochs and seconds are reported."
+    change("--target", "target.value", float, help, "X")
     change("--epochs", "trainer.max_epochs", int, "Number of epochs per run.")
     for part, help in (
         ("train", "Fraction (0.1) or number (10) of the batches that an epoch trains on."),
@@ -144,6 +155,37 @@ def _compare_parser() -> ArgumentParser:
         action="store_true",
         help="Keep the last checkpoint of each finished run.",
     )
+    return parser
+
+
+def _report_parser() -> ArgumentParser:
+    parser = BriefArgumentParser(
+        description=(
+            "Make the table, results.csv, .json, .md and .tex, and the figures of finished "
+            "comparisons again, several side by side, without training. The comparisons must have "
+            "one metric and the same data."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folder", nargs="+", type=str, help="Folders that `compare` wrote, or globs of them."
+    )
+    add = partial(parser.add_argument, default=SUPPRESS)
+    add(
+        "--output",
+        type=str,
+        metavar="DIR",
+        help="Folder to write to, new or of a report of the same comparisons. By default it is one "
+        "in aida_reports/.",
+    )
+    add(
+        "--baseline",
+        type=str,
+        metavar="NAME",
+        help="Label of the method that the others are compared with. By default it is the first.",
+    )
+    help = "Value of the metric, as logged, to which the steps, epochs and seconds are reported."
+    add("--target", type=float, metavar="X", help=help)
     return parser
 
 

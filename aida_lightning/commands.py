@@ -116,6 +116,22 @@ def _overrides(options: Namespace) -> dict[str, Any]:
     return overrides
 
 
+def _report(options: Namespace) -> int:
+    from rich.console import Console
+
+    from aida_lightning.compare.finished import report
+    from aida_lightning.compare.report import print_sheets
+
+    asked = {key: options[key] for key in ("output", "baseline", "target") if key in options}
+    found, output, problems = report(_expanded(options.folder), **asked)
+    console = Console(markup=False)
+    print_sheets(found, console)
+    for problem in problems:
+        console.print(f"There is {problem}")
+    console.print(f"Results and figures: {output}", soft_wrap=True, highlight=False)
+    return 0
+
+
 def _figures(options: Namespace) -> int:
     from aida_lightning.figures.draw import draw_figures
     from aida_lightning.figures.plotting import Look
@@ -167,4 +183,4 @@ def _in_plain(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(_PLAIN, _in_plain)
-_COMMANDS = {"compare": _compare, "figures": _figures, "summary": _summary}
+_COMMANDS = {"compare": _compare, "report": _report, "figures": _figures, "summary": _summary}

@@ -21,7 +21,7 @@ def test_every_option_reaches_the_experiment(compared):
         "--limit_train_batches 0.1 --limit_val_batches 7 --batch_size 9 --weight_decay 0.5 "
         "--lr_scheduler StepLR:step_size=2,gamma=0.5 --accelerator cpu --devices 2 --output out "
         "--monitor_every_n_steps 11 --set model.init_args.num_classes=4 metric.report=last "
-        "--keep_checkpoints --rerun"
+        "--keep_checkpoints --rerun --tune_seeds 7 8 --baseline sgd --target 0.9"
     )
     commands.main(text.split())
     ((loaded, optimizers, output, keep, rerun),) = compared
@@ -35,7 +35,8 @@ def test_every_option_reaches_the_experiment(compared):
     assert (data["root"], data["batch_size"]) == ("elsewhere", 9)
     assert (model["lr_scheduler"], model["num_classes"]) == ("StepLR", 4)
     assert model["lr_scheduler_options"] == {"step_size": 2, "gamma": 0.5}
-    assert config["seeds"] == [5, 6]
+    assert (config["seeds"], config["tune_seeds"]) == ([5, 6], [7, 8])
+    assert (config["baseline"], config["target"]) == ("sgd", {"value": 0.9})
     assert config["optimizer_options"]["weight_decay"] == 0.5
     assert config["metric"]["report"] == "last"
 

@@ -16,6 +16,7 @@ from aida_lightning._lightning import LightningDataModule, LightningModule, find
 from aida_lightning._private import starts_script_again
 from aida_lightning.compare.callbacks import run_callbacks
 from aida_lightning.compare.choices import pick_methods
+from aida_lightning.compare.findings import findings_of
 from aida_lightning.compare.folder import (
     check_folder,
     finished_run,
@@ -26,11 +27,13 @@ from aida_lightning.compare.folder import (
 )
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.compare.methods import OptimizerChoice, UsageError, choose_optimizers
-from aida_lightning.compare.report import draw_experiment, results_table, write_csv
+from aida_lightning.compare.outputs import draw, write_results
+from aida_lightning.compare.report import print_sheets
 from aida_lightning.compare.results import RunResult
 from aida_lightning.compare.run import build_model, quiet, train_run
+from aida_lightning.compare.selection import check_selection, next_runs
 from aida_lightning.compare.settings import settings_digest
-from aida_lightning.figures.table import print_table
+from aida_lightning.compare.statistics import require_scipy
 
 _HIGHEST_SEED = 2**32 - 1  # Lightning's
 
@@ -45,9 +48,10 @@ def compare(
     """Train one model from one initialisation under several optimizers, and report.
 
     This writes under one folder: TensorBoard event files of each run, in `<label>/seed_<n>`;
-    `results.csv`, a row per run; `config.yaml`, an experiment that repeats the comparison; and the
-    experiment's figures. A run that fails or diverges is reported and does not stop the others;
-    after Ctrl-C everything so far is kept. Called again, a comparison goes on from the last
+    `results.csv`, a row per run, and the tables as `results.json`, `.md` and `.tex`; `config.yaml`,
+    an experiment that repeats the comparison; the metric's curves and the experiment's figures. A
+    run that fails or diverges is reported and does not stop the others; after Ctrl-C everything so
+    far is kept. Called again, a comparison goes on from the last
     checkpoint of the run that was stopped, and trains no run again that is finished.
 
     Args:
@@ -70,16 +74,19 @@ def compare(
     experiment = loaded.experiment
     chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
     _check_numbers(loaded)
+    check_selection(experiment)
+    require_scipy()
     if output is None:
         # The same for the same settings, so that a repeated command goes on; else another.
         output = Path("aida_runs", f"{loaded.name}-{settings_digest(loaded.config)}")
     folder = Path(output)
-    check_folder(folder, loaded.config, chosen, experiment.seeds, rerun)
+    seeds = [*experiment.tune_seeds, *experiment.seeds]
+    check_folder(folder, loaded.config, chosen, seeds, rerun)
     check_experiment(loaded, chosen)
     with locked(folder):
         # Again: another comparison may have been first.
-        check_folder(folder, loaded.config, chosen, experiment.seeds, rerun)
-        for seed in experiment.seeds if rerun else []:
+        check_folder(folder, loaded.config, chosen, seeds, rerun)
+        for seed in seeds if rerun else []:
             set_edited_aside(folder, loaded.config, chosen, seed)
         write_config(folder, loaded.config)
         return _train_all(loaded, chosen, folder, keep_checkpoints)
@@ -152,33 +159,31 @@ def _train_all(
     experiment = loaded.experiment
     # Labels, paths and values are the user's, and lines are whole in a pipe.
     console = Console(markup=False, soft_wrap=True)
-    plan = [(optimizer, seed) for seed in experiment.seeds for optimizer in chosen]
-    folders = [run_folder(folder, optimizer.label, seed) for optimizer, seed in plan]
-    left = sum(finished_run(run, experiment.metric) is None for run in folders)
-    if left:
-        epochs, seeds = loaded.trainer_options["max_epochs"], ", ".join(map(str, experiment.seeds))
-        console.print(f"Runs: {len(plan)}, each of {epochs} epochs (seeds: {seeds}); {left} to go")
     results: list[RunResult] = []
-    for number, (optimizer, seed) in enumerate(plan, start=1):
+    while plan := next_runs(chosen, experiment, results):
+        number, total = len(results) + 1, len(results) + len(plan)
+        optimizer, seed = plan[0]
         run = run_folder(folder, optimizer.label, seed)
-        title = f"[{number}/{len(plan)}] {optimizer.label}, seed {seed}"
-        result = finished_run(run, experiment.metric)
+        title = f"[{number}/{total}] {optimizer.label}, seed {seed}"
+        result = finished_run(run, experiment.metric, experiment.target)
         if result is not None:
             console.print(f"{title}: finished before, not run again")
+            # As it is called now; a folder's name may be another one's in other letters.
+            result = replace(result, label=optimizer.label, method=optimizer.method)
         else:
             console.print(title, style="bold")
-            result = train_run(loaded, optimizer, seed, run, keep_checkpoints, left)
-            left = 0  # which is told once
+            result = train_run(loaded, optimizer, seed, run, keep_checkpoints)
         results.append(result)
-        write_csv(results, experiment, folder / "results.csv")
+        found = findings_of(experiment, results, folder)
+        write_results(found, folder)
         if result.message:
             console.print(f"{result.status}: {result.message}")
         if result.status == "interrupted":
-            console.print(f"Interrupted in run {number} of {len(plan)}; the runs so far are kept.")
+            console.print(f"Interrupted in run {number} of {total}; the runs so far are kept.")
             console.print("The same command goes on from the last checkpoint.")
             break
-    print_table(results_table(results, experiment), console)
-    for problem in draw_experiment(experiment, results, folder):
+    print_sheets(found, console)
+    for problem in draw(found, folder):
         console.print(f"There is {problem}")
     console.print(f"Results, figures and event files: {folder}", highlight=False)
     console.print(f"tensorboard --logdir {folder}", highlight=False)
@@ -198,11 +203,14 @@ def _with_optimizers(
 
 
 def _check_numbers(loaded: LoadedExperiment) -> None:
-    seeds = loaded.experiment.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > _HIGHEST_SEED:
-        raise UsageError(
-            f"seeds: different integers from 0 to {_HIGHEST_SEED} are needed, but got {[*seeds]}"
-        )
+    seeds, tune_seeds = loaded.experiment.seeds, loaded.experiment.tune_seeds
+    for key, given, fewest in (("seeds", seeds, 1), ("tune_seeds", tune_seeds, 0)):
+        allowed = {seed for seed in given if 0 <= seed <= _HIGHEST_SEED}
+        if len(allowed) < max(len(given), fewest):
+            raise UsageError(
+                f"{key}: different integers from 0 to {_HIGHEST_SEED} are needed, but got "
+                f"{[*given]}"
+            )
     for option, key, default in (
         ("epochs", "max_epochs", None),
         ("monitor_every_n_steps", "log_every_n_steps", 50),

@@ -56,6 +56,18 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class Target:
+    """A value of the metric, of which a comparison says how long it took each method to reach it.
+
+    Args:
+        value: the value as it is logged, a fraction where tables have percent. It is reached by
+            what is as good or better, as the metric says.
+    """
+
+    value: float
+
+
+@dataclass(frozen=True)
 class Experiment:
     """What an experiment's file holds, with classes by class_path as LightningCLI takes them.
 
@@ -69,7 +81,12 @@ class Experiment:
         sample: keys of the file, dotted, and their values for a small first try without download.
         callbacks: callbacks that each run gets anew.
         seeds: seeds of initialisation and data order; every optimizer trains once with each.
+        tune_seeds: seeds that choose the best setting of each grid, and are not reported. The
+            chosen setting alone trains with ``seeds`` then. Without any, ``seeds`` choose, too.
         metric: the number to compare.
+        baseline: the method that the others are compared with, by its label or by an optimizer's
+            name that it alone has; by default the first.
+        target: a value of the metric, for the steps, epochs and seconds to it.
         figures: the paper's figures to draw.
         paper: where the paper's numbers are from, if there are any.
         changes: what differs from the file by the command line; a comparison notes it itself.
@@ -84,7 +101,10 @@ class Experiment:
     sample: dict[str, Any] = field(default_factory=dict)
     callbacks: list[Callable[[], Callback]] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])
+    tune_seeds: list[int] = field(default_factory=list)
     metric: Metric = field(default_factory=Metric)
+    baseline: str | None = None
+    target: Target | None = None
     figures: list[FigureName] = field(default_factory=list)
     paper: Paper | None = None
     changes: dict[str, str] = field(default_factory=dict)

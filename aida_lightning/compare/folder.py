@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from aida_lightning.checkpoint_io import DurableCheckpointIO, find_whole
 from aida_lightning.compare.callbacks import CHECKPOINT, Resumable
+from aida_lightning.compare.experiment import Target
 from aida_lightning.compare.methods import OptimizerChoice, UsageError
 from aida_lightning.compare.results import RunResult, measure_run, measured_by
 from aida_lightning.compare.settings import (
@@ -196,25 +197,35 @@ def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
         DurableCheckpointIO().remove_checkpoint(folder / CHECKPOINT)
 
 
-def finished_run(folder: Path, metric: Metric) -> RunResult | None:
+def finished_run(folder: Path, metric: Metric, target: Target | None = None) -> RunResult | None:
     """Return the result of a run that is finished, or None.
 
-    By another metric than it was finished with, it is measured again, from its event files.
+    By another metric or target than it was finished with, it is measured again, from its event
+    files.
     """
     try:
         _read_settings(folder)
         result = _read_result(folder)
     except DamagedFileError:
         return None  # the run's begin tells
-    if result is None or measured_by(result, metric):
+    if result is None:
+        return None
+    known = measured_by(result, metric)
+    if known and (target is None or result.target == target.value):
         return result
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DamagedEventsWarning)
-            return replace(result, **measure_run(folder, metric))
+            measured = measure_run(folder, metric, target)
     except DamagedEventsWarning as error:  # a number of a part of the points would be another one
+        if known:
+            return replace(result, message=f"the way to the target is not measured: {error}")
         message = f"{metric.name} is not measured: {error}. The result by {result.metric} is kept"
         return replace(result, best=None, last=None, status="failed", message=message)
+    if known and (measured["best"], measured["last"]) != (result.best, result.last):
+        message = f"the way to the target is not measured: event files in {folder} are missing"
+        return replace(result, message=message)
+    return replace(result, **measured)
 
 
 def write_whole(path: Path, text: str) -> None:

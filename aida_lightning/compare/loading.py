@@ -25,7 +25,7 @@ from aida_lightning.compare.classes import (
     class_paths,
     package_named,
 )
-from aida_lightning.compare.experiment import FACTORIES, Experiment, Paper
+from aida_lightning.compare.experiment import FACTORIES, Experiment, Paper, Target
 from aida_lightning.compare.methods import Method, Published, UsageError
 from aida_lightning.compare.settings import flat, short_key
 from aida_lightning.logs.metric import Metric
@@ -150,6 +150,27 @@ def load_experiment(
     return LoadedExperiment(_experiment_name(path), _without_unwritable(yaml.safe_load(text)))
 
 
+def load_plan(path: Path) -> tuple[Experiment, dict[str, Any]]:
+    """Read what an experiment compares, without the classes that it trains.
+
+    Args:
+        path: the experiment's file.
+
+    Returns:
+        the experiment, whose model, data, trainer and callbacks are None, and the file's content.
+
+    Raises:
+        UsageError: the file cannot be read, or a value is not allowed.
+    """
+    content = _read_content(path)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Experiment, as_group=False, skip={*FACTORIES})
+    with _refused_as(str(path), content):
+        plan = parser.parse_object({k: v for k, v in content.items() if k not in FACTORIES})
+    parts: dict[str, Any] = {**dict.fromkeys(FACTORIES), **vars(parser.instantiate(plan))}
+    return Experiment(**parts), content
+
+
 def _without_unwritable(content: Any) -> Any:
     """Leave out the defaults that jsonargparse cannot write: the class has them itself."""
     if isinstance(content, dict):
@@ -270,7 +291,7 @@ def _refused_as(source: str, given: Mapping[str, Any]) -> Iterator[None]:
 
 def _nearest(message: str, given: Mapping[str, Any]) -> str:
     """Return the nearest keys that there are for each key in a message that there is not."""
-    classes = [Experiment, Paper, Metric, Method, Published, *find("pytorch.Trainer")]
+    classes = [Experiment, Paper, Metric, Target, Method, Published, *find("pytorch.Trainer")]
     with suppress(AttributeError, ImportError, ValueError):
         classes += [resolve_name(path) for path in class_paths(given)]
     known = {name for cls in classes for name in signature(cls).parameters}

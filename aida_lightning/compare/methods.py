@@ -11,7 +11,7 @@ from typing import Any
 _NAMES = {"AdamPlus": "Adam+"}
 _SYMBOLS = {"k": "K"}
 # What a comparison writes beside the folders of the runs.
-_OWN_FILES = re.compile(r"config\.yaml|results\.csv|(fig\d+|heatmap|sweep)\.\w+", re.IGNORECASE)
+_OWN_FILES = re.compile(r"config\.yaml|(results|curves|fig\d+|heatmap|sweep)\.\w+", re.IGNORECASE)
 # Of a file's name, in nearly every file system.
 _LONGEST = 255
 

@@ -1,13 +1,15 @@
 """The result of a run, read from its event files."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from aida_lightning.compare.experiment import Target
 from aida_lightning.logs import tags
-from aida_lightning.logs.curves import read_scalars
+from aida_lightning.logs.curves import Curve, epochs_at, read_scalars
 from aida_lightning.logs.metric import Better, Metric
 
 Status = Literal["completed", "interrupted", "diverged", "failed"]
@@ -33,6 +35,10 @@ class RunResult:
         status: how the run ended.
         message: why, if it did not complete.
         better: which values the best one is chosen by, the greatest or the least.
+        target: the value of the metric that the next three are about; None if none was asked for.
+        steps_to_target: the optimizer's steps until the metric was first as good; None if never.
+        epochs_to_target: the same in epochs.
+        seconds_to_target: the same in seconds of training and validation.
     """
 
     label: str
@@ -50,9 +56,13 @@ class RunResult:
     status: Status
     message: str = ""
     better: Better = "max"
+    target: float | None = None
+    steps_to_target: int | None = None
+    epochs_to_target: float | None = None
+    seconds_to_target: float | None = None
 
 
-def measure_run(folder: Path, metric: Metric) -> dict[str, Any]:
+def measure_run(folder: Path, metric: Metric, target: Target | None = None) -> dict[str, Any]:
     """Read from a run's event files what they say of it, whichever process wrote them.
 
     Where the metric was not logged but a proxy of it was, `<name>_proxy`, the values are the
@@ -90,6 +100,7 @@ def measure_run(folder: Path, metric: Metric) -> dict[str, Any]:
         "status": status,
         "message": message,
         "better": metric.better,
+        **_way_to(target, scalars, metric),
     }
 
 
@@ -97,3 +108,27 @@ def measured_by(result: RunResult, metric: Metric) -> bool:
     """Return whether a result has values of a metric or its proxy, chosen as the metric says."""
     names = (metric.name, metric.name + tags.PROXY)
     return result.last is not None and result.metric in names and result.better == metric.better
+
+
+def _way_to(
+    target: Target | None, scalars: Mapping[str, Curve], metric: Metric
+) -> dict[str, float | None]:
+    """Return how long it took to reach a target, which a proxy of the metric does not reach."""
+    if target is None:
+        return {}
+    steps = epochs = seconds = None
+    if (curve := scalars.get(metric.name)) is not None:
+        compare = np.greater_equal if metric.better == "max" else np.less_equal
+        # Metrics are logged in float32, in which 0.9 is a little less.
+        reached = compare(np.float32(curve.values), np.float32(target.value))
+        if reached.any():
+            first = int(reached.argmax())
+            steps, seconds = int(curve.steps[first]) + 1, float(curve.seconds[first])
+            if (epoch := scalars.get(tags.EPOCH)) is not None:
+                epochs = float(epochs_at(curve.steps, epoch)[first])
+    return {
+        "target": target.value,
+        "steps_to_target": steps,
+        "epochs_to_target": epochs,
+        "seconds_to_target": seconds,
+    }

@@ -65,6 +65,7 @@ def train_run(
         keep_checkpoint: keep the last checkpoint of a run that is finished.
         runs_left: how many runs a forecast is to be made for, this one included; 0 makes none.
     """
+    experiment = loaded.experiment
     point = ResumePoint()
     failure: dict[str, str] = {}
     with quiet():
@@ -100,7 +101,7 @@ def train_run(
         seed=seed,
         wall_time_s=seconds,
         epochs=epochs,
-        **(measure_run(folder, loaded.experiment.metric) | failure),
+        **(measure_run(folder, experiment.metric, experiment.target) | failure),
     )
     if not failure:
         finish_run(folder, result, keep_checkpoint)

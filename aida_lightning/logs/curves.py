@@ -20,7 +20,7 @@ IntArray = npt.NDArray[np.int64]
 # at an earlier step does not say that a run was resumed.
 _ACCOMPANYING_TAGS = {tags.HYPERPARAMETER_METRIC, tags.EPOCH}
 
-_Points: TypeAlias = list[tuple[int, float]]
+_Points: TypeAlias = list[tuple[int, float, float]]  # step, value, seconds
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,13 @@ class Curve:
     Args:
         steps: the optimizer steps at which a value was logged, each of them once, of shape (n,).
         values: the values logged there, of shape (n,); NaN and infinities may be among them.
+        seconds: the seconds since the run began, of shape (n,), without those between an
+            interruption and the run's going on; empty where they are not known.
     """
 
     steps: IntArray
     values: FloatArray
+    seconds: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
 def read_scalars(folder: str | Path) -> dict[str, Curve]:
@@ -52,6 +55,7 @@ def read_scalars(folder: str | Path) -> dict[str, Curve]:
     """
     merged: dict[str, _Points] = {}
     files = [_read_file(path) for path in event_files(folder)]
+    origin = None
     for file in sorted(files, key=lambda file: (attempt_of(file.name), file.started, file.name)):
         resumed_at = file.restart
         if resumed_at is None:
@@ -61,14 +65,18 @@ def read_scalars(folder: str | Path) -> dict[str, Curve]:
             for curve in merged.values():
                 while curve and curve[-1][0] >= resumed_at:
                     curve.pop()
+        if origin is None or resumed_at is not None:
+            before = max((curve[-1][2] for curve in merged.values() if curve), default=0.0)
+            origin = file.started - before
         for tag, curve in file.points.items():
             into = merged.setdefault(tag, [])
-            for step, number in curve:
-                _append(into, step, number)
+            for step, number, time in curve:
+                _append(into, (step, number, time - origin))
     return {
         tag: Curve(
-            np.array([step for step, _ in curve], dtype=np.int64),
-            np.array([number for _, number in curve], dtype=np.float64),
+            np.array([step for step, _, _ in curve], dtype=np.int64),
+            np.array([number for _, number, _ in curve], dtype=np.float64),
+            np.array([seconds for _, _, seconds in curve], dtype=np.float64),
         )
         for tag, curve in merged.items()
         if curve
@@ -126,14 +134,15 @@ def _read_file(path: str) -> _File:
             kind = value.WhichOneof("value")
             points = file.points.setdefault(value.tag, [])
             if kind == "simple_value":
-                _append(points, event.step, value.simple_value)
+                _append(points, (event.step, value.simple_value, event.wall_time))
             elif kind == "tensor" and value.metadata.plugin_data.plugin_name == "scalars":
-                _append(points, event.step, float(make_ndarray(value.tensor).item()))
+                number = float(make_ndarray(value.tensor).item())
+                _append(points, (event.step, number, event.wall_time))
     file.points = {tag: points for tag, points in file.points.items() if points}
     return file
 
 
-def _append(points: _Points, step: int, value: float) -> None:
-    while points and points[-1][0] >= step:
+def _append(points: _Points, point: tuple[int, float, float]) -> None:
+    while points and points[-1][0] >= point[0]:
         points.pop()
-    points.append((step, value))
+    points.append(point)

@@ -72,6 +72,14 @@ def test_the_sample_has_one_seed(name):
     assert load_experiment(name, sample=True).experiment.seeds == [0]
 
 
+@pytest.mark.parametrize("name", sorted(ISSUED))
+def test_a_grid_is_chosen_on_seeds_that_are_not_reported_unless_the_paper_says_so(name):
+    experiment = load_experiment(name).experiment
+    has_grid = any(method.grid for method in experiment.optimizers)
+    assert bool(experiment.tune_seeds) is (has_grid and name != "table3_wgan_gp")
+    assert not {*experiment.tune_seeds}.intersection(experiment.seeds)
+
+
 @pytest.mark.parametrize("model", ["vgg11", "resnet34"])
 def test_table_1_has_nine_methods_with_their_options(model):
     experiment, chosen = optimizers(f"table1_{model}")

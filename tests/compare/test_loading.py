@@ -263,6 +263,9 @@ TRAINER = EXPERIMENT["trainer"]
         ({"metric": {"better": "most"}}, "\"metric.better\": .*'max', 'min'.*most"),
         ({"figures": ["fig9"]}, '"figures": .*fig9'),
         ({"seeds": "many"}, '"seeds": .*many'),
+        ({"tune_seeds": "many"}, '"tune_seeds": .*many'),
+        ({"target": {"valeu": 0.9}}, "\"target\": .*'valeu'.*; did you mean: value"),
+        ({"target": {"value": "high"}}, '"target.*": .*high'),
     ],
 )
 def test_a_bad_file_is_refused_with_the_file_the_key_and_the_value(tmp_path, changes, message):

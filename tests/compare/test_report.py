@@ -1,16 +1,21 @@
 """Results as rows and as a table, from event files whose content is known."""
 
 import csv
+import io
 import math
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from aida_lightning.compare.experiment import Experiment, Paper
+from aida_lightning.compare.experiment import Experiment, Paper, Target
+from aida_lightning.compare.findings import findings_of
 from aida_lightning.compare.methods import Method, Published
-from aida_lightning.compare.report import results_table, write_csv
+from aida_lightning.compare.outputs import as_csv
+from aida_lightning.compare.report import print_sheets
 from aida_lightning.compare.results import RunResult, measure_run
 from aida_lightning.logs.metric import Metric
 
@@ -47,11 +52,15 @@ def result(label="Aida", seed=0, best=0.9, last=0.8, status="completed", **rest)
     return RunResult(label=label, seed=seed, best=best, last=last, status=status, **values)
 
 
-def printed(results, of) -> str:
-    console = Console(width=150)
+def printed(results, of, width=150) -> str:
+    console = Console(width=width, force_terminal=True, color_system=None)
     with console.capture() as capture:
-        console.print(results_table(results, of))
+        print_sheets(findings_of(of, results, Path("runs")), console)
     return capture.get()
+
+
+def rows(results, of) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(as_csv(findings_of(of, results, Path("runs"))))))
 
 
 def cells(text, name) -> list[str]:
@@ -70,6 +79,35 @@ def test_best_and_last_come_from_the_event_files(tmp_path):
     assert (smallest["best"], smallest["last"]) == (0.25, 0.625)
 
 
+EPOCHS = {3: 0, 7: 1, 11: 2}  # as Lightning numbers them beside metrics of epochs of four steps
+
+
+@pytest.mark.parametrize(
+    ("better", "value", "steps"),
+    [("max", 0.7, 8), ("max", 0.9, None), ("min", 0.7, 4), ("min", 0.3, 12)],
+)
+def test_the_way_to_a_target_comes_from_the_event_files(tmp_path, better, value, steps):
+    with SummaryWriter(str(tmp_path)) as writer:
+        began = time.time()
+        for (step, epoch), accuracy in zip(EPOCHS.items(), [0.5, 0.7, 0.25], strict=True):
+            for tag, number in (("val_accuracy", accuracy), ("epoch", epoch)):
+                writer.add_scalar(tag, number, step, walltime=began + 60 * (epoch + 1))
+    measured = measure_run(tmp_path, Metric(better=better), Target(value))
+    assert measured["target"] == value
+    assert measured["steps_to_target"] == steps
+    if steps is None:
+        assert measured["epochs_to_target"] is measured["seconds_to_target"] is None
+    else:
+        assert measured["epochs_to_target"] == steps / 4
+        assert measured["seconds_to_target"] == pytest.approx(steps * 15, abs=2)
+
+
+def test_a_proxy_reaches_no_target_of_the_metric(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("fid_proxy", 1.0, 9)
+    assert measure_run(tmp_path, FID, Target(50.0))["steps_to_target"] is None
+
+
 @pytest.mark.parametrize(("name", "shown"), [("val_accuracy", "50.00"), ("val_loss", "0.5000")])
 def test_accuracies_are_in_percent_unless_the_experiment_says_so(name, shown):
     of = experiment(metric=Metric(name, name))
@@ -77,7 +115,7 @@ def test_accuracies_are_in_percent_unless_the_experiment_says_so(name, shown):
     assert ("in %" in printed([], of)) is (name == "val_accuracy")
 
 
-def test_small_numbers_are_shown_with_four_significant_digits_in_one_column(tmp_path):
+def test_small_numbers_are_shown_with_four_significant_digits_in_one_column():
     of = experiment(metric=Metric("val_loss", "val_loss", better="min", report="last"))
     values = [5e-5, 6e-5]
     seeds = [result(seed=i, best=v, last=v, metric="val_loss") for i, v in enumerate(values)]
@@ -119,7 +157,7 @@ def test_the_table_gives_mean_and_std_over_the_completed_seeds_in_percent():
     runs = [result(seed=0, best=0.9), result(seed=1, best=0.92), result(seed=2, status="diverged")]
     text = printed(runs, experiment())
     assert cells(text, "Aida") == [
-        "Aida", "91.00 ± 1.41", "80.00 ± 0.00", "0:01:01", "1.0 kB", "2 of 3",
+        "Aida", "91.00 ± 1.41", "80.00 ± 0.00", "1", "0:01:01", "1.0 kB", "2 of 3",
     ]  # fmt: skip
     assert "Aida, seed 2: diverged." in text
     assert "Paper" not in text
@@ -168,7 +206,7 @@ def test_a_run_cut_short_or_changed_is_marked():
     assert "Changed: trainer.limit_train_batches=0.1, optimizers=[…]" in text
 
 
-def test_no_number_of_the_paper_stands_beside_the_sample_or_a_proxy(tmp_path):
+def test_no_number_of_the_paper_stands_beside_the_sample_or_a_proxy():
     methods = [Method("aida", label="Aida", paper=Published(55.7))]
     sample = experiment(*methods, paper=Paper("Table I", 3), data="sample")
     proxy = experiment(*methods, metric=FID, paper=Paper("Table III", 3))
@@ -179,9 +217,7 @@ def test_no_number_of_the_paper_stands_beside_the_sample_or_a_proxy(tmp_path):
         text = printed(runs, of)
         assert "55.7" not in text
         assert "Difference" not in text
-        write_csv(runs, of, tmp_path / "results.csv")
-        with (tmp_path / "results.csv").open(newline="") as file:
-            (row,) = csv.DictReader(file)
+        (row,) = rows(runs, of)
         assert row["paper_mean"] == ""
     assert "Fid_proxy (a proxy is not the paper's FID)" in text
     assert "Floor, real against real (fid_proxy): 0.5" in text
@@ -200,17 +236,14 @@ def test_no_number_of_the_paper_stands_beside_the_sample_or_a_proxy(tmp_path):
         ("metric.title", "validation accuracy", True),
     ],
 )
-def test_the_papers_number_stands_beside_its_own_data_and_metric_alone(
-    tmp_path, key, value, compares
-):
+def test_the_papers_number_stands_beside_its_own_data_and_metric_alone(key, value, compares):
     method = Method("aida", label="Aida", paper=Published(91.57))
     of = replace(experiment(method, paper=Paper("Table I", 3)), changes={key: value})
     text = printed([result()], of)
     assert ("91.57" in text) is ("Paper: Table I." in text) is compares
     assert ("Other data or another metric than the paper's" in text) is not compares
     assert (f"Changed: {key}={value}" in text) is ("root" not in key)
-    write_csv([result()], of, tmp_path / "results.csv")
-    assert ("91.57" in (tmp_path / "results.csv").read_text()) is compares
+    assert (rows([result()], of)[0]["paper_mean"] == "91.57") is compares
 
 
 def test_the_best_point_of_a_grid_stands_for_its_method():
@@ -227,17 +260,171 @@ def test_the_best_point_of_a_grid_stands_for_its_method():
     assert cells(text, "Adam")[-1] == "4 of 4"
 
 
-def test_the_rows_are_readable_and_no_half_file_is_left(tmp_path):
+def test_the_rows_are_readable():
     of = experiment(
         Method("aida", label="Aida", paper=Published(91.57, 0.13)), paper=Paper("Table I", 200)
     )
-    write_csv([result(), result(best=None)], of, tmp_path / "results.csv")
-    with (tmp_path / "results.csv").open(newline="") as file:
-        first, second = csv.DictReader(file)
+    first, second = rows([result(), result(best=None)], of)
     assert first["options"] == '{"k": 1}'
     assert first["wall_time_s"] == "61.23"
     assert (first["best_val_accuracy"], first["last_val_accuracy"]) == ("0.9", "0.8")
     assert (first["paper_mean"], first["paper_std"]) == ("91.57", "0.13")
     assert (first["epochs"], first["paper_epochs"]) == ("3", "200")
     assert second["best_val_accuracy"] == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+
+
+def seeds(label, *values, **rest) -> list[RunResult]:
+    return [result(label, i, best=value, last=value, **rest) for i, value in enumerate(values)]
+
+
+THREE = [Method("adam", label="Adam"), Method("aida", label="Aida"), Method("sgd", label="SGD")]
+
+
+def difference_rows(text) -> dict[str, list[str]]:
+    part = text[text.index("Difference from") :].partition("Until")[0]
+    return {name: cells(part, name)[1:] for name in ("Adam", "Aida", "SGD") if f"│ {name}" in part}
+
+
+@pytest.mark.parametrize("better", ["max", "min"])
+def test_each_method_is_compared_with_the_baseline_over_the_seeds_they_share(better):
+    of = experiment(*THREE, metric=Metric(better=better))
+    results = seeds("Adam", 0.8, 0.7, 0.9, 0.75)
+    results += seeds("Aida", 0.85, 0.755, 0.945)  # 5, 5.5 and 4.5 points above
+    results += [*seeds("SGD", 0.81, 0.69, 0.95), result("SGD", 3, best=0.1, status="diverged")]
+    text = printed(results, of)
+    assert "Difference from Adam in percentage points" in text
+    verdict = "better" if better == "max" else "worse"
+    # t(1 - 0.05 / 4, 2) = 6.2053 and t * 0.5 / sqrt(3) = 1.79
+    assert difference_rows(text) == {
+        "Aida": ["+5.00", "[+3.21, +6.79]", "3", verdict],
+        "SGD": ["+1.67", "[-9.28, +12.61]", "3", "not distinguishable"],
+    }
+    assert "The 2 intervals hold together with 95 % (Bonferroni)." in text
+    assert "Left out are seeds that not both completed, which may favour one: Aida, SGD." in (
+        " ".join(text.split())
+    )
+
+
+def test_the_baseline_is_the_one_that_was_asked_for():
+    of = replace(experiment(*THREE), baseline="sgd")
+    text = printed(seeds("Adam", 0.8, 0.7) + seeds("Aida", 0.8, 0.71) + seeds("SGD", 0.5, 0.6), of)
+    assert "Difference from SGD" in text
+    assert "Left out" not in text
+    assert "Budgets" not in text
+    assert list(difference_rows(text)) == ["Adam", "Aida"]
+
+
+def test_one_seed_tells_nothing_of_the_difference_and_nothing_over_seeds():
+    of = replace(experiment(*THREE[:2]), target=Target(0.7))
+    text = printed(seeds("Adam", 0.8) + seeds("Aida", 0.9), of)
+    assert "Validation accuracy in %, one seed" in text
+    assert difference_rows(text) == {
+        "Aida": ["+10.00", "–", "1", "nothing can be said: one seed"],
+    }
+    for word in ("over the", "Bonferroni", "±", "seeds", "median"):
+        assert word not in text.lower().replace("│ seeds", "").replace("┃ seeds", ""), word
+
+
+def test_small_differences_keep_two_digits_of_their_interval():
+    of = experiment(*THREE[:2], metric=Metric("val_loss", better="min"))
+    results = seeds("Adam", 2.0, 2.1, 2.2, metric="val_loss")
+    results += seeds("Aida", 2.0001, 2.1002, 2.2003, metric="val_loss")
+    assert difference_rows(printed(results, of))["Aida"][0] == "+0.00020"
+    results = seeds("Adam", 2.0, 2.1, 2.2, metric="val_loss")
+    results += seeds("Aida", 2.5001, 2.6002, 2.7003, metric="val_loss")
+    row = ["+0.50020", "[+0.49995, +0.50045]", "3", "worse"]
+    assert difference_rows(printed(results, of))["Aida"] == row
+
+
+def test_a_proxy_is_not_compared_with_the_metric_itself():
+    of = experiment(*THREE[:2], metric=FID)
+    results = seeds("Adam", 60.0, 61.0, metric="fid") + seeds("Aida", 2.0, 3.0, metric="fid_proxy")
+    assert difference_rows(printed(results, of))["Aida"][-1] == (
+        "nothing can be said: no seed in common"
+    )
+
+
+SWEEP = Method("adam", label="Adam", grid={"lr": [0.001, 0.01, 0.1]})
+
+
+def swept(seed, *values) -> list[RunResult]:
+    rates = zip(SWEEP.grid["lr"], values, strict=True)
+    return [
+        result(f"Adam lr={lr}", seed, value, method="Adam", options={"lr": lr})
+        for lr, value in rates
+    ]
+
+
+def test_budgets_and_planted_edges_are_told_in_the_table_and_in_the_rows():
+    of = experiment(Method("aida", label="Aida"), SWEEP)
+    results = [*seeds("Aida", 0.9), *swept(0, 0.7, 0.8, 0.85)]
+    text = printed(results, of)
+    assert cells(text, "Adam, best of 3: lr=0.1")[3] == "3"
+    assert cells(text, "Aida")[3] == "1"
+    assert "Budgets differ: from 1 to 3 settings were tried per method." in text
+    assert "Adam: lr=0.1 is the greatest of its grid, so that the best may lie beyond." in text
+    assert "Adam: chosen on seed 0, reported, too, which favours it" in text
+    found = rows(results, of)
+    assert [row["settings"] for row in found] == ["1", "3", "3", "3"]
+    assert {row["at_edge"] for row in found if row["method"] == "Adam"} == {"lr"}
+    assert [row["reported"] for row in found] == ["True", "False", "False", "True"]
+
+
+def test_the_seeds_that_chose_are_not_in_the_numbers():
+    of = replace(experiment(Method("aida", label="Aida"), SWEEP), seeds=[0], tune_seeds=[9])
+    results = [*swept(9, 0.7, 0.99, 0.85), *seeds("Aida", 0.9), swept(0, 0.7, 0.8, 0.85)[1]]
+    text = printed(results, of)
+    assert cells(text, "Adam, best of 3: lr=0.01")[1] == "80.00"
+    assert "Adam: chosen on seed 9, not reported." in text
+    assert "the best may lie beyond" not in text
+    found = rows(results, of)
+    assert [row["seed"] for row in found if row["reported"] == "True"] == ["0", "0"]
+
+
+def test_the_way_to_a_target_counts_the_runs_that_never_reached_it():
+    of = replace(experiment(*THREE), target=Target(0.9))
+
+    def to(*steps):
+        return [
+            {"target": 0.9, "steps_to_target": n, "epochs_to_target": n and n / 100,
+             "seconds_to_target": n and n / 10} for n in steps
+        ]  # fmt: skip
+
+    ways = {"Adam": to(1000, None, 3000, None, 2000), "Aida": to(10, 20, 40, 30)}
+    ways["SGD"] = to(100, None, None)
+    results = [result(name, i, **way) for name in ways for i, way in enumerate(ways[name])]
+    text = printed(results, of)
+    part = text[text.index("Until the validation accuracy was at least 90 %") :]
+    assert cells(part, "Adam")[1:] == ["3 of 5", "3,000", "30", "300.0"]
+    assert cells(part, "Aida")[1:] == ["4 of 4", "25", "0.25", "2.5"]
+    assert cells(part, "SGD")[1:] == ["1 of 3", "–", "–", "–"]
+
+
+def test_a_run_that_was_not_measured_with_the_target_is_not_counted():
+    of = replace(experiment(), target=Target(0.9))
+    results = [result(seed=0, target=0.8, steps_to_target=5), result(seed=1, target=0.9)]
+    text = printed(results, of)
+    assert cells(text[text.index("Until") :], "Aida")[1:] == ["0 of 1", "–", "–", "–"]
+
+
+def test_labels_are_folded_and_never_cut_where_there_is_little_room():
+    label = "Adam weight decay=0.00001 amsgrad=True eps=1e-08 and a long word " + 40 * "x"
+    of = experiment(Method("adam", label=label), Method("aida", label="Aida"))
+    results = seeds(label, 0.8, 0.7, method=label) + seeds("Aida", 0.8, 0.71)
+    text = printed(results, of, width=60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert "…" not in text
+    first_column = [line.split("│")[1].strip() for line in text.splitlines() if "│" in line]
+    folded = "".join(first_column).replace(" ", "")
+    assert folded.count(label.replace(" ", "")) == 1  # it is the baseline, so in one table alone
+    letters = "".join(line.strip("│ \n") for line in text.splitlines())
+    for number in ("75.00", "75.50", "+0.50"):
+        assert number in letters
+
+
+def test_a_pipe_gets_tables_as_wide_as_they_are():
+    label = "Adam with a label that is longer than a pipe of eighty columns has room for it"
+    of = experiment(Method("adam", label=label))
+    console = Console(file=io.StringIO(), width=80)
+    print_sheets(findings_of(of, seeds(label, 0.8), Path("runs")), console)
+    assert label in console.file.getvalue()

@@ -156,6 +156,35 @@ def test_a_damaged_event_file_changes_no_number_of_a_finished_run(tmp_path, kept
     assert run(path, tmp_path / "out") == before
 
 
+def test_a_finished_run_is_measured_by_a_target_that_came_later(tmp_path, monkeypatch):
+    path = write_experiment(tmp_path, figures=None)
+    (before,) = run(path, tmp_path / "out")
+    monkeypatch.setattr(comparing, "train_run", lambda *_: pytest.fail("it trains"))
+    path = write_experiment(tmp_path, figures=None, target={"value": before.best})
+    (result,) = run(path, tmp_path / "out")
+    curve = read_scalars(tmp_path / "out" / RUN)["val_accuracy"]
+    first = curve.values.argmax()
+    assert result.steps_to_target == curve.steps[first] + 1
+    assert result.epochs_to_target == first + 1
+    assert 0 < result.seconds_to_target == curve.seconds[first]
+    path = write_experiment(tmp_path, figures=None, target={"value": 0.999})
+    (result,) = run(path, tmp_path / "out")
+    assert (result.target, result.steps_to_target) == (0.999, None)
+
+
+@pytest.mark.parametrize("kept", [0, 300])
+def test_a_target_that_came_later_changes_no_number_where_event_files_are_not_whole(tmp_path, kept):
+    path = write_experiment(tmp_path, figures=None)
+    (before,) = run(path, tmp_path / "out")
+    (events,) = (tmp_path / "out" / RUN).glob("*tfevents*")
+    events.write_bytes(events.read_bytes()[:kept])
+    path = write_experiment(tmp_path, figures=None, target={"value": 0.1})
+    (result,) = run(path, tmp_path / "out")
+    assert "the way to the target is not measured" in result.message
+    assert (result.best, result.last, result.status) == (before.best, before.last, "completed")
+    assert result.target is None  # so that it does not count as one that never reached it
+
+
 def test_the_best_value_of_a_finished_run_is_chosen_as_the_metric_says_now(tmp_path):
     path = write_experiment(tmp_path, figures=None)
     run(path, tmp_path / "out")

@@ -53,6 +53,28 @@ def test_tags_keep_the_order_of_their_first_appearance(tmp_path):
     assert list(read_scalars(tmp_path)) == ["z", "b", "a"]
 
 
+def test_seconds_leave_out_the_time_between_an_interruption_and_the_going_on(tmp_path):
+    with SummaryWriter(str(tmp_path), filename_suffix=".attempt-1") as writer:
+        began = time.time()
+        for step in range(4):  # killed after step 3, the checkpoint was at 2
+            writer.add_scalar("loss", 1.0, step, walltime=began + 10 * (step + 1))
+    with SummaryWriter(str(tmp_path), purge_step=2, filename_suffix=".attempt-2") as writer:
+        again = time.time()
+        for step in (2, 3):
+            writer.add_scalar("loss", 1.0, step, walltime=again + 7 * (step - 1))
+    seconds = read_scalars(tmp_path)["loss"].seconds
+    np.testing.assert_allclose(seconds, [10, 20, 27, 34], atol=2)
+
+
+def test_files_that_a_run_wrote_at_once_have_one_beginning(tmp_path):
+    for suffix, tag, late in ((".a", "loss", 10), (".b", "accuracy", 15)):
+        with SummaryWriter(str(tmp_path), filename_suffix=suffix) as writer:
+            writer.add_scalar(tag, 1.0, 0, walltime=time.time() + late)
+    scalars = read_scalars(tmp_path)
+    assert scalars["loss"].seconds == pytest.approx([10], abs=2)
+    assert scalars["accuracy"].seconds == pytest.approx([15], abs=2)
+
+
 def test_a_resumed_run_replaces_what_the_killed_one_logged_after_the_checkpoint(tmp_path):
     with SummaryWriter(str(tmp_path), filename_suffix=".first") as writer:
         for step in range(9, 120, 10):  # killed at 120, the checkpoint was at 100

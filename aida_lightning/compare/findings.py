@@ -1,0 +1,211 @@
+"""What one or several comparisons found, ready to be shown side by side."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from aida_lightning.compare.experiment import Experiment, Paper, Target
+from aida_lightning.compare.folder import run_folder
+from aida_lightning.compare.methods import Published, method_label
+from aida_lightning.compare.notes import budget_notes, compares, run_notes
+from aida_lightning.compare.results import RunResult
+from aida_lightning.compare.selection import (
+    Standing,
+    completed,
+    find_baseline,
+    reported_value,
+    standings,
+)
+from aida_lightning.compare.statistics import Difference, differences
+from aida_lightning.figures import FigureName
+from aida_lightning.logs.metric import Metric
+
+
+@dataclass(frozen=True)
+class WayToTarget:
+    """How long a method took to a target.
+
+    Args:
+        reached: how many runs reached it.
+        runs: of how many.
+        steps: the median of the optimizer's steps over the runs, of which one that never reached
+            the target is later than all others; None where that is the median.
+        epochs: the median of the epochs.
+        seconds: the median of the seconds.
+    """
+
+    reached: int
+    runs: int
+    steps: float | None
+    epochs: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is shown of a comparison.
+
+    Args:
+        metric: what it is about.
+        standings: its methods.
+        results: all runs.
+        paths: the folder of each run, by its label and seed.
+        baseline: the method that the others are compared with.
+        target: the value of the metric that the ways to it are of, if there is one.
+        published: the paper's number for each method that has one that compares.
+        papers: of each method, where such numbers are from.
+        figures: the paper's figures to draw.
+        notes: what a reader of the table has to know.
+    """
+
+    metric: Metric
+    standings: list[Standing]
+    results: list[RunResult]
+    paths: dict[tuple[str, int], Path]
+    baseline: str
+    target: Target | None
+    published: dict[str, Published]
+    papers: dict[str, Paper | None]
+    figures: list[FigureName]
+    notes: list[str]
+
+    @cached_property
+    def differences(self) -> dict[str, Difference]:
+        """How each other method differs from the baseline, as logged."""
+        values: dict[str, dict[tuple[str, int], float]] = {self.baseline: {}}
+        for standing in self.standings:
+            known = values.setdefault(standing.method, {})
+            for run in completed(standing.runs):
+                value = reported_value(run, self.metric)
+                if value is not None and np.isfinite(value):
+                    known[run.metric, run.seed] = value
+        return differences(values, self.baseline)
+
+    @property
+    def comparisons(self) -> int:
+        """How many intervals hold together."""
+        return sum(difference.seeds > 1 for difference in self.differences.values())
+
+    def way_to_target(self, standing: Standing) -> WayToTarget:
+        """Return how long a method took to the target."""
+        assert self.target is not None
+        runs = [run for run in standing.runs if run.target == self.target.value]
+
+        def median(name: str) -> float | None:
+            taken = [getattr(run, name) for run in runs]
+            middle = statistics.median([np.inf if t is None else t for t in taken] or [np.inf])
+            return float(middle) if np.isfinite(middle) else None
+
+        return WayToTarget(
+            reached=sum(run.steps_to_target is not None for run in runs),
+            runs=len(runs),
+            steps=median("steps_to_target"),
+            epochs=median("epochs_to_target"),
+            seconds=median("seconds_to_target"),
+        )
+
+
+def findings_of(experiment: Experiment, results: Sequence[RunResult], folder: Path) -> Findings:
+    """Draw up what a comparison found.
+
+    Args:
+        experiment: the experiment.
+        results: those of its runs so far.
+        folder: the comparison's.
+
+    Raises:
+        UsageError: the baseline is none of the experiment's methods.
+    """
+    methods = {method_label(method): method for method in experiment.optimizers}
+    proxies = {run.method for run in results if run.metric != experiment.metric.name}
+    published = {
+        label: method.paper
+        for label, method in methods.items()
+        if method.paper is not None and label not in proxies and compares(experiment)
+    }
+    found = standings(results, experiment)
+    return Findings(
+        metric=experiment.metric,
+        standings=found,
+        results=list(results),
+        paths={(r.label, r.seed): run_folder(folder, r.label, r.seed) for r in results},
+        baseline=find_baseline(experiment.baseline, {k: m.name for k, m in methods.items()}),
+        target=experiment.target,
+        published=published,
+        papers=dict.fromkeys({**methods, **{s.method: s for s in found}}, experiment.paper),
+        figures=experiment.figures,
+        notes=[*run_notes(results, experiment), *budget_notes(found)],
+    )
+
+
+def side_by_side(parts: Mapping[str, Findings], baseline: str | None = None) -> Findings:
+    """Put what several comparisons found side by side; one alone stays as it is.
+
+    Methods that are called alike get the title of their comparison, and so do notes that are not of
+    all comparisons.
+
+    Args:
+        parts: what each of them found, of one metric and target, by a title.
+        baseline: the method that the others are compared with, as `find_baseline` takes it; by
+            default that of the first.
+
+    Raises:
+        UsageError: the baseline is none of the methods, or several.
+    """
+    taken = Counter(method for part in parts.values() for method in part.papers)
+    renamed = [
+        _renamed(part, {m: f"{m} ({title})" if taken[m] > 1 else m for m in part.papers})
+        for title, part in parts.items()
+    ]
+    told = Counter(note for part in parts.values() for note in part.notes)
+    notes = [
+        note if told[note] == len(parts) else f"{title}: {note}"
+        for title, part in parts.items()
+        for note in part.notes
+    ]
+    found = [standing for part in renamed for standing in part.standings]
+    names = {standing.method: standing.all_runs[0].optimizer for standing in found}
+    return Findings(
+        metric=renamed[0].metric,
+        standings=found,
+        results=[run for part in renamed for run in part.results],
+        paths={key: path for part in renamed for key, path in part.paths.items()},
+        baseline=renamed[0].baseline if baseline is None else find_baseline(baseline, names),
+        target=renamed[0].target,
+        published={key: paper for part in renamed for key, paper in part.published.items()},
+        papers={key: paper for part in renamed for key, paper in part.papers.items()},
+        figures=list(dict.fromkeys(name for part in renamed for name in part.figures)),
+        notes=list(dict.fromkeys(notes)),
+    )
+
+
+def _renamed(part: Findings, names: Mapping[str, str]) -> Findings:
+    def rename(run: RunResult) -> RunResult:
+        label = names[run.method] + run.label.removeprefix(run.method)
+        return replace(run, method=names[run.method], label=label)
+
+    return replace(
+        part,
+        standings=[
+            replace(
+                standing,
+                method=names[standing.method],
+                label=names[standing.method] + standing.label.removeprefix(standing.method),
+                runs=[rename(run) for run in standing.runs],
+                all_runs=[rename(run) for run in standing.all_runs],
+            )
+            for standing in part.standings
+        ],
+        results=[rename(run) for run in part.results],
+        paths={
+            (rename(run).label, run.seed): part.paths[run.label, run.seed] for run in part.results
+        },
+        baseline=names[part.baseline],
+        published={names[method]: paper for method, paper in part.published.items()},
+        papers={names[method]: paper for method, paper in part.papers.items()},
+    )

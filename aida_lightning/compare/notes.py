@@ -1,0 +1,76 @@
+"""What a reader of a comparison's table has to know: of the runs, the paper and the budgets."""
+
+from collections.abc import Sequence
+
+from aida_lightning.compare.experiment import Experiment
+from aida_lightning.compare.results import RunResult
+from aida_lightning.compare.selection import Standing
+from aida_lightning.compare.settings import INCIDENTAL
+
+# What of the data and the metric may be changed, and the paper's numbers compare all the same.
+COMPARABLE = {*INCIDENTAL, "data.batch_size", "metric.title"}
+# Changes that the table shows in another way, or that do not change a result.
+_TOLD_OTHERWISE = {*INCIDENTAL, "seeds", "tune_seeds", "baseline", "target", "target.value"}
+_TOLD_OTHERWISE |= {"trainer.max_epochs"}
+
+
+def compares(experiment: Experiment) -> bool:
+    """Return whether the data and the metric are those that the paper's numbers are of."""
+    keys = experiment.changes.keys() - COMPARABLE
+    return not any(key.partition(".")[0] in ("data", "metric") for key in keys)
+
+
+def run_notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
+    """Say where the paper's numbers are from, and in what the runs were not the paper's."""
+    lines = [
+        f"{result.label}, seed {result.seed}: {result.status}."
+        for result in results
+        if result.status != "completed"
+    ]
+    if experiment.changes.get("data") == "sample":
+        lines.append("On the built-in sample, so no number of the paper compares.")
+    elif experiment.paper is not None:
+        if not compares(experiment):
+            lines.append("Other data or another metric than the paper's: no number compares.")
+        elif any(method.paper for method in experiment.optimizers):
+            lines.append(f"Paper: {experiment.paper.source}.")
+        epochs = sorted({result.epochs for result in results})
+        if epochs and epochs != [experiment.paper.epochs]:
+            span = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
+            lines.append(f"Epochs: {span}, where the paper's runs have {experiment.paper.epochs}.")
+    others = [
+        f"{key}={value}"
+        for key, value in experiment.changes.items()
+        if key not in _TOLD_OTHERWISE and (key, value) != ("data", "sample")
+    ]
+    if others:
+        lines.append(f"Changed: {', '.join(others)}")
+    floors = sorted({(r.metric, r.floor) for r in results if r.floor is not None})
+    lines += [f"Floor, real against real ({name}): {value:.4g}" for name, value in floors]
+    return lines
+
+
+def budget_notes(found: Sequence[Standing]) -> list[str]:
+    """Say what of the search for the settings makes a method look worse or better than it is."""
+    lines = []
+    budgets = {standing.settings for standing in found}
+    if len(budgets) > 1:
+        lines.append(
+            f"Budgets differ: from {min(budgets)} to {max(budgets)} settings were tried per method."
+        )
+    lines += [
+        f"{standing.method}: {' and '.join(standing.edges.values())}, so that the best may lie "
+        "beyond."
+        for standing in found
+        if standing.edges
+    ]
+    for seeds in dict.fromkeys(tuple(standing.tuned_on) for standing in found):
+        chosen = [standing for standing in found if seeds and tuple(standing.tuned_on) == seeds]
+        numbers, methods = ", ".join(map(str, seeds)), ", ".join(s.method for s in chosen)
+        reported = "not reported"
+        if any(standing.tuned_on_reported for standing in chosen):
+            reported = "reported, too, which favours it: give others as tune_seeds"
+        if chosen:
+            plural = "s" if len(seeds) > 1 else ""
+            lines.append(f"{methods}: chosen on seed{plural} {numbers}, {reported}.")
+    return lines
