@@ -123,6 +123,24 @@ def _compare_parser() -> ArgumentParser:
         help="Any key of the experiment's file: `model.init_args.num_layers=2`.",
     )
     add("--output", type=str, metavar="DIR", help="By default one in aida_runs/.")
+    add("--jobs", type=int, metavar="N", help="How many runs train at once, by submitit.")
+    add(
+        "--launcher",
+        type=Literal["local", "slurm"],
+        help="What trains them: this machine, or a SLURM cluster, one job per run.",
+    )
+    add(
+        "--launcher_options",
+        action="extend",
+        nargs="+",
+        type=str,
+        metavar="KEY=VALUE",
+        help="What to ask SLURM for, as submitit names it: `timeout_min=240 gpus_per_node=1 "
+        "mem_gb=16 slurm_partition=gpu slurm_array_parallelism=8`.",
+    )
+    parser.add_argument(
+        "--status", action="store_true", help="Print how far each run is, and train nothing."
+    )
     parser.add_argument(
         "--rerun",
         action="store_true",

@@ -4,15 +4,16 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from aida_lightning._lightning import LightningDataModule, LightningModule, find_in
+from aida_lightning._lightning import LightningDataModule, LightningModule, Trainer, find_in
 from aida_lightning._private import starts_script_again
 from aida_lightning.compare.callbacks import run_callbacks
 from aida_lightning.compare.choices import pick_methods
@@ -24,14 +25,20 @@ from aida_lightning.compare.folder import (
     set_edited_aside,
     write_config,
 )
+from aida_lightning.compare.jobs import noted_job, train_as_jobs
+from aida_lightning.compare.launcher import Launcher, LauncherName
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.compare.methods import OptimizerChoice, UsageError, choose_optimizers
+from aida_lightning.compare.progress import Progress, progress_of
 from aida_lightning.compare.report import draw_experiment, results_table, write_csv
 from aida_lightning.compare.results import RunResult
-from aida_lightning.compare.run import build_model, quiet, train_run
+from aida_lightning.compare.run import Run, build_model, quiet, stopped_run, train_run
 from aida_lightning.compare.settings import settings_digest
 
 _HIGHEST_SEED = 2**32 - 1  # Lightning's
+
+# What trains the runs of a plan, and yields the result of each with its place in the plan.
+_Executor = Callable[[Sequence[Run], Console], Generator[tuple[int, RunResult]]]
 
 
 def compare(
@@ -40,6 +47,9 @@ def compare(
     output: str | Path | None = None,
     keep_checkpoints: bool = False,
     rerun: bool = False,
+    jobs: int | None = None,
+    launcher: LauncherName | None = None,
+    launcher_options: Mapping[str, Any] | None = None,
 ) -> list[RunResult]:
     """Train one model from one initialisation under several optimizers, and report.
 
@@ -58,34 +68,79 @@ def compare(
         keep_checkpoints: keep the last checkpoint of each finished run.
         rerun: train runs again whose classes were edited since, and move the old ones aside;
             otherwise they are refused.
+        jobs: how many runs train at once, each in a process of its own; by default one, in this
+            process, and under SLURM as many as it lets.
+        launcher: `slurm` to have a cluster train the runs, or `local` for this machine.
+        launcher_options: what submitit is to ask SLURM for, as its `AutoExecutor` takes it.
 
     Returns:
         the results of all runs.
 
     Raises:
         UsageError: something that was asked for is refused; nothing was trained then.
+        KeyboardInterrupt: Ctrl-C ended a comparison whose runs are jobs.
     """
     loaded = _with_optimizers(loaded, optimizers)
+    _check_numbers(loaded)
+    plan = _plan(loaded, output, keep_checkpoints)
+    folder, seeds = plan[0].folder.parents[1], loaded.experiment.seeds
+    chosen = [run.optimizer for run in plan if run.seed == seeds[0]]
+    has_jobs = launcher is not None or jobs not in (None, 1) or launcher_options
+    starter = Launcher(launcher or "local", jobs, launcher_options or {}) if has_jobs else None
+    check_folder(folder, loaded.config, chosen, seeds, rerun)
+    elsewhere = starter is not None and starter.name == "slurm"
+    trainer = check_experiment(_without_accelerator(loaded) if elsewhere else loaded, chosen)
+    execute: _Executor = _train_in_turn
+    if starter is not None:
+        execute = partial(train_as_jobs, starter.with_gpus_for(trainer))
+    with locked(folder):
+        # Again: another comparison may have been first.
+        check_folder(folder, loaded.config, chosen, seeds, rerun)
+        for seed in seeds if rerun else []:
+            set_edited_aside(folder, loaded.config, chosen, seed)
+        write_config(folder, loaded.config)
+        return _train_all(plan, folder, execute)
+
+
+def progress(
+    loaded: LoadedExperiment,
+    optimizers: Sequence[str] | None = None,
+    output: str | Path | None = None,
+) -> list[Progress]:
+    """Read how far each run of a comparison is; nothing is trained or written.
+
+    The arguments are those of `compare`.
+    """
+    runs = _plan(_with_optimizers(loaded, optimizers), output)
+    # SLURM is asked once for all jobs that are known.
+    jobs = [noted_job(run.folder) or (0, None) for run in runs]
+    return [progress_of(run, job) for run, (_, job) in zip(runs, jobs, strict=True)]
+
+
+def _plan(
+    loaded: LoadedExperiment, output: str | Path | None, keep_checkpoints: bool = False
+) -> list[Run]:
+    """Return the runs of a comparison, all optimizers with a seed before the next seed."""
     experiment = loaded.experiment
     chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
-    _check_numbers(loaded)
     if output is None:
         # The same for the same settings, so that a repeated command goes on; else another.
         output = Path("aida_runs", f"{loaded.name}-{settings_digest(loaded.config)}")
-    folder = Path(output)
-    check_folder(folder, loaded.config, chosen, experiment.seeds, rerun)
-    check_experiment(loaded, chosen)
-    with locked(folder):
-        # Again: another comparison may have been first.
-        check_folder(folder, loaded.config, chosen, experiment.seeds, rerun)
-        for seed in experiment.seeds if rerun else []:
-            set_edited_aside(folder, loaded.config, chosen, seed)
-        write_config(folder, loaded.config)
-        return _train_all(loaded, chosen, folder, keep_checkpoints)
+    return [
+        Run(
+            loaded,
+            optimizer,
+            seed,
+            run_folder(Path(output), optimizer.label, seed),
+            keep_checkpoints,
+        )
+        for seed in experiment.seeds
+        for optimizer in chosen
+    ]
 
 
-def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerChoice]) -> None:
-    """Build everything once, before anything trains.
+def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerChoice]) -> Trainer:
+    """Build everything once, before anything trains, and return the Trainer.
 
     Raises:
         UsageError: a part of the experiment is refused; the message names it.
@@ -120,6 +175,16 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
             model.configure_optimizers()
         with _refusal("callbacks"):
             experiment.trainer(logger=False, callbacks=run_callbacks(loaded, 0, Path()))
+    return trainer
+
+
+def _without_accelerator(loaded: LoadedExperiment) -> LoadedExperiment:
+    """Have a cluster's experiment be checked on a machine that lacks the devices of its nodes."""
+    options = {**loaded.trainer_options, "accelerator": "cpu"}
+    if isinstance(options["devices"], list):
+        options["devices"] = len(options["devices"])
+    trainer = {**loaded.config["trainer"], "init_args": options}
+    return replace(loaded, config={**loaded.config, "trainer": trainer})
 
 
 def _check_readable(*parts: LightningModule | LightningDataModule) -> None:
@@ -140,39 +205,51 @@ def _check_readable(*parts: LightningModule | LightningDataModule) -> None:
                 ) from error
 
 
-def _train_all(
-    loaded: LoadedExperiment,
-    chosen: Sequence[OptimizerChoice],
-    folder: Path,
-    keep_checkpoints: bool,
-) -> list[RunResult]:
-    experiment = loaded.experiment
+def _train_all(plan: Sequence[Run], folder: Path, execute: _Executor) -> list[RunResult]:
+    experiment = plan[0].loaded.experiment
     console = Console(markup=False)  # labels, paths and values are the user's
-    plan = [(optimizer, seed) for seed in experiment.seeds for optimizer in chosen]
-    results: list[RunResult] = []
-    for number, (optimizer, seed) in enumerate(plan, start=1):
-        run = run_folder(folder, optimizer.label, seed)
-        title = f"[{number}/{len(plan)}] {optimizer.label}, seed {seed}"
-        result = finished_run(run, experiment.metric)
+    found: dict[int, RunResult] = {}
+    interrupt: KeyboardInterrupt | None = None
+    try:
+        with contextlib.closing(execute(plan, console)) as results:
+            for number, result in results:
+                found[number] = result
+                write_csv([found[key] for key in sorted(found)], experiment, folder / "results.csv")
+    except KeyboardInterrupt as error:
+        interrupt = error
+    ended = [found[key] for key in sorted(found)]
+    console.print(results_table(ended, experiment))
+    for problem in draw_experiment(experiment, ended, folder):
+        console.print(f"There is {problem}")
+    console.print(f"Results, figures and event files: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
+    if interrupt is not None:
+        raise interrupt
+    return ended
+
+
+def _train_in_turn(plan: Sequence[Run], console: Console) -> Generator[tuple[int, RunResult]]:
+    """Train the runs one after the other in this process."""
+    for number, run in enumerate(plan):
+        title = f"[{number + 1}/{len(plan)}] {run.title}"
+        result = finished_run(run.folder, run.loaded.experiment.metric)
         if result is not None:
             console.print(f"{title}: finished before, not run again")
         else:
             console.print(title, style="bold")
-            result = train_run(loaded, optimizer, seed, run, keep_checkpoints)
-        results.append(result)
-        write_csv(results, experiment, folder / "results.csv")
+            try:
+                result = train_run(*run)
+            except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+                result = stopped_run(run, "interrupted")
+        yield number, result
         if result.message:
             console.print(f"{result.status}: {result.message}")
         if result.status == "interrupted":
-            console.print(f"Interrupted in run {number} of {len(plan)}; the runs so far are kept.")
+            console.print(
+                f"Interrupted in run {number + 1} of {len(plan)}; the runs so far are kept."
+            )
             console.print("The same command goes on from the last checkpoint.")
             break
-    console.print(results_table(results, experiment))
-    for problem in draw_experiment(experiment, results, folder):
-        console.print(f"There is {problem}")
-    console.print(f"Results, figures and event files: {folder}", soft_wrap=True, highlight=False)
-    console.print(f"tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
-    return results
 
 
 def _with_optimizers(
