@@ -1,21 +1,16 @@
 """Train one model from one initialisation under several optimizers, and report."""
 
 import contextlib
-import io
 import json
-import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from aida_lightning._lightning import LightningDataModule, LightningModule, Trainer, find_in
-from aida_lightning._private import starts_script_again
-from aida_lightning.compare.callbacks import run_callbacks
+from aida_lightning.compare.checks import check_experiment, check_numbers, without_accelerator
 from aida_lightning.compare.choices import pick_methods
 from aida_lightning.compare.folder import (
     check_folder,
@@ -28,14 +23,12 @@ from aida_lightning.compare.folder import (
 from aida_lightning.compare.jobs import noted_job, train_as_jobs
 from aida_lightning.compare.launcher import Launcher, LauncherName
 from aida_lightning.compare.loading import LoadedExperiment
-from aida_lightning.compare.methods import OptimizerChoice, UsageError, choose_optimizers
+from aida_lightning.compare.methods import choose_optimizers
 from aida_lightning.compare.progress import Progress, progress_of
 from aida_lightning.compare.report import draw_experiment, results_table, write_csv
 from aida_lightning.compare.results import RunResult
-from aida_lightning.compare.run import Run, build_model, quiet, stopped_run, train_run
+from aida_lightning.compare.run import Run, stopped_run, train_run
 from aida_lightning.compare.settings import settings_digest
-
-_HIGHEST_SEED = 2**32 - 1  # Lightning's
 
 # What trains the runs of a plan, and yields the result of each with its place in the plan.
 _Executor = Callable[[Sequence[Run], Console], Generator[tuple[int, RunResult]]]
@@ -81,7 +74,7 @@ def compare(
         KeyboardInterrupt: Ctrl-C ended a comparison whose runs are jobs.
     """
     loaded = _with_optimizers(loaded, optimizers)
-    _check_numbers(loaded)
+    check_numbers(loaded)
     plan = _plan(loaded, output, keep_checkpoints)
     folder, seeds = plan[0].folder.parents[1], loaded.experiment.seeds
     chosen = [run.optimizer for run in plan if run.seed == seeds[0]]
@@ -89,7 +82,7 @@ def compare(
     starter = Launcher(launcher or "local", jobs, launcher_options or {}) if has_jobs else None
     check_folder(folder, loaded.config, chosen, seeds, rerun)
     elsewhere = starter is not None and starter.name == "slurm"
-    trainer = check_experiment(_without_accelerator(loaded) if elsewhere else loaded, chosen)
+    trainer = check_experiment(without_accelerator(loaded) if elsewhere else loaded, chosen)
     execute: _Executor = _train_in_turn
     if starter is not None:
         execute = partial(train_as_jobs, starter.with_gpus_for(trainer))
@@ -139,72 +132,6 @@ def _plan(
     ]
 
 
-def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerChoice]) -> Trainer:
-    """Build everything once, before anything trains, and return the Trainer.
-
-    Raises:
-        UsageError: a part of the experiment is refused; the message names it.
-    """
-    if "LOCAL_RANK" in os.environ:
-        raise UsageError(
-            "a comparison starts its own processes: call it once, without torchrun or srun, with "
-            "devices=N"
-        )
-    experiment = loaded.experiment
-    with quiet():
-        with _refusal("trainer"):
-            trainer = experiment.trainer(logger=False, callbacks=[])
-        if starts_script_again(trainer):
-            # It would start the whole comparison again in every process.
-            strategy = loaded.trainer_options["strategy"]
-            registry = find_in(loaded.package, "pytorch.strategies.StrategyRegistry")
-            raise UsageError(
-                f"strategy: {strategy!r} starts the program again in every process, which a "
-                f"comparison of several runs cannot have; use {_spawning(strategy, registry)!r}"
-            )
-        with _refusal("data"):
-            data = experiment.data()
-            data.prepare_data()
-            data.setup("fit")
-        with _refusal("model"):
-            model = build_model(loaded, optimizers[0], data, trainer)
-            model.prepare_data()
-            _check_readable(model, data)
-        with _refusal("model, its optimizer or its lr_scheduler"):
-            model.trainer = trainer
-            model.configure_optimizers()
-        with _refusal("callbacks"):
-            experiment.trainer(logger=False, callbacks=run_callbacks(loaded, 0, Path()))
-    return trainer
-
-
-def _without_accelerator(loaded: LoadedExperiment) -> LoadedExperiment:
-    """Have a cluster's experiment be checked on a machine that lacks the devices of its nodes."""
-    options = {**loaded.trainer_options, "accelerator": "cpu"}
-    if isinstance(options["devices"], list):
-        options["devices"] = len(options["devices"])
-    trainer = {**loaded.config["trainer"], "init_args": options}
-    return replace(loaded, config={**loaded.config, "trainer": trainer})
-
-
-def _check_readable(*parts: LightningModule | LightningDataModule) -> None:
-    """Refuse what a run could not go on from: hyperparameters that no checkpoint gives back."""
-    for part in parts:
-        for name, value in part.hparams.items():
-            buffer = io.BytesIO()
-            try:
-                torch.save(value, buffer)
-                buffer.seek(0)
-                torch.load(buffer, weights_only=True)
-            except Exception as error:
-                raise UsageError(
-                    f"the hyperparameter {name!r} of {type(part).__name__} is a "
-                    f"{type(value).__name__}, which cannot be read again from a checkpoint with "
-                    "weights_only=True: leave it out, save_hyperparameters(ignore=[…]), or save it "
-                    "as a string or a number"
-                ) from error
-
-
 def _train_all(plan: Sequence[Run], folder: Path, execute: _Executor) -> list[RunResult]:
     experiment = plan[0].loaded.experiment
     console = Console(markup=False)  # labels, paths and values are the user's
@@ -218,9 +145,10 @@ def _train_all(plan: Sequence[Run], folder: Path, execute: _Executor) -> list[Ru
     except KeyboardInterrupt as error:
         interrupt = error
     ended = [found[key] for key in sorted(found)]
-    console.print(results_table(ended, experiment))
-    for problem in draw_experiment(experiment, ended, folder):
-        console.print(f"There is {problem}")
+    if ended:
+        console.print(results_table(ended, experiment))
+        for problem in draw_experiment(experiment, ended, folder):
+            console.print(f"There is {problem}")
     console.print(f"Results, figures and event files: {folder}", soft_wrap=True, highlight=False)
     console.print(f"tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
     if interrupt is not None:
@@ -262,35 +190,3 @@ def _with_optimizers(
     # As a loaded file has them, without tuples.
     listed = json.loads(json.dumps([asdict(method) for method in methods]))
     return replace(loaded, config={**loaded.config, "optimizers": listed})
-
-
-def _check_numbers(loaded: LoadedExperiment) -> None:
-    seeds = loaded.experiment.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > _HIGHEST_SEED:
-        raise UsageError(
-            f"seeds: different integers from 0 to {_HIGHEST_SEED} are needed, but got {[*seeds]}"
-        )
-    for option, key, default in (
-        ("epochs", "max_epochs", None),
-        ("monitor_every_n_steps", "log_every_n_steps", 50),
-    ):
-        number = loaded.trainer_options.get(key, default)
-        if number is None or number < 1:
-            raise UsageError(f"{option} (trainer.{key}): at least 1 is needed, but got {number}")
-
-
-def _spawning(strategy: Any, registry: Any) -> str:
-    """Return the form of a strategy that spawns, or a strategy that does."""
-    form = str(strategy).replace("ddp", "ddp_spawn", 1)
-    return form if form in registry.available_strategies() else "ddp_spawn"
-
-
-@contextlib.contextmanager
-def _refusal(part: str) -> Iterator[None]:
-    """Turn whatever a constructor raises into one message that names the part."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{part}: {error or type(error).__name__}") from error

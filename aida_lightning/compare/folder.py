@@ -128,6 +128,8 @@ def set_edited_aside(
         with contextlib.suppress(DamagedFileError):
             noted = _read_settings(run) or {}
             if edited_sources(noted, run_settings(config, optimizer, seed)):
+                if is_at_work(run):
+                    raise UsageError(f"rerun: a job trains {run}: wait until it has ended")
                 for number in itertools.count(1):
                     aside = folder / ".replaced" / f"{run.parent.name}-{run.name}-{number}"
                     if not aside.exists():

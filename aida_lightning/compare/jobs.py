@@ -151,7 +151,10 @@ def train_as_jobs(
                     shown = time.monotonic()
                 time.sleep(0.5 if jobs else 0.0)
         except (KeyboardInterrupt, GeneratorExit):
-            if launcher.name == "local":
+            if launcher.name == "slurm":
+                console.print("The jobs go on; the same command attaches to them.")
+            else:
+                console.print("The jobs are ended; the same command goes on from where they were.")
                 for _, job in jobs.values():
                     job.cancel()
                 for _, job in jobs.values():

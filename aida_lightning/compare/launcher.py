@@ -107,7 +107,7 @@ class Launcher:
     def gpus_of(self, slot: int) -> list[int]:
         """Return the GPUs of this machine for one of the runs that train at once."""
         count = int(self.options.get("gpus_per_node", self.gpus_per_run))
-        return [self.gpus[(slot * count + k) % len(self.gpus)] for k in range(count)]
+        return [self.gpus[(slot * count + k) % len(self.gpus)] for k in range(count) if self.gpus]
 
     def executor(self, folder: Path) -> Any:
         """Build what submits jobs.

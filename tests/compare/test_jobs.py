@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from rich.console import Console
 
 from aida_lightning.commands import main
 from aida_lightning.compare.comparison import _plan, compare, progress
-from aida_lightning.compare.folder import is_at_work
+from aida_lightning.compare.folder import is_at_work, locked_run, set_edited_aside, write_config
 from aida_lightning.compare.jobs import Job, train_as_jobs
 from aida_lightning.compare.launcher import Launcher
 from aida_lightning.compare.loading import load_experiment
@@ -138,6 +140,23 @@ def test_ctrl_c_ends_the_jobs_on_this_machine(in_turn, monkeypatch):
     assert progress(load_experiment(path), output="out")[0].state == "stopped"
 
 
+def test_a_run_that_another_process_trains_is_waited_for_and_not_moved(tmp_path, monkeypatch):
+    loaded = load_experiment(write_experiment(tmp_path, figures=None))
+    run = Path("out", RUNS[0], "seed_0")
+    with ThreadPoolExecutor(1) as pool:
+        with locked_run(run):
+            write_config(Path("out"), loaded.config)
+            other = pool.submit(compare, loaded, ["Aida K=2"], "out")
+            wait(lambda: is_at_work(Path("out")))
+            assert progress(loaded, ["Aida K=2"], "out")[0].state == "running"
+            assert attempts("out") == [0, 0, 0]
+            (run / "run.yaml").write_text("sources: {compare.tiny: of yesterday}\nseed: 0\n")
+            with pytest.raises(UsageError, match=r"a job trains .*seed_0: wait until it has ended"):
+                set_edited_aside(Path("out"), loaded.config, [_plan(loaded, "out")[0].optimizer], 0)
+        (result,) = other.result()
+    assert result.status == "completed"
+
+
 def test_every_process_of_a_job_trains_under_jobs_as_in_one(tmp_path):
     path = write_experiment(tmp_path, figures=None, callbacks=None)
     options = ["--devices", "2", "--optimizers", "Aida K=2", "--epochs", "1"]
@@ -201,10 +220,6 @@ def test_options_come_from_the_command_line_with_their_types(in_turn, monkeypatc
     assert (parameters["array_parallelism"], parameters["time"]) == (4, 30)
 
 
-def visible():
-    return os.environ["CUDA_VISIBLE_DEVICES"]
-
-
 def test_the_gpus_of_a_machine_are_dealt_out_to_its_jobs(monkeypatch):
     trainer = SimpleNamespace(
         num_devices=1, strategy=SimpleNamespace(root_device=torch.device("cuda"))
@@ -217,7 +232,8 @@ def test_the_gpus_of_a_machine_are_dealt_out_to_its_jobs(monkeypatch):
         Launcher().with_gpus_for(trainer)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     launcher = Launcher("local", jobs=3).with_gpus_for(trainer)
-    jobs = dict(launcher.submit(launcher.executor(Path("logs")), dict.fromkeys(range(3), visible)))
+    calls = dict.fromkeys(range(3), partial(os.getenv, "CUDA_VISIBLE_DEVICES"))
+    jobs = dict(launcher.submit(launcher.executor(Path("logs")), calls))
     assert {slot: job.result() for slot, job in jobs.items()} == {0: "4", 1: "6", 2: "4"}
     both = Launcher("local", jobs=2, options={"gpus_per_node": 2}).with_gpus_for(trainer)
     assert [both.gpus_of(slot) for slot in range(2)] == [[4, 6], [4, 6]]

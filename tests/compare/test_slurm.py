@@ -90,7 +90,8 @@ def test_the_next_call_attaches_to_jobs_that_run_or_wait(in_turn, monkeypatch):
     assert [run.state for run in runs] == ["running", "running", "waiting"]
     assert [run.epochs for run in runs] == [1, 1, 0]
     again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    time.sleep(10)
+    wait(lambda: is_at_work(Path("out")))
+    time.sleep(2)  # in which it looks at all runs
     Path("gate").touch()
     assert "[1/3] Aida K=2, seed 0: completed" in again.communicate()[0]
     assert again.returncode == 0
