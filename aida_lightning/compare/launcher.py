@@ -48,7 +48,7 @@ class Launcher:
 
     def __post_init__(self) -> None:
         try:
-            known = submitit_options()
+            known = sorted(submitit_options())
         except ImportError as error:
             raise UsageError(
                 "jobs and launcher need submitit: pip install 'aida-lightning[cluster]'"
@@ -57,10 +57,16 @@ class Launcher:
             raise UsageError(f"jobs: at least 1 is needed, but got {self.jobs}")
         for key, value in self.options.items():
             if key not in known:
-                nearest = get_close_matches(key, known, n=3) or sorted(known)
+                nearest = get_close_matches(key, known, n=3)
+                hint = (
+                    f"did you mean: {', '.join(nearest)}?"
+                    if nearest
+                    else f"it has {', '.join(known)}"
+                )
+                raise UsageError(f"launcher_options: submitit has no {key!r}; {hint}")
+            if key == "slurm_time" and not isinstance(value, int):
                 raise UsageError(
-                    f"launcher_options: submitit has no {key!r}; did you mean: "
-                    f"{', '.join(nearest)}?"
+                    f"launcher_options: slurm_time={value}: submitit takes it in minutes"
                 )
             task = key.removeprefix("slurm_") in ("nodes", "tasks_per_node", "ntasks_per_node")
             if task and value != 1:

@@ -185,6 +185,8 @@ def test_a_job_whose_code_was_edited_since_it_was_submitted_does_not_train(monke
         ({"timeout_min": 5, "nodes": 2}, "nodes=2: a run is one task on one node"),
         ({"slurm_ntasks_per_node": 2}, "a run is one task on one node"),
         ({"slurm_partition": "gpu"}, "timeout_min is needed"),
+        ({"slurm_time": "04:00:00"}, "slurm_time=04:00:00: submitit takes it in minutes"),
+        ({"xyz": 1}, "no 'xyz'; it has cpus_per_task, .*slurm_partition, "),
         ({"timeout_min": "long"}, "launcher_options: .*timeout_min"),
     ],
 )
