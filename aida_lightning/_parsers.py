@@ -145,6 +145,24 @@ def _compare_parser() -> ArgumentParser:
     )
     help = "Folder to write to. By default it is one in aida_runs/, named by the experiment."
     add("--output", type=str, metavar="DIR", help=help)
+    add("--jobs", type=int, metavar="N", help="Number of runs that train at once, by submitit.")
+    add(
+        "--launcher",
+        type=Literal["local", "slurm"],
+        help="What trains the runs: this machine, or a SLURM cluster with one job per run.",
+    )
+    add(
+        "--launcher_options",
+        action="extend",
+        nargs="+",
+        type=str,
+        metavar="KEY=VALUE",
+        help="Options for SLURM, named as in submitit: `timeout_min=240 gpus_per_node=1 "
+        "mem_gb=16 slurm_partition=gpu slurm_array_parallelism=8`.",
+    )
+    parser.add_argument(
+        "--status", action="store_true", help="Print how far each run is, and train nothing."
+    )
     parser.add_argument(
         "--rerun",
         action="store_true",

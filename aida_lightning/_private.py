@@ -182,3 +182,16 @@ def tensorboard_x_tag(tag: str) -> str:
     from tensorboardX.summary import _clean_tag
 
     return str(_clean_tag(tag))
+
+
+def submitit_options() -> set[str]:
+    """Return the names of the options that submitit's AutoExecutor takes, here and under SLURM.
+
+    Without it an unknown option is refused in submitit's own words, without the nearest names.
+    """
+    from submitit import AutoExecutor, LocalExecutor, SlurmExecutor
+
+    names = {"slurm_max_num_timeout", *AutoExecutor._valid_parameters()}
+    for executor in (LocalExecutor, SlurmExecutor):
+        names |= {f"{executor.name()}_{option}" for option in executor._valid_parameters()}
+    return names

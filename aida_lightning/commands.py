@@ -3,8 +3,10 @@
 import codecs
 import glob
 import io
+import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +74,29 @@ def _compare(options: Namespace) -> int:
         for name, description in experiments.items():
             print(f"{name:{width}}  {description}")
         return 0
-    from aida_lightning.compare.comparison import compare
+    from aida_lightning.compare.comparison import compare, progress
 
     loaded = load_experiment(
         options.experiment, _overrides(options), options.get("data") == "sample"
     )
+    if options.status:
+        from rich.console import Console
+
+        from aida_lightning.compare.progress import progress_table
+        from aida_lightning.figures.table import print_table
+
+        runs = progress(loaded, options.get("optimizers"), options.get("output"))
+        print_table(progress_table(runs, loaded.experiment.metric), Console(markup=False))
+        return 0
     results = compare(
         loaded,
         options.get("optimizers"),
         options.get("output"),
         options.keep_checkpoints,
         options.rerun,
+        options.get("jobs"),
+        options.get("launcher"),
+        _launcher_options(options),
     )
     statuses = {result.status for result in results}
     if "interrupted" in statuses:
@@ -108,11 +122,7 @@ def _overrides(options: Namespace) -> dict[str, Any]:
         name, arguments = parse_choice(options.lr_scheduler)
         overrides["model.init_args.lr_scheduler"] = name
         overrides["model.init_args.lr_scheduler_options"] = arguments
-    for text in options.get("set", []):
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"set: {text!r} is not of the form KEY=VALUE")
-        overrides[key] = value
+    overrides |= (_key_value("set", text) for text in options.get("set", []))
     return overrides
 
 
@@ -130,6 +140,22 @@ def _report(options: Namespace) -> int:
         console.print(f"There is {problem}")
     console.print(f"Results and figures: {output}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _launcher_options(options: Namespace) -> dict[str, Any]:
+    """Return submitit's options; a value that is no JSON, such as 04:00:00, is text."""
+    given = dict(_key_value("launcher_options", t) for t in options.get("launcher_options", []))
+    for key, text in given.items():
+        with suppress(ValueError):
+            given[key] = json.loads(text)
+    return given
+
+
+def _key_value(option: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"{option}: {text!r} is not of the form KEY=VALUE")
+    return key, value
 
 
 def _figures(options: Namespace) -> int:

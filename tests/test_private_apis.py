@@ -296,3 +296,12 @@ def test_tensorboard_x_tells_its_tags_and_its_mirror(private, tmp_path):
         assert private.has_comet(SimpleNamespace(_comet_config={"disabled": False}))
     with needed(private.tensorboard_x_tag) as tensorboard_x_tag:
         assert tensorboard_x_tag("loss (train)") == "loss__train_"
+
+
+def test_submitit_tells_the_names_of_its_options(private):
+    pytest.importorskip("submitit", reason="needs submitit: pip install 'aida-lightning[cluster]'")
+    documented = {"timeout_min", "mem_gb", "gpus_per_node", "cpus_per_task", "slurm_partition"}
+    documented |= {"slurm_account", "slurm_qos", "slurm_constraint", "slurm_array_parallelism"}
+    documented |= {"slurm_setup", "slurm_max_num_timeout", "slurm_signal_delay_s", "local_setup"}
+    with needed(private.submitit_options) as options:
+        assert documented <= options()

@@ -25,7 +25,6 @@ from aida_lightning._lightning import (
 )
 from aida_lightning._private import steps_taken
 from aida_lightning.checkpoint_io import DurableCheckpointIO
-from aida_lightning.compare.forecast import Forecast
 from aida_lightning.compare.hyperparameters import Hyperparameters
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.compare.methods import OptimizerChoice
@@ -39,7 +38,6 @@ def run_callbacks(
     optimizer: OptimizerChoice,
     seed: int,
     folder: Path,
-    runs_left: int = 0,
 ) -> list[Callback]:
     """Build the callbacks of a run.
 
@@ -48,7 +46,6 @@ def run_callbacks(
         optimizer: the run's optimizer.
         seed: the run's seed.
         folder: the run's folder.
-        runs_left: how many runs a forecast is to be made for, this one included; 0 makes none.
     """
     has_bar = loaded.trainer_options.get("enable_progress_bar") is not False
     return [
@@ -56,7 +53,6 @@ def run_callbacks(
         *(callback() for callback in loaded.experiment.callbacks),
         OptimizerStateSize(),
         Hyperparameters(loaded, optimizer, seed),
-        Forecast(runs_left),
         *([ProgressBar()] if has_bar else []),
         FiniteLoss(),
         _LastCheckpoint(folder),

@@ -1,41 +1,41 @@
 """Train one model from one initialisation under several optimizers, and report."""
 
 import contextlib
-import io
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from aida_lightning._lightning import LightningDataModule, LightningModule, find_in
-from aida_lightning._private import starts_script_again
-from aida_lightning.compare.callbacks import run_callbacks
+from aida_lightning.compare.checks import check_experiment, check_numbers, without_accelerator
 from aida_lightning.compare.choices import pick_methods
-from aida_lightning.compare.findings import findings_of
+from aida_lightning.compare.findings import Findings, findings_of
 from aida_lightning.compare.folder import (
     check_folder,
-    finished_run,
     locked,
     run_folder,
     set_edited_aside,
     write_config,
 )
+from aida_lightning.compare.forecast import Forecast
+from aida_lightning.compare.jobs import noted_job, train_as_jobs
+from aida_lightning.compare.launcher import Launcher, LauncherName
 from aida_lightning.compare.loading import LoadedExperiment
-from aida_lightning.compare.methods import OptimizerChoice, UsageError, choose_optimizers
+from aida_lightning.compare.methods import OptimizerChoice, choose_optimizers
 from aida_lightning.compare.outputs import draw, write_results
+from aida_lightning.compare.progress import Progress, progress_of
 from aida_lightning.compare.report import print_sheets
 from aida_lightning.compare.results import RunResult
-from aida_lightning.compare.run import build_model, quiet, train_run
+from aida_lightning.compare.run import Run, stopped_run, train_run
 from aida_lightning.compare.selection import check_selection, next_runs
 from aida_lightning.compare.settings import settings_digest
 from aida_lightning.compare.statistics import require_scipy
 
-_HIGHEST_SEED = 2**32 - 1  # Lightning's
+# What trains the runs of a plan, and yields the result of each with its place in the plan.
+_Executor = Callable[[Sequence[Run], Console], Generator[tuple[int, RunResult]]]
 
 
 def compare(
@@ -44,14 +44,16 @@ def compare(
     output: str | Path | None = None,
     keep_checkpoints: bool = False,
     rerun: bool = False,
+    jobs: int | None = None,
+    launcher: LauncherName | None = None,
+    launcher_options: Mapping[str, Any] | None = None,
 ) -> list[RunResult]:
     """Train one model from one initialisation under several optimizers, and report.
 
     This writes under one folder: TensorBoard event files of each run, in `<label>/seed_<n>`;
-    `results.csv`, a row per run, and the tables as `results.json`, `.md` and `.tex`; `config.yaml`,
-    an experiment that repeats the comparison; the metric's curves and the experiment's figures. A
-    run that fails or diverges is reported and does not stop the others; after Ctrl-C everything so
-    far is kept. Called again, a comparison goes on from the last
+    `results.csv`, a row per run; `config.yaml`, an experiment that repeats the comparison; and the
+    experiment's figures. A run that fails or diverges is reported and does not stop the others;
+    after Ctrl-C everything so far is kept. Called again, a comparison goes on from the last
     checkpoint of the run that was stopped, and trains no run again that is finished.
 
     Args:
@@ -63,91 +65,85 @@ def compare(
         keep_checkpoints: keep the last checkpoint of each finished run.
         rerun: train runs again whose classes were edited since, and move the old ones aside;
             otherwise they are refused.
+        jobs: how many runs train at once, each in a process of its own; by default one, in this
+            process, and under SLURM as many as it lets.
+        launcher: `slurm` to have a cluster train the runs, or `local` for this machine.
+        launcher_options: what submitit is to ask SLURM for, as its `AutoExecutor` takes it.
 
     Returns:
         the results of all runs.
 
     Raises:
         UsageError: something that was asked for is refused; nothing was trained then.
+        KeyboardInterrupt: Ctrl-C ended a comparison whose runs are jobs.
     """
     loaded = _with_optimizers(loaded, optimizers)
     experiment = loaded.experiment
+    check_numbers(loaded)
     chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
-    _check_numbers(loaded)
     check_selection(experiment)
     require_scipy()
-    if output is None:
-        # The same for the same settings, so that a repeated command goes on; else another.
-        output = Path("aida_runs", f"{loaded.name}-{settings_digest(loaded.config)}")
-    folder = Path(output)
-    seeds = [*experiment.tune_seeds, *experiment.seeds]
+    folder, seeds = _folder(loaded, output), [*experiment.tune_seeds, *experiment.seeds]
+    has_jobs = launcher is not None or jobs not in (None, 1) or launcher_options
+    starter = Launcher(launcher or "local", jobs, launcher_options or {}) if has_jobs else None
     check_folder(folder, loaded.config, chosen, seeds, rerun)
-    check_experiment(loaded, chosen)
+    elsewhere = starter is not None and starter.name == "slurm"
+    trainer = check_experiment(without_accelerator(loaded) if elsewhere else loaded, chosen)
+    execute: _Executor = _train_in_turn
+    if starter is not None:
+        execute = partial(train_as_jobs, starter.with_gpus_for(trainer))
     with locked(folder):
         # Again: another comparison may have been first.
         check_folder(folder, loaded.config, chosen, seeds, rerun)
         for seed in seeds if rerun else []:
             set_edited_aside(folder, loaded.config, chosen, seed)
         write_config(folder, loaded.config)
-        return _train_all(loaded, chosen, folder, keep_checkpoints)
+        return _train_all(loaded, chosen, folder, keep_checkpoints, execute)
 
 
-def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerChoice]) -> None:
-    """Build everything once, before anything trains.
+def progress(
+    loaded: LoadedExperiment,
+    optimizers: Sequence[str] | None = None,
+    output: str | Path | None = None,
+) -> list[Progress]:
+    """Read how far each run of a comparison is; nothing is trained or written.
 
-    Raises:
-        UsageError: a part of the experiment is refused; the message names it.
+    The arguments are those of `compare`.
     """
-    if "LOCAL_RANK" in os.environ:
-        raise UsageError(
-            "a comparison starts its own processes: call it once, without torchrun or srun, with "
-            "devices=N"
-        )
+    loaded = _with_optimizers(loaded, optimizers)
     experiment = loaded.experiment
-    with quiet():
-        with _refusal("trainer"):
-            trainer = experiment.trainer(logger=False, callbacks=[])
-        if starts_script_again(trainer):
-            # It would start the whole comparison again in every process.
-            strategy = loaded.trainer_options["strategy"]
-            registry = find_in(loaded.package, "pytorch.strategies.StrategyRegistry")
-            raise UsageError(
-                f"strategy: {strategy!r} starts the program again in every process, which a "
-                f"comparison of several runs cannot have; use {_spawning(strategy, registry)!r}"
-            )
-        with _refusal("data"):
-            data = experiment.data()
-            data.prepare_data()
-            data.setup("fit")
-        with _refusal("model"):
-            model = build_model(loaded, optimizers[0], data, trainer)
-            model.prepare_data()
-            _check_readable(model, data)
-        with _refusal("model, its optimizer or its lr_scheduler"):
-            model.trainer = trainer
-            model.configure_optimizers()
-        with _refusal("callbacks"):
-            experiment.trainer(
-                logger=False, callbacks=run_callbacks(loaded, optimizers[0], 0, Path())
-            )
+    chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
+    folder, results, runs = _folder(loaded, output), list[RunResult](), list[Run]()
+    while due := _due(loaded, chosen, folder, results):
+        runs += due
+        finished = [run.finished() for run in due]
+        results += [result for result in finished if result is not None]
+        if None in finished:
+            break  # what comes after them follows from their results
+    # SLURM is asked once for all jobs that are known.
+    jobs = [noted_job(run.folder) or (0, None) for run in runs]
+    return [progress_of(run, job) for run, (_, job) in zip(runs, jobs, strict=True)]
 
 
-def _check_readable(*parts: LightningModule | LightningDataModule) -> None:
-    """Refuse what a run could not go on from: hyperparameters that no checkpoint gives back."""
-    for part in parts:
-        for name, value in part.hparams.items():
-            buffer = io.BytesIO()
-            try:
-                torch.save(value, buffer)
-                buffer.seek(0)
-                torch.load(buffer, weights_only=True)
-            except Exception as error:
-                raise UsageError(
-                    f"the hyperparameter {name!r} of {type(part).__name__} is a "
-                    f"{type(value).__name__}, which cannot be read again from a checkpoint with "
-                    "weights_only=True: leave it out, save_hyperparameters(ignore=[…]), or save it "
-                    "as a string or a number"
-                ) from error
+def _folder(loaded: LoadedExperiment, output: str | Path | None) -> Path:
+    if output is not None:
+        return Path(output)
+    # The same for the same settings, so that a repeated command goes on; else another.
+    return Path("aida_runs", f"{loaded.name}-{settings_digest(loaded.config)}")
+
+
+def _due(
+    loaded: LoadedExperiment,
+    chosen: Sequence[OptimizerChoice],
+    folder: Path,
+    results: Sequence[RunResult],
+    keep_checkpoints: bool = False,
+) -> list[Run]:
+    """Return the runs that can be trained now, given the results so far."""
+    return [
+        Run(loaded, choice, seed, run_folder(folder, choice.label, seed), keep_checkpoints)
+        for choice, seed in next_runs(chosen, loaded.experiment, results)
+    ]
 
 
 def _train_all(
@@ -155,39 +151,71 @@ def _train_all(
     chosen: Sequence[OptimizerChoice],
     folder: Path,
     keep_checkpoints: bool,
+    execute: _Executor,
 ) -> list[RunResult]:
-    experiment = loaded.experiment
     # Labels, paths and values are the user's, and lines are whole in a pipe.
     console = Console(markup=False, soft_wrap=True)
     results: list[RunResult] = []
-    while plan := next_runs(chosen, experiment, results):
-        number, total = len(results) + 1, len(results) + len(plan)
-        optimizer, seed = plan[0]
-        run = run_folder(folder, optimizer.label, seed)
-        title = f"[{number}/{total}] {optimizer.label}, seed {seed}"
-        result = finished_run(run, experiment.metric, experiment.target)
+    found: Findings | None = None
+    interrupt: KeyboardInterrupt | None = None
+    try:
+        while plan := _due(loaded, chosen, folder, results, keep_checkpoints):
+            _announce(plan, console)
+            before, ended = results, dict[int, RunResult]()
+            with contextlib.closing(execute(plan, console)) as runs:
+                for number, result in runs:
+                    ended[number] = result
+                    results = [*before, *(ended[key] for key in sorted(ended))]
+                    found = findings_of(loaded.experiment, results, folder)
+                    write_results(found, folder)
+            if any(result.status == "interrupted" for result in results):
+                break
+            assert len(ended) == len(plan)
+    except KeyboardInterrupt as error:
+        interrupt = error
+    if found is not None:
+        print_sheets(found, console)
+        for problem in draw(found, folder):
+            console.print(f"There is {problem}")
+    console.print(f"Results, figures and event files: {folder}", highlight=False)
+    console.print(f"tensorboard --logdir {folder}", highlight=False)
+    if interrupt is not None:
+        raise interrupt
+    return results
+
+
+def _announce(plan: Sequence[Run], console: Console) -> None:
+    left = sum(run.finished() is None for run in plan)
+    if left:
+        epochs = plan[0].loaded.trainer_options["max_epochs"]
+        seeds = ", ".join(str(seed) for seed in dict.fromkeys(run.seed for run in plan))
+        console.print(f"Runs: {len(plan)}, each of {epochs} epochs (seeds: {seeds}); {left} to go")
+
+
+def _train_in_turn(plan: Sequence[Run], console: Console) -> Generator[tuple[int, RunResult]]:
+    """Train the runs one after the other in this process."""
+    forecast = [Forecast(sum(run.finished() is None for run in plan))]
+    for number, run in enumerate(plan):
+        title = f"[{number + 1}/{len(plan)}] {run.title}"
+        result = run.finished()
         if result is not None:
             console.print(f"{title}: finished before, not run again")
-            # As it is called now; a folder's name may be another one's in other letters.
-            result = replace(result, label=optimizer.label, method=optimizer.method)
         else:
             console.print(title, style="bold")
-            result = train_run(loaded, optimizer, seed, run, keep_checkpoints)
-        results.append(result)
-        found = findings_of(experiment, results, folder)
-        write_results(found, folder)
+            try:
+                result = train_run(*run, callbacks=forecast)
+            except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+                result = stopped_run(run, "interrupted")
+            forecast = []  # which is told once
+        yield number, result
         if result.message:
             console.print(f"{result.status}: {result.message}")
         if result.status == "interrupted":
-            console.print(f"Interrupted in run {number} of {total}; the runs so far are kept.")
+            console.print(
+                f"Interrupted in run {number + 1} of {len(plan)}; the runs so far are kept."
+            )
             console.print("The same command goes on from the last checkpoint.")
             break
-    print_sheets(found, console)
-    for problem in draw(found, folder):
-        console.print(f"There is {problem}")
-    console.print(f"Results, figures and event files: {folder}", highlight=False)
-    console.print(f"tensorboard --logdir {folder}", highlight=False)
-    return results
 
 
 def _with_optimizers(
@@ -200,38 +228,3 @@ def _with_optimizers(
     # As a loaded file has them, without tuples.
     listed = json.loads(json.dumps([asdict(method) for method in methods]))
     return replace(loaded, config={**loaded.config, "optimizers": listed})
-
-
-def _check_numbers(loaded: LoadedExperiment) -> None:
-    seeds, tune_seeds = loaded.experiment.seeds, loaded.experiment.tune_seeds
-    for key, given, fewest in (("seeds", seeds, 1), ("tune_seeds", tune_seeds, 0)):
-        allowed = {seed for seed in given if 0 <= seed <= _HIGHEST_SEED}
-        if len(allowed) < max(len(given), fewest):
-            raise UsageError(
-                f"{key}: different integers from 0 to {_HIGHEST_SEED} are needed, but got "
-                f"{[*given]}"
-            )
-    for option, key, default in (
-        ("epochs", "max_epochs", None),
-        ("monitor_every_n_steps", "log_every_n_steps", 50),
-    ):
-        number = loaded.trainer_options.get(key, default)
-        if number is None or number < 1:
-            raise UsageError(f"{option} (trainer.{key}): at least 1 is needed, but got {number}")
-
-
-def _spawning(strategy: Any, registry: Any) -> str:
-    """Return the form of a strategy that spawns, or a strategy that does."""
-    form = str(strategy).replace("ddp", "ddp_spawn", 1)
-    return form if form in registry.available_strategies() else "ddp_spawn"
-
-
-@contextlib.contextmanager
-def _refusal(part: str) -> Iterator[None]:
-    """Turn whatever a constructor raises into one message that names the part."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{part}: {error or type(error).__name__}") from error

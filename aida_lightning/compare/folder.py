@@ -29,6 +29,7 @@ from aida_lightning.logs.metric import Metric
 
 _T = TypeVar("_T")
 
+ERROR_LOG = "error.log"
 _CONFIG = "config.yaml"
 _LOCK = ".lock"
 _SETTINGS = "run.yaml"
@@ -128,6 +129,8 @@ def set_edited_aside(
         with contextlib.suppress(DamagedFileError):
             noted = _read_settings(run) or {}
             if edited_sources(noted, run_settings(config, optimizer, seed)):
+                if is_at_work(run):
+                    raise UsageError(f"rerun: a job trains {run}: wait until it has ended")
                 for number in itertools.count(1):
                     aside = folder / ".replaced" / f"{run.parent.name}-{run.name}-{number}"
                     if not aside.exists():
@@ -149,6 +152,26 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def locked_run(folder: Path) -> Iterator[None]:
+    """Make a run's folder, and wait until no other process trains the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / _LOCK).acquire(poll_interval=0.5):
+        yield
+
+
+def is_at_work(folder: Path) -> bool:
+    """Tell whether a process trains the run of a folder."""
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        with contextlib.ExitStack() as held:
+            if Path(lock.lock_file).exists():
+                held.enter_context(lock)
+    except Timeout:
+        return True
+    return False
+
+
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the experiment that repeats a comparison into its folder."""
     with _refused_access(folder):
@@ -168,6 +191,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any]) -> ResumePoint:
     _read_settings(folder)
     _read_result(folder)
     point = resume_point(folder)
+    (folder / ERROR_LOG).unlink(missing_ok=True)  # of an attempt before
     write_whole(folder / _SETTINGS, _as_yaml(settings))
     return point
 

@@ -7,10 +7,11 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -26,15 +27,18 @@ from aida_lightning._lightning import (
 )
 from aida_lightning.compare.callbacks import LastCheckpointIO, run_callbacks
 from aida_lightning.compare.folder import (
+    ERROR_LOG,
     DamagedFileError,
     ResumePoint,
     begin_run,
     finish_run,
+    finished_run,
+    locked_run,
     resume_point,
 )
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.compare.methods import OptimizerChoice
-from aida_lightning.compare.results import RunResult, measure_run
+from aida_lightning.compare.results import RunResult, Status, measure_run
 from aida_lightning.compare.settings import run_settings
 from aida_lightning.logs.events import next_suffix
 from aida_lightning.registry import build_optimizer, get_optimizer_class
@@ -45,17 +49,8 @@ _NOT_TRAINED = (
 )
 
 
-def train_run(
-    loaded: LoadedExperiment,
-    optimizer: OptimizerChoice,
-    seed: int,
-    folder: Path,
-    keep_checkpoint: bool = False,
-    runs_left: int = 0,
-) -> RunResult:
-    """Train one run, from its last checkpoint if there is one, and read its event files.
-
-    Whatever goes wrong is reported in the result, not raised, so that the other runs go on.
+class Run(NamedTuple):
+    """One run of a comparison, as `train_run` takes it.
 
     Args:
         loaded: the experiment.
@@ -63,49 +58,118 @@ def train_run(
         seed: the seed of the initialisation and of the order of the data.
         folder: the run's own.
         keep_checkpoint: keep the last checkpoint of a run that is finished.
-        runs_left: how many runs a forecast is to be made for, this one included; 0 makes none.
     """
-    experiment = loaded.experiment
+
+    loaded: LoadedExperiment
+    optimizer: OptimizerChoice
+    seed: int
+    folder: Path
+    keep_checkpoint: bool = False
+
+    @property
+    def title(self) -> str:
+        """What to call the run."""
+        return f"{self.optimizer.label}, seed {self.seed}"
+
+    def finished(self) -> RunResult | None:
+        """Return the result if the run was trained to its end before."""
+        experiment = self.loaded.experiment
+        result = finished_run(self.folder, experiment.metric, experiment.target)
+        if result is None:
+            return None
+        # As it is called now; a folder's name may be another one's in other letters.
+        return replace(result, label=self.optimizer.label, method=self.optimizer.method)
+
+
+def train_run(
+    loaded: LoadedExperiment,
+    optimizer: OptimizerChoice,
+    seed: int,
+    folder: Path,
+    keep_checkpoint: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
+    """Train one run, from its last checkpoint if there is one, and read its event files.
+
+    Whatever goes wrong is reported in the result, not raised, so that the other runs go on. While
+    another process trains the same run, it is waited for, and its result is taken.
+
+    Args:
+        loaded: the experiment.
+        optimizer: the optimizer.
+        seed: the seed of the initialisation and of the order of the data.
+        folder: the run's own.
+        keep_checkpoint: keep the last checkpoint of a run that is finished.
+        callbacks: callbacks beside those of every run.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: training was stopped; `stopped_run` gives what there is.
+    """
+    run = Run(loaded, optimizer, seed, folder, keep_checkpoint)
     point = ResumePoint()
     failure: dict[str, str] = {}
     with quiet():
         _warm_up(optimizer)
-    start = time.perf_counter()
-    with quiet(), _sigint_handler_restored():
+    with quiet(), _sigint_handler_restored(), contextlib.ExitStack() as held:
+        start = time.perf_counter()
         try:
+            held.enter_context(locked_run(folder))
+            if (result := run.finished()) is not None:
+                return result
+            start = time.perf_counter()
             point = begin_run(folder, run_settings(loaded.config, optimizer, seed))
             if not _can_go_on(loaded):
                 point = ResumePoint()
-            _fit(loaded, optimizer, seed, folder, point, runs_left)
-        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
-            failure = {"status": "interrupted", "message": ""}
+            _fit(loaded, optimizer, seed, folder, point, callbacks)
         except Exception as error:  # any failure of one run is that run's alone
             failure = {"status": "failed", "message": _summary(error)}
             with contextlib.suppress(OSError):  # of a folder that cannot be written to
-                (folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
-    seconds = point.seconds + time.perf_counter() - start
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    epochs = 0
-    try:
-        epochs = resume_point(folder).epochs
-        if not failure and epochs == 0:
-            failure = {"status": "failed", "message": _NOT_TRAINED}
-    except DamagedFileError as error:
-        failure = failure or {"status": "failed", "message": str(error)}
-    result = RunResult(
-        label=optimizer.label,
-        method=optimizer.method,
-        optimizer=optimizer.name,
-        options=optimizer.options,
-        seed=seed,
+                (folder / ERROR_LOG).write_text(traceback.format_exc(), encoding="utf-8")
+        seconds = point.seconds + time.perf_counter() - start
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        epochs = 0
+        try:
+            epochs = resume_point(folder).epochs
+            if not failure and epochs == 0:
+                failure = {"status": "failed", "message": _NOT_TRAINED}
+        except DamagedFileError as error:
+            failure = failure or {"status": "failed", "message": str(error)}
+        result = _measured(run, seconds, epochs, failure)
+        if not failure:
+            finish_run(folder, result, keep_checkpoint)
+        return result
+
+
+def stopped_run(run: Run, status: Status, message: str = "") -> RunResult:
+    """Return the result of a run that did not come to its end, from what is in its folder.
+
+    Its time is that of the epochs that it will not have to train again.
+
+    Args:
+        run: the run, which nothing trains any more.
+        status: how it ended.
+        message: why.
+    """
+    point = ResumePoint()
+    with contextlib.suppress(DamagedFileError):  # which the run's next begin tells
+        point = resume_point(run.folder)
+    return _measured(run, point.seconds, point.epochs, {"status": status, "message": message})
+
+
+def _measured(run: Run, seconds: float, epochs: int, failure: Mapping[str, str]) -> RunResult:
+    experiment = run.loaded.experiment
+    measured = measure_run(run.folder, experiment.metric, experiment.target)
+    return RunResult(
+        label=run.optimizer.label,
+        method=run.optimizer.method,
+        optimizer=run.optimizer.name,
+        options=run.optimizer.options,
+        seed=run.seed,
         wall_time_s=seconds,
         epochs=epochs,
-        **(measure_run(folder, experiment.metric, experiment.target) | failure),
+        **{**measured, **failure},
     )
-    if not failure:
-        finish_run(folder, result, keep_checkpoint)
-    return result
 
 
 def _can_go_on(loaded: LoadedExperiment) -> bool:
@@ -124,7 +188,7 @@ def _fit(
     seed: int,
     folder: Path,
     point: ResumePoint,
-    runs_left: int,
+    callbacks: Sequence[Callback],
 ) -> None:
     experiment = loaded.experiment
     logger = find_in(loaded.package, "pytorch.loggers.TensorBoardLogger")(
@@ -137,7 +201,7 @@ def _fit(
         purge_step=point.steps if any(folder.glob("*tfevents*")) else None,
         filename_suffix=next_suffix(folder),
     )
-    callbacks = [*run_callbacks(loaded, optimizer, seed, folder, runs_left), _QuietProcesses()]
+    callbacks = [*run_callbacks(loaded, optimizer, seed, folder), *callbacks, _QuietProcesses()]
     trainer = experiment.trainer(logger=logger, callbacks=callbacks)
     if type(trainer.strategy.checkpoint_io) in find("pytorch.plugins.io.TorchCheckpointIO"):
         trainer.strategy.checkpoint_io = LastCheckpointIO(folder)
@@ -220,6 +284,8 @@ def quiet() -> Iterator[None]:
                 ".*is smaller than the logging interval.*",
                 # SGD has none, and stands beside those that have for its accuracy.
                 "StepsizeMonitor logs nothing of .*",
+                # A comparison starts its own processes, on a cluster's machines too.
+                "The `srun` command is available on your system but is not used.*",
                 # Lightning's own use of torch's pytree.
                 ".*isinstance.treespec, LeafSpec.*",
                 # A run goes on in the folder, and from the end of an epoch, that it had: Lightning

@@ -1,6 +1,9 @@
 """A classifier that trains in a blink, and the experiment that it is compared in."""
 
+import contextlib
 import os
+import signal
+import time
 from pathlib import Path
 
 import torch
@@ -100,6 +103,25 @@ class Kill(Callback):
             os._exit(9)
 
 
+class Once(Callback):
+    """Does in the sixth step of a run, in its second epoch, what environment variables say.
+
+    These are to wait until the file TINY_GATE exists, and to send to itself one of the signals
+    TINY_SIGNALS, each of which goes to one of several processes.
+    """
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step != 6:
+            return
+        while (gate := os.environ.get("TINY_GATE")) and not Path(gate).exists():
+            time.sleep(0.05)
+        for name in os.environ.get("TINY_SIGNALS", "").split():
+            with contextlib.suppress(FileExistsError):
+                Path(name).touch(exist_ok=False)  # which one process alone can make
+                os.kill(os.getpid(), getattr(signal, name))
+                break
+
+
 EXPERIMENT = {
     "description": "A tiny one",
     "model": {
@@ -121,6 +143,7 @@ EXPERIMENT = {
             "init_args": {"layer": "first.weight"},
         },
         {"class_path": "compare.tiny.Kill"},
+        {"class_path": "compare.tiny.Once"},
     ],
     "optimizer_options": {"lr": 0.01},
     "optimizers": [

@@ -1,0 +1,78 @@
+"""How far the runs of a comparison are, read from their folders, whoever trains them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from aida_lightning.compare.folder import ERROR_LOG, is_at_work
+from aida_lightning.compare.run import Run, stopped_run
+from aida_lightning.logs.metric import Metric
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Args:
+        label: the optimizer's label.
+        seed: the seed.
+        state: `waiting`, `running`, `finished`, `diverged`, `failed`, or `stopped` for a run that
+            was stopped after some epochs.
+        epochs: how many epochs are finished.
+        last: the last value of the metric; None before the first.
+        job: the number of the job that it is, if it is one.
+    """
+
+    label: str
+    seed: int
+    state: str
+    epochs: int
+    last: float | None
+    job: str = ""
+
+
+def progress_of(run: Run, job: Any = None) -> Progress:
+    """Read how far a run is.
+
+    Args:
+        run: the run.
+        job: submitit's job that trains it, or is to train it, if there is one.
+    """
+    result = run.finished()
+    if result is None:
+        result = stopped_run(run, "interrupted")
+        state = _state(run.folder, job, result.epochs)
+    else:
+        state = "finished" if result.status == "completed" else result.status
+    number = "" if job is None else str(job.job_id)
+    return Progress(result.label, result.seed, state, result.epochs, result.last, number)
+
+
+def progress_table(runs: Iterable[Progress], metric: Metric) -> Table:
+    """Draw up one row per run."""
+    rows = [*runs]
+    count = {state: sum(row.state == state for row in rows) for state in {r.state for r in rows}}
+    caption = ", ".join(f"{number} {state}" for state, number in sorted(count.items()))
+    table = Table(caption=caption, caption_justify="left")
+    for name in ("Optimizer", "Seed", "State", "Epochs", f"Last {metric.label}"):
+        table.add_column(name, justify="left" if name in ("Optimizer", "State") else "right")
+    if has_jobs := any(row.job for row in rows):
+        table.add_column("Job", justify="right")
+    for row in rows:
+        last = "–" if row.last is None else f"{row.last:.4g}"
+        cells = [row.label, str(row.seed), row.state, str(row.epochs), last]
+        table.add_row(*cells, *([row.job] if has_jobs else []))
+    return table
+
+
+def _state(folder: Path, job: Any, epochs: int) -> str:
+    if is_at_work(folder):
+        return "running"
+    if job is not None and not job.done():
+        return "running" if job.state.startswith(("RUNNING", "COMPLETING")) else "waiting"
+    if (folder / ERROR_LOG).exists():
+        return "failed"
+    return "stopped" if epochs else "waiting"
