@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any
 
@@ -41,6 +42,17 @@ def named_classes(args: Any) -> list[tuple[str, type]]:
         if option and not is_settled and (cls := _class_of(value)):
             found.append((option, cls))
     return sorted(found, key=lambda pair: pair[0] != "model")
+
+
+def nearest_classes(name: str) -> list[str]:
+    """List the three nearest of the classes that go by bare names, of those that come near.
+
+    Example:
+        >>> from aida_lightning.callbacks import StepsizeMonitor
+        >>> nearest_classes("StepsizeMoniter")[0]
+        'StepsizeMonitor'
+    """
+    return get_close_matches(name, {cls.__name__ for cls in _with_bare_names()})
 
 
 def _given(args: Any) -> Iterator[tuple[str, str]]:
@@ -88,9 +100,12 @@ def _class_of(name: str) -> type | None:
         with suppress(Exception):  # of the user's module, which the parser reports
             named = resolve_name(name)
             return named if isinstance(named, type) else None
-    bases = [base for kind in _BASES for base in find(f"pytorch.{kind}")]
-    named = {cls for cls in _below(bases) if cls.__name__ == name}
+    named = {cls for cls in _with_bare_names() if cls.__name__ == name}
     return named.pop() if len(named) == 1 else None
+
+
+def _with_bare_names() -> Iterator[type]:
+    return _below([base for kind in _BASES for base in find(f"pytorch.{kind}")])
 
 
 def _below(classes: Sequence[type]) -> Iterator[type]:

@@ -30,13 +30,17 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningArgumentParser as LightningArgumentParser
     from lightning.pytorch.cli import LightningCLI as LightningCLI
     from lightning.pytorch.core.optimizer import LightningOptimizer as LightningOptimizer
+    from lightning.pytorch.loggers import CometLogger as CometLogger
     from lightning.pytorch.loggers import Logger as Logger
+    from lightning.pytorch.loggers import MLFlowLogger as MLFlowLogger
+    from lightning.pytorch.loggers import WandbLogger as WandbLogger
     from lightning.pytorch.plugins.io import TorchCheckpointIO as TorchCheckpointIO
     from lightning.pytorch.strategies import DeepSpeedStrategy as DeepSpeedStrategy
 
 # Where in a distribution the classes are.
 _CLASSES = {
     "Callback": "pytorch.Callback",
+    "CometLogger": "pytorch.loggers.CometLogger",
     "DeepSpeedStrategy": "pytorch.strategies.DeepSpeedStrategy",
     "LightningArgumentParser": "pytorch.cli.LightningArgumentParser",
     "LightningCLI": "pytorch.cli.LightningCLI",
@@ -44,11 +48,13 @@ _CLASSES = {
     "LightningModule": "pytorch.LightningModule",
     "LightningOptimizer": "pytorch.core.optimizer.LightningOptimizer",
     "Logger": "pytorch.loggers.Logger",
+    "MLFlowLogger": "pytorch.loggers.MLFlowLogger",
     "ModelCheckpoint": "pytorch.callbacks.ModelCheckpoint",
     "RichProgressBar": "pytorch.callbacks.RichProgressBar",
     "TensorBoardLogger": "fabric.loggers.tensorboard.TensorBoardLogger",
     "TorchCheckpointIO": "pytorch.plugins.io.TorchCheckpointIO",
     "Trainer": "pytorch.Trainer",
+    "WandbLogger": "pytorch.loggers.WandbLogger",
 }
 _DISTRIBUTIONS = (
     {"pytorch": "lightning.pytorch", "fabric": "lightning.fabric"},

@@ -16,12 +16,14 @@ from jsonargparse import Namespace, get_loader, set_loader
 from torch.optim import Optimizer, lr_scheduler
 from typing_extensions import override
 
+from aida_lightning._arguments import nearest_classes
+from aida_lightning._errors import BriefArgumentParser
 from aida_lightning._lightning import LightningArgumentParser, find_in, package_of
 from aida_lightning.mixin import SCHEDULERS, scheduler_class
 from aida_lightning.registry import check_options, get_optimizer_class, list_optimizers
 
 
-class NamesArgumentParser(LightningArgumentParser):
+class NamesArgumentParser(BriefArgumentParser, LightningArgumentParser):
     """Take optimizers and LR schedulers by name, in any case, wherever their classes may be given.
 
     A name becomes its class path before anything is parsed: on the command line, in configuration
@@ -42,7 +44,6 @@ class NamesArgumentParser(LightningArgumentParser):
         kwargs.setdefault("parser_mode", "names")
         super().__init__(*args, **kwargs)
         self._paths_of: dict[str, Callable[[str], str]] = {}
-        self._commands: Any = None
         self._unknown: dict[str, str] = {}
 
     @override
@@ -61,17 +62,13 @@ class NamesArgumentParser(LightningArgumentParser):
         for _, names, find_class in kinds:
             self._paths_of[nested_key] = partial(_path_of, find_class, bases)
             kwargs["help"] = (
-                f"{', '.join(names)}, in any case; or the path or the name of another class. "
-                f"--{nested_key}.help NAME lists its options."
+                f"One of {', '.join(names)}, in any case, or the path or the name of another "
+                f"class. --{nested_key}.help NAME lists its options."
             )
         super().add_subclass_arguments(baseclass, nested_key, *args, **kwargs)
-        if kinds and (group := (self.groups or {}).get(nested_key)):
-            group.title = kinds[0][0]  # was what the base class's docstring says
-
-    @override
-    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
-        self._commands = super().add_subcommands(*args, **kwargs)
-        return self._commands
+        title = kinds[0][0] if kinds else _TITLES.get(nested_key)
+        if title and (group := (self.groups or {}).get(nested_key)):
+            group.title = title  # was what the base class's docstring says
 
     @override
     def set_defaults(self, *args: Any, **kwargs: Any) -> None:
@@ -107,13 +104,17 @@ class NamesArgumentParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        hints = [hint for name, hint in self._unknown.items() if name in message]
-        for path, option in {*re.findall(r"class_path '(.+?)':\s+Option '(.+?)' is", message)}:
+        # Of a name or an option that is not known jsonargparse tells all else that it had tried.
+        names = dict.fromkeys(re.findall(r"Expected a dot import path string: (.+)", message))
+        hints = [self._unknown[name] for name in names if name in self._unknown]
+        for path, option in re.findall(r"class_path '(.+?)':\s+Option '(.+?)' is", message):
             try:
                 check_options(resolve_name(path), [option])
             except (TypeError, ValueError) as error:
                 hints.append(str(error))
-        super().error("\n".join([h for h in hints if h not in message] + [message]), ex)
+        if not hints and (nearest := [near for name in names for near in nearest_classes(name)]):
+            message = f"{message}\nDid you mean: {', '.join(nearest)}?"
+        super().error("\n".join(dict.fromkeys(hints)) or message, ex)
 
     @override
     def format_help(self, *args: Any, **kwargs: Any) -> str:
@@ -174,6 +175,9 @@ _KINDS: dict[type, tuple[str, list[str], Callable[[str], type]]] = {
     Optimizer: ("Optimizer", list_optimizers(), get_optimizer_class),
     lr_scheduler.LRScheduler: ("LR scheduler", SCHEDULERS, scheduler_class),
 }
+
+# Of LightningCLI's other arguments that are a class.
+_TITLES = {"model": "Model", "data": "Data module"}
 
 # A loader is given a text alone, and what is named in it depends on the parser.
 _with_paths: ContextVar[Callable[[Any], Any]] = ContextVar("_with_paths", default=lambda it: it)

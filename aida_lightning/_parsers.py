@@ -8,24 +8,26 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from aida_lightning import __version__
+from aida_lightning._errors import BriefArgumentParser
 from aida_lightning.figures import FigureName
 
 Format = Literal["png", "svg", "pdf"]
 
 # Those of LightningCLI, which takes over before anything is parsed.
 LIGHTNING = {
-    "fit": "Train a LightningModule, with the optimizers by name (LightningCLI).",
-    "validate": "Evaluate one on its validation data.",
-    "test": "Evaluate one on its test data.",
-    "predict": "Let one predict.",
+    "fit": "Train a LightningModule with an optimizer by its name (LightningCLI).",
+    "validate": "Evaluate a LightningModule on its validation data.",
+    "test": "Evaluate a LightningModule on its test data.",
+    "predict": "Run a LightningModule on its prediction data.",
 }
 
 
 def command_parser() -> ArgumentParser:
     """Return the parser of `aida-lightning`."""
-    parser = ArgumentParser(
+    parser = BriefArgumentParser(
         prog="aida-lightning",
-        description="Layerwise-adaptive optimizers compared, and the paper's figures.",
+        description="Compare optimizers, draw figures of their adaptive stepsizes, and train any "
+        "LightningModule with the Aida family.",
         version=__version__,
         allow_abbrev=False,
     )
@@ -33,8 +35,8 @@ def command_parser() -> ArgumentParser:
     commands.add_subcommand(
         "compare",
         _compare_parser(),
-        help="Train the same model under several optimizers and report: an experiment of the "
-        "paper, or your own.",
+        help="Train one model with several optimizers and report the results, in an experiment "
+        "of the paper or in your own.",
     )
     commands.add_subcommand(
         "report",
@@ -44,26 +46,26 @@ def command_parser() -> ArgumentParser:
     commands.add_subcommand(
         "figures",
         _figures_parser(),
-        help="Draw the paper's figures of any runs side by side, from event files alone.",
+        help="Draw the paper's figures of any runs side by side, from their event files.",
     )
     commands.add_subcommand(
         "summary",
         _summary_parser(),
-        help="Print each layer's adaptive stepsizes as they were logged last.",
+        help="Print the adaptive stepsizes of each layer as they were logged last.",
     )
     for name, help in LIGHTNING.items():
-        commands.add_subcommand(name, ArgumentParser(), help=help)  # to be listed
+        commands.add_subcommand(name, BriefArgumentParser(), help=help)  # to be listed
     return parser
 
 
 def _compare_parser() -> ArgumentParser:
     """Return a parser that gives as `changes` the options that stand for a key of the file."""
-    parser = ArgumentParser(
+    parser = BriefArgumentParser(
         description=(
-            "Trains one model from one start under several optimizers, and ends with a table, the "
-            "paper's numbers beside it, results.csv and figures. Run again, it goes on where it "
-            "was stopped, and trains nothing twice. Without a name it needs no download and "
-            "minutes."
+            "Train one model from the same initialization with several optimizers, and write a "
+            "table, results.csv and figures. Where the paper has numbers, they stand beside the "
+            "results. The same command goes on where it was stopped, and trains no run twice. The "
+            "default experiment needs no download and takes a minute or two."
         ),
         allow_abbrev=False,
     )
@@ -77,53 +79,61 @@ def _compare_parser() -> ArgumentParser:
         nargs="?",
         default="digits_vgg11",
         type=str,
-        help="A name of --list, or a file.",
+        help="An experiment that --list shows, or the path of a YAML file.",
     )
-    parser.add_argument("--list", action="store_true", help="List the experiments.")
+    parser.add_argument("--list", action="store_true", help="List the experiments and exit.")
     add(
         "--optimizers",
         nargs="+",
         type=str,
         metavar="NAME",
-        help="Of the experiment's, by label or glob (`'Aida*'`), or others with options, as in "
-        "`aida:k=1 adam+:lr=3e-4,label=mine`.",
+        help="Optimizers to compare: labels of the experiment's own or globs of them (`'Aida*'`), "
+        "or others with options, as in `aida:k=1 adam+:lr=3e-4,label=mine`. Slashes separate the "
+        "values of a sweep, `sgd:lr=0.1/1`. A class's path is a name too, `my_module.MyOptimizer`. "
+        "By default all of the experiment's.",
     )
-    change("--seeds", "seeds", int, "Each optimizer trains once with each.", nargs="+")
-    help = "Choose the setting of each grid, and are not reported."
+    help = "Seeds, with each of which every optimizer trains once."
+    change("--seeds", "seeds", int, help, nargs="+")
+    help = "Seeds that choose the setting of each grid, and are not reported."
     change("--tune_seeds", "tune_seeds", int, help, nargs="+")
-    help = "Label of the method that the others are compared with; by default the first."
+    help = "Label of the method that the others are compared with. By default the first."
     change("--baseline", "baseline", str, help, "NAME")
-    help = "Value of the metric, as logged: reports the steps, epochs and seconds to it."
+    help = "Value of the metric, as logged, to report the steps, epochs and seconds to."
     change("--target", "target.value", float, help, "X")
-    change("--epochs", "trainer.max_epochs", int, "Epochs per run.")
+    change("--epochs", "trainer.max_epochs", int, "Number of epochs per run.")
     for part, help in (
-        ("train", "Share of the data (0.1), or number of batches (10), that an epoch trains on."),
-        ("val", "The same for validation."),
+        ("train", "Fraction (0.1) or number (10) of the batches that an epoch trains on."),
+        ("val", "Fraction or number of the batches that a validation runs on."),
     ):
         name = f"limit_{part}_batches"
         change(f"--{name}", f"trainer.{name}", int | float, help, "X")
     add(
         "--data",
         type=str,
-        help="`sample` for a built-in one, without download; or digits, or as in "
+        help="Data in the place of the experiment's: `sample` for a small built-in sample, which "
+        "needs no download, or `digits` or `cifar10`, with options as in "
         "`cifar10:root=data,download=true`.",
     )
-    change("--root", "data.init_args.root", str, "Folder of the experiment's data.", "DIR")
-    change("--batch_size", "data.init_args.batch_size", int, "Examples per batch and process.")
-    help = "Network of an image experiment: vgg11 or resnet34."
+    change("--root", "data.init_args.root", str, "Folder that holds the data.", "DIR")
+    help = "Number of examples per batch, in each process."
+    change("--batch_size", "data.init_args.batch_size", int, help)
+    help = "Network of an image experiment: vgg11, vgg11_x0_25 or resnet34."
     change("--model", "model.init_args.model", str, help, "NAME")
-    help = "Of optimizers that have none of their own."
+    help = "Weight decay of the optimizers that are given none of their own."
     change("--weight_decay", "optimizer_options.weight_decay", float, help, "X")
     add(
         "--lr_scheduler",
         type=str,
         metavar="NAME",
-        help="One of torch's, as in `MultiStepLR:milestones=[150]`.",
+        help="LR scheduler of torch, with options as in `MultiStepLR:milestones=[150]`.",
     )
-    change("--accelerator", "trainer.accelerator", str, "cpu, gpu, … or auto.", "NAME")
-    change("--devices", "trainer.devices", str, "How many; on a CPU processes.")
-    change("--strategy", "trainer.strategy", str, "Of several devices: one that spawns.", "NAME")
-    help = "Steps between two readings of the stepsizes."
+    help = "Accelerator to train on: cpu, gpu, … or auto."
+    change("--accelerator", "trainer.accelerator", str, help, "NAME")
+    help = "Number of devices per run; on a CPU, of processes."
+    change("--devices", "trainer.devices", str, help)
+    help = "Strategy for several devices, which has to spawn its processes."
+    change("--strategy", "trainer.strategy", str, help, "NAME")
+    help = "Log the stepsizes at every N-th step."
     change("--monitor_every_n_steps", "trainer.log_every_n_steps", int, help)
     add(
         "--set",
@@ -131,22 +141,25 @@ def _compare_parser() -> ArgumentParser:
         nargs="+",
         type=str,
         metavar="KEY=VALUE",
-        help="Any key of the experiment's file: `model.init_args.num_layers=2`.",
+        help="Values for any keys of the experiment's file, as in `trainer.precision=16-mixed`.",
     )
-    add("--output", type=str, metavar="DIR", help="By default one in aida_runs/.")
+    help = "Folder to write to. By default it is one in aida_runs/, named by the experiment."
+    add("--output", type=str, metavar="DIR", help=help)
     parser.add_argument(
         "--rerun",
         action="store_true",
-        help="Train runs again whose classes were edited since; the old ones are kept aside.",
+        help="Train the runs again whose classes were edited since. The old ones are moved aside.",
     )
     parser.add_argument(
-        "--keep_checkpoints", action="store_true", help="Keep the last one of finished runs."
+        "--keep_checkpoints",
+        action="store_true",
+        help="Keep the last checkpoint of each finished run.",
     )
     return parser
 
 
 def _report_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = BriefArgumentParser(
         description=(
             "Makes the table, results.csv, .json, .md and .tex, and the figures of finished "
             "comparisons again, several side by side, without training. They have one metric and "
@@ -176,39 +189,54 @@ def _report_parser() -> ArgumentParser:
 
 
 def _figures_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = BriefArgumentParser(
         description=(
-            "Draws figures of the paper from the event files of any runs side by side: 1, 2, 4 and "
-            "6 of those that had the StepsizeMonitor; 3, 7 and 8 show --metric; 5 needs a "
-            "ProjectionRecorder."
+            "Draw figures of the paper from the event files of any runs, side by side. Figures 1, "
+            "2, 4, 6 and the heatmap show what the StepsizeMonitor logged, Figure 5 what a "
+            "ProjectionRecorder logged, Figures 3, 7 and 8 the scalar that --metric names, and "
+            "sweep that scalar against the learning rate in the runs' labels."
         ),
         allow_abbrev=False,
     )
     add = _add_runs(parser)
     parser.add_argument(
-        "--figures", nargs="+", type=FigureName, default=["fig1", "fig2", "fig6"], help="Which."
+        "--figures",
+        nargs="+",
+        type=FigureName,
+        default=["fig1", "fig2", "fig6"],
+        metavar="NAME",
+        help="Figures to draw.",
     )
     parser.add_argument(
-        "--smooth", type=float, default=0.0, help="Weight of the past, as in TensorBoard: 0.6."
+        "--smooth",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="Weight of TensorBoard's smoothing, from 0 to below 1.",
     )
-    parser.add_argument("--log_x", action="store_true", help="A logarithmic x axis.")
-    add("--log_y", type=bool | None, help="A logarithmic y axis or not; by default where it helps.")
+    parser.add_argument("--log_x", action="store_true", help="Make the x axis logarithmic.")
+    help = "Whether the y axis is logarithmic. By default it is where the values are far apart."
+    add("--log_y", type=bool | None, help=help)
     parser.add_argument(
-        "--metric", type=str, default="val_accuracy", help="Scalar of figures 3, 7 and 8."
+        "--metric",
+        type=str,
+        default="val_accuracy",
+        metavar="NAME",
+        help="Scalar that Figures 3, 7, 8 and sweep show.",
     )
     parser.add_argument(
-        "--formats", nargs="+", type=Format, default=["png"], help="Kinds of files."
+        "--formats", nargs="+", type=Format, default=["png"], help="File formats to write."
     )
-    add("--output", type=str, help="Folder to write to; by default the first that was given.")
+    help = "Folder to write to. By default it is the first of the given folders."
+    add("--output", type=str, metavar="DIR", help=help)
     return parser
 
 
 def _summary_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = BriefArgumentParser(
         description=(
-            "Prints a table per optimizer: mean, standard deviation, their ratio, extremes, share "
-            "at the ceiling and effective learning rate of each layer's adaptive stepsizes, as far "
-            "as the StepsizeMonitor logged them."
+            "Print a table per optimizer with a row per layer: the statistics of its adaptive "
+            "stepsizes and of its updates, as the StepsizeMonitor logged them last."
         ),
         allow_abbrev=False,
     )
@@ -219,9 +247,14 @@ def _summary_parser() -> ArgumentParser:
 def _add_runs(parser: ArgumentParser) -> Callable[..., Action]:
     """Add what chooses runs and layers, and return what adds options without default."""
     parser.add_argument(
-        "logdir", nargs="+", type=str, help="Folders that hold runs, at any depth, or globs."
+        "logdir", nargs="+", type=str, help="Folders that hold runs at any depth, or globs of them."
     )
     add = partial(parser.add_argument, default=SUPPRESS)
-    add("--optimizers", nargs="+", type=str, help="Globs of labels to show.")
-    add("--layers", nargs="+", type=str, help="Names, globs, or numbers from 1 at the input.")
+    help = "Labels of the runs to show, or globs of them. By default all are shown."
+    add("--optimizers", nargs="+", type=str, metavar="LABEL", help=help)
+    help = (
+        "Layers to show, by the names or the numbers that figures and tables print, by the "
+        "parameters' names, or by globs of names."
+    )
+    add("--layers", nargs="+", type=str, metavar="LAYER", help=help)
     return add

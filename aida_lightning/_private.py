@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from aida_lightning._lightning import (
         Callback,
         LightningArgumentParser,
+        Logger,
         TensorBoardLogger,
         Trainer,
     )
@@ -147,12 +148,12 @@ def lr_schedulers_of(parser: "LightningArgumentParser") -> dict[str, tuple[Any, 
     return dict(parser._lr_schedulers)
 
 
-def prefix_of(logger: "TensorBoardLogger") -> str:
-    """Return the prefix that a logger puts before names of metrics.
+def prefix_of(logger: "Logger | TensorBoardLogger") -> str:
+    """Return the prefix that a logger of Lightning's puts before names of metrics.
 
     Without it the tags of scalars lack it, and the Custom Scalars tab finds none of them.
     """
-    return str(logger._prefix)
+    return str(logger._prefix or "")  # type: ignore[union-attr]
 
 
 def add_event(writer: Any, event: Any, step: int) -> None:

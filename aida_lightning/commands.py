@@ -157,16 +157,13 @@ def _figures(options: Namespace) -> int:
 def _summary(options: Namespace) -> int:
     from rich.console import Console
 
-    from aida_lightning.figures.table import summarize
+    from aida_lightning.figures.table import print_table, summarize
 
     console = Console(markup=False)
     for table in summarize(
         _expanded(options.logdir), options.get("layers"), options.get("optimizers")
     ):
-        if not console.is_terminal:  # a file or a pipe has no width to fold names to
-            wide = console.options.update(max_width=1000)
-            console.width = console.measure(table, options=wide).maximum
-        console.print(table)
+        print_table(table, console)
     return 0
 
 

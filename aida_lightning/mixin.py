@@ -1,6 +1,7 @@
 """A LightningModule's ``configure_optimizers``, from what the module declares."""
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +22,7 @@ class OptimizerMixin:
 
     Attributes:
         optimizer: a name such as ``"aida"`` (``list_optimizers`` has them all), a class of
-            optimizers, or a callable that is given the parameters and the options.
+            optimizers or its path, or a callable that is given the parameters and the options.
         optimizer_options: the options, as ``build_optimizer`` takes them; None for the defaults.
         lr_scheduler: the name of a class of ``torch.optim.lr_scheduler``, in any case, such a
             class, or a callable that is given the optimizer and the options; None for a constant
@@ -98,7 +99,8 @@ def scheduler_class(name: str) -> type:
     for known in SCHEDULERS:
         if known.lower() == name.lower():
             return getattr(lr_scheduler, known)  # type: ignore[no-any-return]
-    raise ValueError(f"Unknown LR scheduler {name!r}, there are: {SCHEDULERS}")
+    nearest = ", ".join(get_close_matches(name, SCHEDULERS, cutoff=0.0))
+    raise ValueError(f"Unknown LR scheduler {name!r}, did you mean: {nearest}?")
 
 
 def _build_scheduler(

@@ -3,8 +3,10 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -66,17 +68,21 @@ def list_optimizers(pattern: str = "*") -> list[str]:
 
 
 def get_optimizer_class(name: str) -> type[Optimizer]:
-    """Look up an optimizer's class by its name.
+    """Look up an optimizer's class by its name or its class path.
 
     Args:
         name: in any case, with or without ``-``, ``_``, ``.`` or blanks; ``+`` stands for "plus".
+            Or the path of any class of optimizers, which is imported.
 
     Raises:
-        ValueError: no optimizer has the name; the message gives the nearest ones.
+        ValueError: no optimizer has the name, or the path leads to none; the message gives the
+            nearest ones.
 
     Example:
         >>> get_optimizer_class("AdaBelief-L").__name__
         'AdaBeliefL'
+        >>> get_optimizer_class("torch.optim.RMSprop").__name__
+        'RMSprop'
     """
     return _entry(name).optimizer
 
@@ -91,8 +97,8 @@ def build_optimizer(
     """Build an optimizer by name, over a module's named parameters or over any parameters.
 
     Args:
-        optimizer: a name (see ``list_optimizers``), a class of optimizers, or a callable that is
-            given the parameters and the options and returns an optimizer.
+        optimizer: a name (see ``list_optimizers``), a class of optimizers or its path, or a
+            callable that is given the parameters and the options and returns an optimizer.
         params: a module, whose parameters that require a gradient are taken (the family's groups
             keep their names); or what torch's optimizers take: tensors, named tensors, or groups of
             them.
@@ -202,10 +208,34 @@ def layer_name(name: str) -> str:
 def _entry(name: str) -> _Entry:
     key = name.lower().replace("+", "plus")
     key = "".join(character for character in key if character not in "-_. ")
+    if key not in _ENTRIES and "." in name:
+        return _Entry(_class_at(name))
     if key not in _ENTRIES:
-        nearest = get_close_matches(key, _ENTRIES, n=3, cutoff=0.5) or sorted(_ENTRIES)
-        raise ValueError(f"Unknown optimizer {name!r}, did you mean: {', '.join(nearest)}?")
+        nearest = ", ".join(get_close_matches(key, _ENTRIES, cutoff=0.0))
+        raise ValueError(
+            f"Unknown optimizer {name!r}, did you mean: {nearest}? list_optimizers() gives all"
+        )
     return _ENTRIES[key]
+
+
+def _class_at(path: str) -> type[Optimizer]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        there: list[str] = []
+        with suppress(ImportError, AttributeError, ValueError):
+            there = [key for key, value in vars(resolve_name(module)).items() if _is_class(value)]
+        nearest = ", ".join(f"{module}.{near}" for near in get_close_matches(name, there))
+        hint = f", did you mean: {nearest}?" if nearest else f": {error}"
+        raise ValueError(f"Unknown optimizer class {path!r}{hint}") from error
+    if not _is_class(found):
+        raise ValueError(f"{path} is no class of optimizers, it must be a torch.optim.Optimizer")
+    return found  # type: ignore[no-any-return]
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Optimizer)
 
 
 def _groups(module: nn.Module, no_decay_1d: bool, named: bool) -> Any:

@@ -1,6 +1,7 @@
 """The choice of layers to watch: by glob, and no more than a reader can look at."""
 
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -123,6 +124,19 @@ def _check_globs(pl_module: LightningModule, globs: Sequence[str] | None) -> Non
             raise MisconfigurationException(
                 f"StepsizeMonitor found no layer that matches {pattern!r}, there are: "
                 f"{_abridged(first)}"
+            )
+
+
+def check_bands(pl_module: LightningModule, globs: Sequence[str]) -> None:
+    """Warn where a glob matches no layer by the name that it is logged under."""
+    logged = {param: own[:1] for param, own in names_of(pl_module).items()}
+    for pattern in globs:
+        if not matching(logged, pattern):
+            names = [name for own in logged.values() for name in own]
+            rank_zero_warn(
+                f"StepsizeMonitor(custom_scalars=…) found no layer that matches {pattern!r}, so "
+                "that none has a band by it; the nearest are: "
+                f"{', '.join(get_close_matches(pattern, names, cutoff=0.0))}"
             )
 
 

@@ -1,82 +1,97 @@
-"""What TensorBoard alone shows of the stepsizes: histograms, and Figures 1 and 2 as images."""
+"""What not every logger takes of the stepsizes: histograms, and Figures 1 and 2 as images."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from aida_lightning._lightning import MisconfigurationException, TensorBoardLogger, Trainer
+from aida_lightning._lightning import Logger, MisconfigurationException, Trainer
 from aida_lightning.logs import tags
-from aida_lightning.logs.writing import tags_of
+from aida_lightning.logs.pictures import Histogram, Picture, takers, writer_of
 from aida_lightning.measuring._statistics import Point
 
 if TYPE_CHECKING:
     from aida_lightning.logs.runs import MonitoredRun
 
-HISTOGRAM_MEASURES = ("mean", "variance", "min", "max", "count", "histogram")
+HISTOGRAM_MEASURES = ("mean", "variance", "min", "max", "histogram")
+# Relative to the stepsizes. Those that are closer differ by what v rounds.
+NARROWEST_BIN = 1e-3
 FIGURE_MEASURES = ("mean", "variance")
 # A picture is some hundred pixels wide.
 MOST_STEPS = 2048
 
 
-def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    """Return those of the Trainer's loggers that write to TensorBoard."""
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
-def check_loggers(trainer: Trainer, **wanted: bool) -> None:
-    """Raise where there is no logger, or none of TensorBoard for what it alone shows.
-
-    Args:
-        trainer: the Trainer.
-        wanted: what TensorBoard alone shows, by the monitor's argument.
-    """
+def check_loggers(trainer: Trainer) -> None:
+    """Raise where there is no logger."""
     if not trainer.loggers:
         raise MisconfigurationException(
             "Cannot use `StepsizeMonitor` callback with `Trainer` that has no logger."
         )
-    # A fast run has a logger in the place of the user's, which writes nothing.
-    if tensorboards(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return
-    for name in wanted:
-        if wanted[name]:
-            there = [type(logger).__name__ for logger in trainer.loggers]
-            raise MisconfigurationException(
-                f"StepsizeMonitor({name}=True) needs a TensorBoardLogger, there are: {there}"
-            )
 
 
-def log_histograms(logger: TensorBoardLogger, points: Iterable[Point], step: int) -> None:
-    """Log the stepsizes' histograms, as ``stepsizes/<layer>``.
+def to_be_drawn(trainer: Trainer, **wanted: bool) -> list[str]:
+    """Return what some logger of the Trainer takes, and say of the others that they do not.
+
+    Args:
+        trainer: the Trainer.
+        wanted: whether histograms and figures are wanted, by the monitor's argument.
+    """
+    names = [name for name in wanted if wanted[name]]
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return names  # It has a logger in the place of the user's, which writes nothing.
+    drawn = []
+    for name in names:
+        takes = {logger: getattr(writer_of(logger), name) is not None for logger in trainer.loggers}
+        without = dict.fromkeys(type(logger).__name__ for logger in takes if not takes[logger])
+        message = (
+            f"StepsizeMonitor({name}=True): the scalars alone go to {', '.join(without)}, where "
+            f"no {name} can be logged."
+        )
+        if any(takes.values()):
+            drawn.append(name)
+            if without:
+                rank_zero_info(message)
+        else:
+            rank_zero_warn(f"{message} Those that take {name}: {', '.join(takers(name))}.")
+    return drawn
+
+
+def log_histograms(logger: Logger, points: Iterable[Point], step: int) -> None:
+    """Log the stepsizes' histograms, as ``stepsizes/<layer>``, to a logger that takes them.
 
     Args:
         logger: the logger.
-        points: the points, which have ``HISTOGRAM_MEASURES``. Where one of these is not finite,
-            there is no histogram.
+        points: the points, which have ``HISTOGRAM_MEASURES``. Where one of these is not finite, or
+            a stepsize is not positive, there is no histogram.
         step: the step to log them at.
     """
-    for point in points:
-        numbers = point.numbers
-        low, high, mean, variance = (numbers[n] for n in ("min", "max", "mean", "variance"))
-        if not np.isfinite([low, high, mean, variance]).all():
-            continue
-        counts, limits = numbers["histogram"], np.linspace(low, high, len(numbers["histogram"]) + 1)
-        if low == high:
-            counts, limits = [numbers["count"]], np.array([low, high])
-        (tag,) = tags_of(logger, [logger.group_separator.join(point.path(tags.STEPSIZES))])
-        logger.experiment.add_histogram_raw(
-            tag,
-            min=low,
-            max=high,
-            num=int(numbers["count"]),
-            sum=mean * numbers["count"],
-            sum_squares=(variance + mean**2) * numbers["count"],
-            bucket_limits=limits[1:].tolist(),
-            bucket_counts=counts,
-            global_step=step,
-        )
+    write = writer_of(logger).histograms
+    found = {point.path(tags.STEPSIZES): _histogram(point.numbers) for point in points}
+    named = {logger.group_separator.join(path): h for path, h in found.items() if h is not None}
+    if write and named:
+        write(logger, named, step)
+
+
+def _histogram(numbers: Mapping[str, Any]) -> Histogram | None:
+    """Give the bins with elements and the gaps between them, none narrower than allowed."""
+    low, high, mean, variance = (numbers[n] for n in ("min", "max", "mean", "variance"))
+    if not (low > 0 and np.isfinite([high, mean, variance]).all()):
+        return None
+    counts = np.array(numbers["histogram"], dtype=int)
+    edges = np.geomspace(low, high, len(counts) + 1)
+    allowed = max(int(math.log(high / low) / NARROWEST_BIN), 1)
+    starts = np.arange(0, len(counts), math.ceil(len(counts) / allowed))
+    counts, edges = np.add.reduceat(counts, starts), np.append(edges[starts], high)
+    # Empty bins that follow each other are one.
+    starts = np.flatnonzero(np.append(True, counts[1:] + counts[:-1]))
+    counts, edges = np.add.reduceat(counts, starts), np.append(edges[starts], high)
+    if len(counts) == 1:
+        edges += edges * NARROWEST_BIN * [-0.5, 0.5]
+    return Histogram(edges.tolist(), counts.tolist(), mean, variance)
 
 
 @dataclass
@@ -109,13 +124,13 @@ class History:
             for kept in (self.steps, self.epochs, self.moments):
                 del kept[1::2]
 
-    def log_figures(self, logger: TensorBoardLogger, labels: dict[str, str], step: int) -> None:
+    def log_figures(self, loggers: Iterable[Logger], labels: dict[str, str], step: int) -> None:
         """Draw all layers' stepsizes, as ``stepsizes/std``, ``stepsizes/mean`` and so on.
 
         These two are Figures 1 and 2 of arXiv:2203.13273, and ``stepsizes/heatmap`` shows both.
 
         Args:
-            logger: the logger.
+            loggers: the loggers, of which those that take figures are given them.
             labels: what to call the optimizers, by their names in the points.
             step: the step to log them at.
         """
@@ -124,14 +139,18 @@ class History:
         from aida_lightning.figures.heatmap import heatmap
         from aida_lightning.figures.stepsizes import fig1, fig2
 
-        if not (runs := self._runs(labels)):
+        writers = [(logger, write) for logger in loggers if (write := writer_of(logger).figures)]
+        if not writers or not (runs := self._runs(labels)):
             return  # nothing was sampled so far
+        pictures: dict[str, Picture] = {}
         for name, draw in (("std", fig1), ("mean", fig2), ("heatmap", heatmap)):
             canvas = FigureCanvasAgg(draw(runs))
             canvas.draw()  # type: ignore[no-untyped-call]
-            picture = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
-            (tag,) = tags_of(logger, [logger.group_separator.join((tags.STEPSIZES, name))])
-            logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+            pictures[name] = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+        for logger, write in writers:
+            separator = logger.group_separator
+            named = {f"{tags.STEPSIZES}{separator}{name}": pictures[name] for name in pictures}
+            write(logger, named, step)
 
     def _runs(self, labels: dict[str, str]) -> "list[MonitoredRun]":
         from aida_lightning.logs.curves import Curve

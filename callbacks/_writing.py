@@ -11,6 +11,7 @@ from aida_lightning.callbacks._bands import Bands
 from aida_lightning.callbacks._pictures import log_histograms
 from aida_lightning.logs import tags
 from aida_lightning.logs.custom_scalars import show
+from aida_lightning.logs.pictures import writer_of
 from aida_lightning.logs.writing import log_scalars
 from aida_lightning.measuring._statistics import Point, scalars_of
 
@@ -34,7 +35,7 @@ def write_points(
         points: the points.
         step: the step to log them at.
         bands: give TensorBoard the Custom Scalars layout and the edges of these too.
-        histograms: give TensorBoard the histograms too.
+        histograms: give the loggers that take them the histograms too.
     """
     for logger in trainer.loggers:
         board = logger if isinstance(logger, TensorBoardLogger) else None
@@ -43,11 +44,11 @@ def write_points(
         log_scalars(logger, {path: scalars[path] for path in new}, step)
         if board and bands:
             show(board, scalars)
-        if board and histograms:
+        if histograms and writer_of(logger).histograms:
             have = (point for point in points if "histogram" in point.numbers)
             by_path = {point.path(tags.STEPSIZES): point for point in have}
             new = _take_up(trainer, logger, by_path, step)
-            log_histograms(board, [by_path[path] for path in new], step)
+            log_histograms(logger, [by_path[path] for path in new], step)
 
 
 def publish(trainer: Trainer, points: Iterable[Point]) -> None:

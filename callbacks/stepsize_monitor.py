@@ -10,19 +10,25 @@ from aida_lightning._lightning import (
     Callback,
     LightningModule,
     MisconfigurationException,
+    TensorBoardLogger,
     Trainer,
 )
 from aida_lightning._private import state_key, steps_taken
 from aida_lightning.callbacks._bands import Bands
 from aida_lightning.callbacks._following import Samplers, check_interval
 from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
-from aida_lightning.callbacks._layers import WatchedLayers, as_list, check_count
+from aida_lightning.callbacks._layers import (
+    WatchedLayers,
+    as_list,
+    check_bands,
+    check_count,
+)
 from aida_lightning.callbacks._pictures import (
     FIGURE_MEASURES,
     HISTOGRAM_MEASURES,
     History,
     check_loggers,
-    tensorboards,
+    to_be_drawn,
 )
 from aida_lightning.callbacks._progress import ends_epoch, is_logged, next_step
 from aida_lightning.callbacks._writing import forget, publish, write_points
@@ -108,18 +114,20 @@ class StepsizeMonitor(Callback):
         custom_scalars: write TensorBoard's Custom Scalars layout, and the edges of its bands as two
             more tags per layer that has one. Categories of a layout that was written before are
             kept. Of each optimizer 12 layers have a band, evenly spread over the depth; globs of
-            layers' names choose others.
-        histograms: log the stepsizes' histograms to TensorBoard, as ``stepsizes/<layer>``.
-        figures: draw Figures 1 and 2 of arXiv:2203.13273 and a heatmap of all layers into
-            TensorBoard's Images tab at the end of each training epoch, of all that was logged since
-            the run started or went on.
+            layers' names choose others, with a warning where one matches none.
+        histograms: log the stepsizes' histograms, as ``stepsizes/<layer>``, to TensorBoard, W&B and
+            Comet. One line names the loggers that take none.
+        figures: draw Figures 1 and 2 of arXiv:2203.13273 and a heatmap of all layers, as
+            ``stepsizes/std``, ``stepsizes/mean`` and ``stepsizes/heatmap``, for TensorBoard, W&B,
+            MLflow and Comet at the end of each training epoch, of all that was logged since the run
+            started or went on. One line names the loggers that take none.
         health: warn, once each, with the layers' names, when a number is not finite, and, from
             step :math:`1 / (1 - \beta_2)` on, when all stepsizes of a layer are at the ceiling or
             their deviation exceeds 10 times their mean.
 
     Raises:
-        MisconfigurationException: an argument is not allowed, the Trainer has no logger (histograms
-            and figures: no TensorBoardLogger), or a glob matches no layer.
+        MisconfigurationException: an argument is not allowed, the Trainer has no logger, or a glob
+            matches no layer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -167,6 +175,7 @@ class StepsizeMonitor(Callback):
         self._steps: dict[str, int] = {}
         self._saved: dict[str, Any] | None = None
         self._in_batch = False
+        self._drawn: list[str] = []
         self._health = Health()
         self._history = History()
         globs = None if isinstance(self.custom_scalars, bool) else self.custom_scalars
@@ -209,14 +218,16 @@ class StepsizeMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_loggers(trainer, histograms=self.histograms, figures=self.figures)
+        check_loggers(trainer)
+        self._drawn = to_be_drawn(trainer, histograms=self.histograms, figures=self.figures)
         self._detach()
         if trainer.ckpt_path:
             forget(trainer)
         if trainer.ckpt_path and self._saved and trainer.is_global_zero:
             tags = {statistic.tag for statistic in (*self._chosen, *WITHOUT_STEPSIZES)}
-            for logger in tensorboards(trainer):
-                drop_orphans(logger, self._saved["next_step"], self._saved["at"], tags)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    drop_orphans(logger, self._saved["next_step"], self._saved["at"], tags)
         self._watch(trainer, pl_module)
 
     @override
@@ -242,9 +253,8 @@ class StepsizeMonitor(Callback):
         step = steps_taken(trainer) - 1
         if self.logging_interval == "epoch":
             self._log(trainer, step)
-        if self.figures and self._samplers and trainer.is_global_zero:
-            for logger in tensorboards(trainer):
-                self._history.log_figures(logger, self._samplers.labels, step)
+        if "figures" in self._drawn and self._samplers and trainer.is_global_zero:
+            self._history.log_figures(trainer.loggers, self._samplers.labels, step)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -255,18 +265,19 @@ class StepsizeMonitor(Callback):
         self._detach()
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(self.custom_scalars, bool):
+            check_bands(pl_module, self.custom_scalars)
         find_layers = WatchedLayers(trainer, pl_module, self.layers, self.max_layers)
         interval = (
             ends_epoch if self.logging_interval == "epoch" else self.every_n_steps or is_logged
         )
         others = [
             *(HEALTH_MEASURES if self.health else ()),
-            *(HISTOGRAM_MEASURES if self.histograms else ()),
-            *(FIGURE_MEASURES if self.figures else ()),
+            *(HISTOGRAM_MEASURES if "histograms" in self._drawn else ()),
+            *(FIGURE_MEASURES if "figures" in self._drawn else ()),
         ]
-        pictures = [name for name in ("histograms", "figures") if getattr(self, name)]
         self._samplers = Samplers(
-            trainer, find_layers, self._chosen, others, pictures, self._steps, interval
+            trainer, find_layers, self._chosen, others, self._drawn, self._steps, interval
         )
 
     def _log(self, trainer: Trainer, step: int) -> None:
@@ -277,10 +288,10 @@ class StepsizeMonitor(Callback):
         publish(trainer, points)
         if not points or not trainer.is_global_zero:
             return
-        write_points(trainer, points, step, self._bands, self.histograms)
+        write_points(trainer, points, step, self._bands, "histograms" in self._drawn)
         if self.health:
             self._health.check(points, step)
-        if self.figures:
+        if "figures" in self._drawn:
             self._history.add(points, step, trainer.current_epoch)
 
     def _detach(self) -> None:

@@ -66,7 +66,7 @@ class UseOptimizer(Callback):
 
     Args:
         optimizer: a name such as ``"aida"`` (``list_optimizers`` returns them all), a class of
-            optimizers, or a callable that is given the groups and the options.
+            optimizers or its path, or a callable that is given the groups and the options.
         options: the optimizer's own options.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def parsed(*args, **kwargs):
 
 def cli(model, *args, cls=AidaCLI, **kwargs):
     options = {"run": False, "save_config_callback": None, "seed_everything_default": 7, **kwargs}
-    return cls(model, args=[*TRAINER, *args], **options)
+    return cls(model, args=[*(["fit"] if options["run"] else []), *TRAINER, *args], **options)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_a_name_may_be_in_json():
         (["--lr_scheduler=StepLR"], "step_size"),
         (["--lr_scheduler=multisteplr"], "milestones"),
         (["--optimizer=torch.optim.SGDD"], "has no attribute 'SGDD'"),
-        (["--lr_scheduler=Step"], "lr_scheduler: Unknown LR scheduler 'Step', there are: .*St"),
+        (["--lr_scheduler=Step"], "lr_scheduler: Unknown LR scheduler 'Step', did you mean: St"),
     ],
 )
 def test_what_is_not_known_is_refused(args, match):
@@ -253,10 +254,18 @@ def test_help_lists_the_names_and_the_options(capsys):
         parsed("--help")
     of_all = " ".join(capsys.readouterr().out.split())
     assert "Optimizer: --optimizer.help" in of_all
-    assert "VALUE adabelief, adabeliefl, adam, " in of_all
-    assert "yogi, in any case; or the path or the name of another class" in of_all
-    assert "VALUE ChainedScheduler, ConstantLR, CosineAnnealingLR, " in of_all
+    assert "VALUE One of adabelief, adabeliefl, adam, " in of_all
+    assert "yogi, in any case, or the path or the name of another class" in of_all
+    assert "VALUE One of ChainedScheduler, ConstantLR, CosineAnnealingLR, " in of_all
     assert "torch.optim.Adadelta" not in of_all
+
+
+def test_the_help_has_a_heading_for_each_part_of_a_run(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert {"Model:", "Data module:", "Optimizer:", "LR scheduler:"} <= {*lines}
+    assert not any(line.startswith("<class") for line in lines)
 
 
 class BuiltLate(Net):
@@ -421,6 +430,25 @@ def test_options_that_cannot_be_are_refused_before_the_model_is_built(capsys):
         with pytest.raises(SystemExit, match="2"):
             cli(Unbuilt, *args)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--optimizer=foo"], r"optimizer: Unknown optimizer 'foo', did you mean: \w+, \w+, .*"),
+        (["--optimizer=aida", "--optimizer.kk=1"], "Aida has no option 'kk', it has: lr, .* k, .*"),
+        (["--trainer.maxepochs=2"], ".* --trainer.maxepochs=2; did you mean: --trainer.max_ep.*"),
+        (["--trainer.callbacks+=StepsizeMoniter"], "(?s:.*)Did you mean: StepsizeMonitor\\?"),
+        (["--config=nowhere.yaml"], "--config: File does not exist: .*"),
+    ],
+)  # fmt: skip
+def test_an_error_comes_first_and_then_one_line_on_the_help(args, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli(Net, *args, run=True, parser_kwargs={"prog": "train.py"})
+    assert re.fullmatch(
+        rf"train.py fit: error: {message}\n`train.py fit --help` lists the options.\n",
+        capsys.readouterr().err,
+    )
 
 
 def test_callbacks_have_bare_names():

@@ -83,6 +83,24 @@ def test_the_help_is_short(capsys, command):
     assert "default: null" not in text
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("compare --epoch 3", "unrecognized arguments: --epoch; did you mean: --epochs?"),
+        ("compare --epochs x", "--epochs:\n  Expected a <class 'int'>. Got value: x"),
+        ("summary runs --layer 3", "unrecognized arguments: --layer 3; did you mean: --layers?"),
+        ("figures", "the following arguments are required: logdir"),
+    ],
+)
+def test_an_error_comes_first_and_then_one_line_on_the_help(capsys, args, message):
+    with pytest.raises(SystemExit, match="2"):
+        commands.main(args.split())
+    program = f"aida-lightning {args.split()[0]}"
+    assert capsys.readouterr().err == (
+        f"{program}: error: {message}\n`{program} --help` lists the options.\n"
+    )
+
+
 def test_a_smoothing_weight_out_of_range_is_refused(tmp_path, capsys):
     assert commands.main(["figures", str(tmp_path), "--smooth", "1"]) == 2
     assert "smooth: from 0 to below 1" in capsys.readouterr().err

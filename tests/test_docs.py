@@ -51,6 +51,21 @@ def test_the_python_blocks_of_a_page_run_in_turn(page, tmp_path, monkeypatch, ca
         exec(compile(block, f"{page}, block {number}", "exec"), vars(module))
 
 
+CLIENTS = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger", "comet_ml": "CometLogger"}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.filterwarnings("default")  # the clients' own
+def test_the_examples_of_the_page_of_loggers_run(client, tmp_path, monkeypatch):
+    pytest.importorskip(client, reason="needs the extra `loggers`")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COMET_START_ONLINE", "0")
+    module = registered(types.ModuleType(f"docs_loggers_{client}"))
+    (example,) = [block for block in blocks("loggers.md", "py") if f"{CLIENTS[client]}(" in block]
+    for block in (*blocks("loggers.md", "python"), example):
+        exec(compile(block, "loggers.md", "exec"), vars(module))
+
+
 def test_the_tutorials_page_shows_every_script():
     page = (DOCS / "tutorials/index.md").read_text(encoding="utf-8")
     for script in TUTORIALS:

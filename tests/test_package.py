@@ -65,6 +65,7 @@ def test_the_wheel_holds_what_the_tree_holds(tmp_path):
 PARTS = [
     "_lightning",
     "_private",
+    "_errors",
     "optim._kernels",
     "optim",
     "registry",

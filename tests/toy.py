@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from aida_lightning import build_optimizer
+from aida_lightning.compare.callbacks import LetGlooFinish
 
 
 class Net(LightningModule):
@@ -63,7 +64,7 @@ def fit(folder, module, monitor, *callbacks, loggers=None, ckpt_path=None, **opt
     torch.manual_seed(0)
     trainer = Trainer(
         default_root_dir=folder,
-        callbacks=[c for c in (monitor, *callbacks) if c],
+        callbacks=[LetGlooFinish(), *(c for c in (monitor, *callbacks) if c)],
         logger=[TensorBoardLogger(folder, name="", version="run")] if loggers is None else loggers,
         enable_progress_bar=False,
         enable_model_summary=False,

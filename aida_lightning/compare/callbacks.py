@@ -1,15 +1,18 @@
 """The callbacks that a comparison gives to each run, beside the experiment's own."""
 
+import atexit
 import os
 import random
 import time
 from collections.abc import Mapping
 from copy import deepcopy
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from typing_extensions import override
 
 from aida_lightning._lightning import (
@@ -22,28 +25,42 @@ from aida_lightning._lightning import (
 )
 from aida_lightning._private import steps_taken
 from aida_lightning.checkpoint_io import DurableCheckpointIO
+from aida_lightning.compare.forecast import Forecast
+from aida_lightning.compare.hyperparameters import Hyperparameters
 from aida_lightning.compare.loading import LoadedExperiment
+from aida_lightning.compare.methods import OptimizerChoice
 from aida_lightning.logs import tags
 
 CHECKPOINT = "last.ckpt"
 
 
-def run_callbacks(loaded: LoadedExperiment, seed: int, folder: Path) -> list[Callback]:
+def run_callbacks(
+    loaded: LoadedExperiment,
+    optimizer: OptimizerChoice,
+    seed: int,
+    folder: Path,
+    runs_left: int = 0,
+) -> list[Callback]:
     """Build the callbacks of a run.
 
     Args:
         loaded: the experiment, whose own callbacks come first.
+        optimizer: the run's optimizer.
         seed: the run's seed.
         folder: the run's folder.
+        runs_left: how many runs a forecast is to be made for, this one included; 0 makes none.
     """
     has_bar = loaded.trainer_options.get("enable_progress_bar") is not False
     return [
         Resumable(seed),  # before others begin what the last checkpoint does not have
         *(callback() for callback in loaded.experiment.callbacks),
         OptimizerStateSize(),
+        Hyperparameters(loaded, optimizer, seed),
+        Forecast(runs_left),
         *([ProgressBar()] if has_bar else []),
         FiniteLoss(),
         _LastCheckpoint(folder),
+        LetGlooFinish(),
     ]
 
 
@@ -200,6 +217,20 @@ class _LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+
+class LetGlooFinish(Callback):
+    """Have a spawned process wait a moment for gloo's threads before its interpreter ends.
+
+    A thread that still holds the last collective's tensor then waits for the interpreter's lock,
+    and aborts the process, so that a run whose training has ended counts as failed
+    (pytorch#179291). Leaving the process group does not join the threads.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if parent_process() is not None and dist.is_available() and dist.is_gloo_available():
+            atexit.register(time.sleep, 0.2)
 
 
 class LastCheckpointIO(DurableCheckpointIO):

@@ -16,22 +16,45 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
             (anything else is text).
 
     Raises:
-        UsageError: the text cannot be read.
+        UsageError: the text cannot be read, or has an option twice.
 
     Example:
         >>> parse_choice("adam+:lr=3e-4,betas=(0.9,0.99)")
         ('adam+', {'lr': 0.0003, 'betas': (0.9, 0.99)})
     """
-    name, colon, rest = text.partition(":")
-    options: dict[str, Any] = {}
-    for part in _split(rest) if colon else []:
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
+    name, given = _read(text)
+    return name, {key: _parse_value(value) for key, value in given.items()}
+
+
+def parse_method(text: str) -> Method:
+    """Read an optimizer with options, of which several values are a grid.
+
+    Args:
+        text: as `parse_choice` reads it, with an option `label` if need be. The name may be the
+            path of a class; a slash stands between the values of an option that is swept.
+
+    Raises:
+        UsageError: the text cannot be read, or a value is missing.
+
+    Example:
+        >>> parse_method("aida:k=1,lr=1e-4/1e-3").grid
+        {'lr': [0.0001, 0.001]}
+    """
+    name, given = _read(text)
+    label = given.pop("label", None)
+    values = {key: [part.strip() for part in _split(value, "/")] for key, value in given.items()}
+    for key, parts in values.items():
+        if "" in parts:
             raise UsageError(
-                f"cannot read {part!r} in {text!r}: options are written name:option=value,…"
+                f"optimizers: {text!r} lacks a value of {key!r}: one is written {key}=VALUE, "
+                f"several are written {key}=VALUE/VALUE"
             )
-        options[key.strip()] = _parse_value(value.strip())
-    return name.strip(), options
+    return Method(
+        name,
+        {key: _parse_value(parts[0]) for key, parts in values.items() if len(parts) == 1},
+        None if label is None else str(_parse_value(label)),
+        {key: [*map(_parse_value, parts)] for key, parts in values.items() if len(parts) > 1},
+    )
 
 
 def pick_methods(methods: Sequence[Method], wanted: Sequence[str]) -> list[Method]:
@@ -40,7 +63,7 @@ def pick_methods(methods: Sequence[Method], wanted: Sequence[str]) -> list[Metho
     Args:
         methods: those of the experiment.
         wanted: labels of them, in any case and with underscores for spaces, or globs of labels; or
-            other optimizers as `parse_choice` reads them, with an option `label` if need be.
+            other optimizers as `parse_method` reads them.
 
     Raises:
         UsageError: a glob matches no label, or an entry cannot be read.
@@ -61,10 +84,26 @@ def pick_methods(methods: Sequence[Method], wanted: Sequence[str]) -> list[Metho
             there = ", ".join(map(method_label, methods))
             raise UsageError(f"optimizers: {text!r} matches none of {there}")
         else:
-            name, options = parse_choice(text)
-            given = options.pop("label", None)
-            picked.append(Method(name, options, None if given is None else str(given)))
+            picked.append(parse_method(text))
     return picked
+
+
+def _read(text: str) -> tuple[str, dict[str, str]]:
+    """Return the name and the options' texts."""
+    name, colon, rest = text.partition(":")
+    options: dict[str, str] = {}
+    for part in _split(rest, ",") if colon else []:
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not part.strip():
+            continue
+        if not equals or not key:
+            raise UsageError(
+                f"cannot read {part!r} in {text!r}: options are written name:option=value,…"
+            )
+        if key in options:
+            raise UsageError(f"{text!r} has the option {key!r} twice")
+        options[key] = value
+    return name.strip(), options
 
 
 def _parse_value(text: str) -> Any:
@@ -76,13 +115,13 @@ def _parse_value(text: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _split(text: str) -> list[str]:
-    """Split at the commas that are outside of all brackets."""
+def _split(text: str, separator: str) -> list[str]:
+    """Split at the separators that are outside of all brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
+        if character == separator and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
-    return [part for part in parts if part.strip()]
+    return parts

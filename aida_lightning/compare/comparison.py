@@ -127,7 +127,9 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
             model.trainer = trainer
             model.configure_optimizers()
         with _refusal("callbacks"):
-            experiment.trainer(logger=False, callbacks=run_callbacks(loaded, 0, Path()))
+            experiment.trainer(
+                logger=False, callbacks=run_callbacks(loaded, optimizers[0], 0, Path())
+            )
 
 
 def _check_readable(*parts: LightningModule | LightningDataModule) -> None:
@@ -155,7 +157,15 @@ def _train_all(
     keep_checkpoints: bool,
 ) -> list[RunResult]:
     experiment = loaded.experiment
-    console = Console(markup=False)  # labels, paths and values are the user's
+    # Labels, paths and values are the user's, and lines are whole in a pipe.
+    console = Console(markup=False, soft_wrap=True)
+    plan = next_runs(chosen, experiment, [])
+    folders = [run_folder(folder, optimizer.label, seed) for optimizer, seed in plan]
+    left = sum(finished_run(run, experiment.metric) is None for run in folders)
+    if left:
+        epochs = loaded.trainer_options["max_epochs"]
+        seeds = ", ".join(map(str, dict.fromkeys(seed for _, seed in plan)))
+        console.print(f"Runs: {len(plan)}, each of {epochs} epochs (seeds: {seeds}); {left} to go")
     results: list[RunResult] = []
     while plan := next_runs(chosen, experiment, results):
         number, total = len(results) + 1, len(results) + len(plan)
@@ -169,7 +179,8 @@ def _train_all(
             result = replace(result, label=optimizer.label, method=optimizer.method)
         else:
             console.print(title, style="bold")
-            result = train_run(loaded, optimizer, seed, run, keep_checkpoints)
+            result = train_run(loaded, optimizer, seed, run, keep_checkpoints, left)
+            left = 0  # which is told once
         results.append(result)
         found = findings_of(experiment, results, folder)
         write_results(found, folder)
@@ -182,8 +193,8 @@ def _train_all(
     print_sheets(found, console)
     for problem in draw(found, folder):
         console.print(f"There is {problem}")
-    console.print(f"Results, figures and event files: {folder}", soft_wrap=True, highlight=False)
-    console.print(f"tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
+    console.print(f"Results, figures and event files: {folder}", highlight=False)
+    console.print(f"tensorboard --logdir {folder}", highlight=False)
     return results
 
 

@@ -11,7 +11,7 @@ from typing import Any
 _NAMES = {"AdamPlus": "Adam+"}
 _SYMBOLS = {"k": "K"}
 # What a comparison writes beside the folders of the runs.
-_OWN_FILES = re.compile(r"config\.yaml|(results|curves|fig\d+)\.\w+", re.IGNORECASE)
+_OWN_FILES = re.compile(r"config\.yaml|(results|curves|fig\d+|heatmap|sweep)\.\w+", re.IGNORECASE)
 # Of a file's name, in nearly every file system.
 _LONGEST = 255
 
@@ -38,7 +38,7 @@ class Method:
     """An optimizer of an experiment, as its file lists it.
 
     Args:
-        name: the optimizer's name in the registry.
+        name: the optimizer's name in the registry, or the path of its class.
         options: its keyword arguments.
         label: what to call it in tables, figures and folders; by default its name and options.
         grid: lists of values for further options. Every combination is trained, and the best
@@ -58,7 +58,7 @@ class OptimizerChoice:
     """One combination of options that was found to be accepted.
 
     Args:
-        name: the optimizer's name in the registry.
+        name: the optimizer's name in the registry, or the path of its class.
         options: its keyword arguments.
         label: what to call it in tables, figures and folders; no two of a comparison are equal.
         method: the label of the method that it is a combination of; the label itself without grid.
@@ -167,6 +167,14 @@ def _combinations(method: Method) -> Iterator[tuple[dict[str, Any], str]]:
     for key, values in method.grid.items():
         if not values:
             raise UsageError(f"optimizers: {method.name}: the grid of {key!r} has no value")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise UsageError(
+                f"optimizers: {method.name}: the grid of {key!r} has {twice[0]!r} twice"
+            )
+        if key in method.options:
+            raise UsageError(
+                f"optimizers: {method.name}: {key!r} is among the options and in the grid"
+            )
     for combination in itertools.product(*method.grid.values()):
         point = dict(zip(method.grid, combination, strict=True))
         suffix = " ".join(f"{key}={value}" for key, value in point.items())
@@ -184,5 +192,9 @@ def _try_options(
     accepted = inspect.signature(get_optimizer_class(name)).parameters
     complete = {**{key: v for key, v in common.items() if key in accepted}, **options}
     complete = {key: tuple(v) if isinstance(v, list) else v for key, v in complete.items()}
+    for key, parameter in [*accepted.items()][1:]:
+        is_one = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if is_one and parameter.default is parameter.empty and key not in complete:
+            raise ValueError(f"the option {key!r} has no default, give one: {name}:{key}=VALUE")
     build_optimizer(name, torch.nn.Linear(2, 2), **complete)
     return complete

@@ -151,17 +151,24 @@ def draw(found: Findings, folder: Path) -> list[str]:
     metric, names = found.metric, {result.metric for result in found.results}
     if len(names) == 1 and names != {metric.name}:
         metric = replace(metric, name=names.pop(), title=f"{metric.label}, by a proxy")
-    problems = []
+    figures = {name: runs for name in found.figures}
+    if any(standing.settings > 1 and "lr=" in standing.label for standing in found.standings):
+        figures["sweep"] = [
+            LoggedRun(run.label, found.paths[run.label, run.seed].resolve(), scalars)
+            for run in completed(found.results)
+            if (scalars := read_scalars(found.paths[run.label, run.seed]))
+        ]
+    lacking: dict[str, list[str]] = {}
     try:
         metric_curves({"": runs}, metric).savefig(folder / "curves.png", dpi=150)
     except EventsError as error:
-        problems.append(f"no curves.png: {error}")
-    for name in found.figures:
+        lacking[str(error)] = ["curves.png"]
+    for name, drawn in figures.items():
         try:
-            write_figures(runs, {"": runs}, folder, [name], ("png",), metric, None)
+            write_figures(drawn, {"": drawn}, folder, [name], ("png",), metric, None)
         except EventsError as error:
-            problems.append(f"no {name}: {error}")
-    return problems
+            lacking.setdefault(str(error), []).append(name)
+    return [f"no {', no '.join(names)}: {reason}" for reason, names in lacking.items()]
 
 
 def _method(found: Findings, standing: Standing) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from aida_lightning.compare.methods import Published
 from aida_lightning.compare.results import RunResult
 from aida_lightning.compare.selection import Standing, completed, over_seeds, reported_value
 from aida_lightning.compare.statistics import CONFIDENCE
+from aida_lightning.figures.table import print_table
 from aida_lightning.logs.metric import Metric
 
 _DASH = "–"
@@ -64,10 +65,7 @@ def print_sheets(found: Findings, console: Console) -> None:
             table.add_column(name, justify="right" if number else "left", overflow="fold")
         for row in sheet.rows:
             table.add_row(*row)
-        if not console.is_terminal:  # a file or a pipe has no width to fold to
-            wide = console.options.update(max_width=1000)
-            console.width = max(console.width, console.measure(table, options=wide).maximum)
-        console.print(table)
+        print_table(table, console)
 
 
 def _results(found: Findings) -> Sheet:

@@ -16,6 +16,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from aida_lightning._lightning import (
+    Callback,
     LightningDataModule,
     LightningModule,
     Trainer,
@@ -50,6 +51,7 @@ def train_run(
     seed: int,
     folder: Path,
     keep_checkpoint: bool = False,
+    runs_left: int = 0,
 ) -> RunResult:
     """Train one run, from its last checkpoint if there is one, and read its event files.
 
@@ -61,18 +63,20 @@ def train_run(
         seed: the seed of the initialisation and of the order of the data.
         folder: the run's own.
         keep_checkpoint: keep the last checkpoint of a run that is finished.
+        runs_left: how many runs a forecast is to be made for, this one included; 0 makes none.
     """
     experiment = loaded.experiment
     point = ResumePoint()
     failure: dict[str, str] = {}
-    _warm_up(optimizer)
+    with quiet():
+        _warm_up(optimizer)
     start = time.perf_counter()
     with quiet(), _sigint_handler_restored():
         try:
             point = begin_run(folder, run_settings(loaded.config, optimizer, seed))
             if not _can_go_on(loaded):
                 point = ResumePoint()
-            _fit(loaded, optimizer, seed, folder, point)
+            _fit(loaded, optimizer, seed, folder, point, runs_left)
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
             failure = {"status": "interrupted", "message": ""}
         except Exception as error:  # any failure of one run is that run's alone
@@ -120,6 +124,7 @@ def _fit(
     seed: int,
     folder: Path,
     point: ResumePoint,
+    runs_left: int,
 ) -> None:
     experiment = loaded.experiment
     logger = find_in(loaded.package, "pytorch.loggers.TensorBoardLogger")(
@@ -132,7 +137,8 @@ def _fit(
         purge_step=point.steps if any(folder.glob("*tfevents*")) else None,
         filename_suffix=next_suffix(folder),
     )
-    trainer = experiment.trainer(logger=logger, callbacks=run_callbacks(loaded, seed, folder))
+    callbacks = [*run_callbacks(loaded, optimizer, seed, folder, runs_left), _QuietProcesses()]
+    trainer = experiment.trainer(logger=logger, callbacks=callbacks)
     if type(trainer.strategy.checkpoint_io) in find("pytorch.plugins.io.TorchCheckpointIO"):
         trainer.strategy.checkpoint_io = LastCheckpointIO(folder)
     seed_everything = find_in(loaded.package, "pytorch.seed_everything")
@@ -164,9 +170,13 @@ def build_model(
 def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: Trainer) -> dict[str, Any]:
     """Ask for the fused kernel on a CPU, where no optimizer chooses it by itself.
 
-    Not in mixed precision, where Lightning refuses to clip the gradients of torch's fused ones.
+    Not in mixed precision, where Lightning refuses to clip the gradients of torch's fused ones; and
+    not of others' classes, whose options of that name may mean what a CPU does not have.
     """
-    accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
+    cls = get_optimizer_class(optimizer.name)
+    if not cls.__module__.startswith(("torch.optim.", "aida_lightning.")):
+        return optimizer.options
+    accepted = inspect.signature(cls).parameters
     chosen = {"foreach", "fused", "capturable", "differentiable"} & optimizer.options.keys()
     on_host = trainer.strategy.root_device.type == "cpu"
     mixed = isinstance(trainer.precision_plugin, find("pytorch.plugins.MixedPrecision"))
@@ -195,9 +205,12 @@ def _summary(error: Exception) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep from the terminal what Lightning says at every start; its warnings stay."""
-    levels = {logger: logger.level for logger in loggers()}
-    for logger in levels:
-        logger.setLevel(logging.WARNING)
+    # The second warns of a toolkit without a GPU wherever a kernel is compiled for a CPU.
+    least = {logger: logging.WARNING for logger in loggers()}
+    least[logging.getLogger("torch.utils.cpp_extension")] = logging.ERROR
+    levels = {logger: logger.level for logger in least}
+    for logger, level in least.items():
+        logger.setLevel(level)
     try:
         with warnings.catch_warnings():
             for pattern in (
@@ -220,6 +233,20 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
+
+
+class _QuietProcesses(Callback):
+    """Have the processes that a strategy spawns be quiet from the start, when they unpickle it."""
+
+    def __reduce__(self) -> Any:
+        return _quiet_process, ()
+
+
+def _quiet_process() -> _QuietProcesses:
+    callback = _QuietProcesses()
+    vars(callback)["quiet"] = context = quiet()  # which ends with the last reference to it
+    context.__enter__()
+    return callback
 
 
 @contextlib.contextmanager

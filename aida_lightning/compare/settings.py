@@ -45,7 +45,7 @@ def run_settings(
         **{key: config[key] for key in ("model", "data", "trainer")},
         "callbacks": config.get("callbacks", []),
         "optimizer": {"name": optimizer.name, "options": optimizer.options},
-        "sources": source_digests(common_settings(config)),
+        "sources": source_digests([common_settings(config), {"class_path": optimizer.name}]),
         "seed": seed,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))

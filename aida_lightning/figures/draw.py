@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
+
 from aida_lightning.figures import FigureName
 from aida_lightning.figures.heatmap import heatmap
 from aida_lightning.figures.metric import metric_curves
 from aida_lightning.figures.plotting import Look
 from aida_lightning.figures.projections import fig5
 from aida_lightning.figures.stepsizes import fig1, fig2, fig4, fig6
+from aida_lightning.figures.sweep import sweep
 from aida_lightning.logs.events import EventsError
 from aida_lightning.logs.metric import Metric
 from aida_lightning.logs.runs import (
@@ -41,7 +44,7 @@ def draw_figures(
         figures: the figures to draw.
         formats: endings of files that matplotlib writes: png, svg, pdf.
         optimizers: globs of the labels to show, in any case; None shows all.
-        metric: what Figures 3, 7 and 8 show; None is the validation accuracy.
+        metric: what Figures 3, 7 and 8 and the sweep show; None is the validation accuracy.
         look: how to draw; None is the default look.
 
     Returns:
@@ -77,7 +80,7 @@ def write_figures(
         output: the folder to write to, which is made if need be.
         figures: the figures to draw.
         formats: endings of files that matplotlib writes.
-        metric: what Figures 3, 7 and 8 show.
+        metric: what Figures 3, 7 and 8 and the sweep show.
         look: how to draw; None is the default look.
 
     Returns:
@@ -92,13 +95,16 @@ def write_figures(
             figure = metric_curves(groups, metric, look)
         elif name == "fig5":
             figure = fig5(runs)
+        elif name == "sweep":
+            figure = sweep(runs, metric, look)
         else:
             figure = _STEPSIZE_FIGURES[name](monitored_runs(runs), look)
         for ending in formats:
             paths.append(output / f"{name}.{ending}")
             try:
                 output.mkdir(parents=True, exist_ok=True)
-                figure.savefig(paths[-1], dpi=150)
+                with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):  # text as text
+                    figure.savefig(paths[-1], dpi=150)
             except OSError as error:
                 raise EventsError(f"output: {error}") from error
     return paths

@@ -1,5 +1,6 @@
 """The adaptive stepsizes of all layers in one picture, for networks of any depth."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from aida_lightning.logs.spread import evenly
 
 _ROWS = {"mean": tags.MEAN, "standard deviation": tags.STD, "standard deviation / mean": None}
 _MOST_TICKS = 20
+_TITLE_WIDTH = 30  # characters
 _LAYER_HEIGHT = 0.16  # inches, of as many layers as fit into a panel
 _PANEL_HEIGHTS = (1.4, 4.0)
 
@@ -58,7 +60,7 @@ def heatmap(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
     for row, name in enumerate(_ROWS):
         _draw_row(figure, axes[row], [(x, values[name]) for x, values in grids], name)
     for axis, label in zip(axes[0], optimizers, strict=True):
-        axis.set_title(label, fontweight="bold", fontsize="medium")
+        axis.set_title(textwrap.fill(label, _TITLE_WIDTH), fontweight="bold", fontsize="medium")
     places = evenly(len(layers), _MOST_TICKS)
     names = [f"{number}  {short_name(layer)}" for number, layer in layers.items()]
     axes[0, 0].set_yticks([place + 0.5 for place in places], [names[place] for place in places])

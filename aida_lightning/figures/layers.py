@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from aida_lightning.figures.plotting import Look, XOf, over_seeds, smoothed
@@ -20,25 +21,30 @@ def pick_layers(runs: Sequence[MonitoredRun], look: Look, default: Sequence[int]
     that is no weight has no number in the paper; its number comes after those of the weights.
 
     Raises:
-        EventsError: a layer that is asked for does not exist; the message names those that do.
+        EventsError: a layer that is asked for does not exist; the message names the nearest three.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.layers))
     weights = weights_of(runs)
     numbered = dict(enumerate([*weights, *(name for name in names if name not in weights)], 1))
     if look.layers is None:
         return {number: numbered[number] for number in default if number in numbered}
-    found: dict[int, str] = {}
-    for wanted in look.layers:
-        some = {
-            number: name
+    numbers = {str(number): [number] for number in numbered}
+    found: set[int] = set()
+    for wanted in map(str, look.layers):
+        some = numbers.get(wanted) or [
+            number
             for number, name in numbered.items()
-            if str(number) == str(wanted) or fnmatchcase(name, str(wanted))
-        }
+            if any(it == wanted or fnmatchcase(it, wanted) for it in (name, short_name(name)))
+        ]
         if not some:
-            there = ", ".join(f"{number} {name}" for number, name in numbered.items())
-            raise EventsError(f"layers: {wanted!r} is none of {there}")
-        found |= some
-    return dict(sorted(found.items()))
+            shown = [short_name(name) for name in numbered.values()]
+            nearest = ", ".join(get_close_matches(short_name(wanted), shown, cutoff=0.0))
+            raise EventsError(
+                f"layers: {wanted!r} is none of the layers 1 to {len(shown)}, nor does it match "
+                f"the name of one; the nearest are: {nearest}"
+            )
+        found.update(some)
+    return {number: numbered[number] for number in sorted(found)}
 
 
 def short_name(layer: str) -> str:

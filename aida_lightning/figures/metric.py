@@ -16,6 +16,7 @@ from aida_lightning.figures.plotting import (
     over_seeds,
     panels,
     smoothed,
+    tell_apart,
     x_axis,
 )
 from aida_lightning.logs.events import EventsError
@@ -73,6 +74,7 @@ def metric_curves(
     _frame(axes)
     handles = {line.get_label(): line for axis in axes for line in axis.get_lines()}
     legend_below(figure, list(handles.values()), 2 * columns + 1)
+    tell_apart(axes)
     return figure
 
 

@@ -1,5 +1,6 @@
 """What all figures share: colours, averages over seeds, smoothing, axes."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ _FIXED_COLORS = {
 }
 _OTHER_COLORS = ["#CC79A7", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99"]
 _OTHER_COLORS += ["#666666", "#AA4499", "#117733", "#000000", "#DDCC77"]
+# What a line takes up of a panel's height.
+_LINE_WIDTH = 0.005
+# Of lines that lie on one another the dashes, in their widths, and the markers' growth in points.
+_DASH, _RING = 5.0, 4.0
+_LEGEND_WIDTH = 60  # characters
 # Values within this factor of each other are read best on a linear axis.
 _LINEAR_RANGE = 15.0
 
@@ -36,8 +42,8 @@ class Look:
     """How to draw.
 
     Args:
-        layers: the layers to show: names, globs of names, or numbers from 1 at the input. None
-            shows those of the paper.
+        layers: the layers to show: numbers from 1 at the input, or names or globs of names, as
+            figures and tables show them or the parameters' own. None shows those of the paper.
         smooth: the weight of the past in an exponential moving average, in [0, 1), as TensorBoard's
             slider has it.
         log_x: whether the x axis is logarithmic.
@@ -174,11 +180,41 @@ def finish_panels(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, 
             axis.set_ylabel(y_name)
 
 
+def tell_apart(axes: Sequence[Axes]) -> None:
+    """Have lines that lie on one another take turns, as dashes, and larger markers lie below."""
+    for axis in axes:
+        axis.autoscale_view()
+        in_panel = axis.transScale + axis.transLimits  # from 0 to 1
+        groups: list[list[tuple[Line2D, FloatArray]]] = []
+        for line in axis.get_lines():
+            points = in_panel.transform(line.get_xydata())
+            points = points[np.isfinite(points).all(axis=1)].T
+            group = next((group for group in groups if _coincide(group[0][1], points)), [])
+            group.append((line, points))
+            if len(group) == 1:
+                groups.append(group)
+        for group in groups:
+            for place, (line, _) in enumerate(group if len(group) > 1 else []):
+                dash = _DASH if line.get_linestyle() == "-" else 0.6 * _DASH
+                line.set_linestyle((place * _DASH, (dash, len(group) * _DASH - dash)))
+                line.set_markersize(line.get_markersize() + _RING * (len(group) - 1 - place))
+
+
+def _coincide(one: FloatArray, other: FloatArray) -> bool:
+    """Tell whether lines, as their x and their y, are apart by less than their width."""
+    if not one.size or not other.size:
+        return False
+    apart = np.abs(np.interp(one[0], other[0], other[1], left=np.nan, right=np.nan) - one[1])
+    known = apart[np.isfinite(apart)]
+    return known.size > 0 and bool(known.max() < _LINE_WIDTH)
+
+
 def legend_below(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
     """Put a legend under the panels, in as many columns as fit, up to ``columns``."""
+    labels = [textwrap.fill(str(handle.get_label()), _LEGEND_WIDTH) for handle in handles]
     for ncols in range(min(len(handles), columns), 0, -1):
         legend = figure.legend(
-            handles=handles, loc="outside lower center", ncols=ncols, fontsize="small"
+            handles, labels, loc="outside lower center", ncols=ncols, fontsize="small"
         )
         if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return

@@ -24,6 +24,7 @@ from aida_lightning.figures.plotting import (
     optimizer_colors,
     panels,
     shades,
+    tell_apart,
     x_axis,
 )
 from aida_lightning.logs import tags
@@ -86,7 +87,7 @@ def _one_panel_an_optimizer(runs: Sequence[MonitoredRun], statistic: str, look: 
     layers = pick_layers(runs, look, range(first, count + 1))
     x_name, x_of = x_axis(runs)
     for axis, (label, seeds) in zip(axes, optimizers.items(), strict=True):
-        title = "\n".join(textwrap.wrap(label, _TITLE_WIDTH))
+        title = textwrap.fill(label, _TITLE_WIDTH)
         axis.set_title(title, color=colors[label], fontweight="bold")
         ramp = shades(colors[label], len(layers))
         for layer, shade in zip(layers.values(), ramp, strict=True):
@@ -94,6 +95,7 @@ def _one_panel_an_optimizer(runs: Sequence[MonitoredRun], statistic: str, look: 
             axis.plot(x, y, marker=marker(y), color=shade, linewidth=1.4)
     name = f"{_NAMES[statistic]} of the adaptive stepsizes"
     finish_panels(axes, columns, x_name, name, look)
+    tell_apart(axes)
     ramp = shades(to_rgb("0.5"), len(layers))
     handles = [
         Line2D([], [], color=shade, linewidth=2.5, label=f"{number}  {short_name(layer)}")
@@ -142,6 +144,7 @@ def _one_panel_a_layer(
     if len(statistics) > 1:
         handles += kinds.values()
     legend_below(figure, handles, 2 * columns)
+    tell_apart(axes)
     title = f"{' and '.join(names)} of the adaptive stepsizes"
     figure.suptitle(f"{title[0].upper()}{title[1:]}")
     return figure

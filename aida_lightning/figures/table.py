@@ -1,9 +1,11 @@
 """The statistics of each layer as a table, from event files alone."""
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from aida_lightning.figures.layers import pick_layers, short_name
@@ -41,7 +43,7 @@ def summarize(
 
     Args:
         logdirs: folders that hold runs with the ``StepsizeMonitor``, at any depth.
-        layers: names, globs of names or numbers of the layers to show; None shows all.
+        layers: the layers to show, as in ``Look``; None shows all.
         optimizers: globs of the labels to show, in any case; None shows all.
 
     Raises:
@@ -50,6 +52,18 @@ def summarize(
     runs = read_monitored_runs(logdirs)
     labels = choose_labels([run.label for run in runs], optimizers)
     return [_table(label, [run for run in runs if run.label == label], layers) for label in labels]
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table, folded to the terminal if there is one, and each line of its caption whole."""
+    table, caption = copy(table), table.caption
+    table.caption = None
+    if not console.is_terminal:  # a file or a pipe has no width to fold to
+        wide = console.options.update(max_width=1000)
+        console.width = console.measure(table, options=wide).maximum
+    console.print(table, soft_wrap=False)
+    if caption:
+        console.print(caption, style="table.caption", soft_wrap=True, highlight=False)
 
 
 def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | None) -> Table:
@@ -75,7 +89,7 @@ def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | No
     table = Table(
         title=f"{label}: {'adaptive stepsizes' if has_stepsizes else 'updates'} "
         f"at step {step}" + (f", means over {len(seeds)} seeds" if len(seeds) > 1 else ""),
-        caption=f"Not logged: {', '.join(missing)}; StepsizeMonitor(statistics=[…]) does."
+        caption=f"Not logged: {', '.join(missing)}. StepsizeMonitor(statistics=[…]) logs them."
         if missing
         else None,
         caption_justify="left",

@@ -15,7 +15,7 @@ from aida_lightning.measuring._registered import last_update, momentum, stepsize
 
 # Stepsizes at the ceiling differ by what v rounds, which adds up over 1 / (1 - beta2) steps.
 AT_THE_CEILING = 1 - 1e-3
-HISTOGRAM_BINS = 64
+HISTOGRAM_BINS = 128
 
 Number: TypeAlias = Tensor | float
 Row: TypeAlias = dict[str, Number]  # the measures of one layer, by name
@@ -127,8 +127,9 @@ MEASURES: dict[str, Measure] = {
     "min": Measure("stepsizes", lambda layer: layer.extremes[0]),
     "max": Measure("stepsizes", lambda layer: layer.extremes[1]),
     "count": Measure("stepsizes", lambda layer: float(layer.stepsizes.numel())),
+    # In bins of equal width in the logarithm, each wider than the one below by the same factor.
     "histogram": Measure(
-        "stepsizes", lambda layer: reductions.histogram(layer.stepsizes, HISTOGRAM_BINS)
+        "stepsizes", lambda layer: reductions.histogram(layer.stepsizes.log(), HISTOGRAM_BINS)
     ),
     "ceiling": Measure("ceiling", LayerStep.ceiling),
     "ceiling_share": Measure("ceiling", LayerStep.ceiling_share),

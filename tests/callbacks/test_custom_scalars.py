@@ -124,11 +124,20 @@ def test_the_page_has_a_band_around_each_layers_mean(server, logdir):
 
 
 def test_edges_are_logged_of_the_layers_that_have_a_band(tmp_path):
-    fit(tmp_path, Stack(), StepsizeMonitor(custom_scalars=["layers.1", "layers.1[12]", "none"]))
+    fit(tmp_path, Stack(), StepsizeMonitor(custom_scalars=["layers.1", "layers.1[12]"]))
     shown = ["layers.12", "layers.11", "layers.1"]
     assert layout_of(tmp_path)["stepsize_mean ± stepsize_std"] == shown
     edges = {tag for tag in read(tmp_path) if tag.startswith("z_stepsize_band/")}
     assert edges == {f"z_stepsize_band/{end}/{n}" for end in ("lower", "upper") for n in shown}
+
+
+def test_a_glob_that_matches_no_layer_is_told_with_the_nearest(tmp_path):
+    monitor = StepsizeMonitor(custom_scalars=["layers.0", "layer.12", "layers.*"])
+    with pytest.warns(UserWarning, match="custom_scalars") as told:
+        fit(tmp_path, Stack(), monitor)
+    (message,) = [str(one.message) for one in told if "custom_scalars" in str(one.message)]
+    assert "matches 'layer.12'" in message
+    assert message.endswith("the nearest are: layers.12, layers.2, layers.1")
 
 
 def test_categories_of_an_earlier_version_give_way_and_those_of_users_stay(tmp_path):

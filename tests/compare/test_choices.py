@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from aida_lightning.compare.choices import parse_choice, pick_methods
+from aida_lightning.compare.choices import parse_choice, parse_method, pick_methods
 from aida_lightning.compare.folder import run_folder
 from aida_lightning.compare.methods import (
     Method,
@@ -29,10 +29,44 @@ def test_a_name_and_its_options_are_read(text, name, options):
     assert parse_choice(text) == (name, options)
 
 
-@pytest.mark.parametrize("text", ["aida:k", "aida:=1"])
+@pytest.mark.parametrize("text", ["aida:k", "aida:=1", "aida:k=1,k=2"])
 def test_what_cannot_be_read_is_refused(text):
     with pytest.raises(UsageError, match="option"):
         parse_choice(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "grid"),
+    [
+        ("aida:k=1,lr=1e-4/3e-4/1e-3", {"k": 1}, {"lr": [1e-4, 3e-4, 1e-3]}),
+        (
+            "adam:betas=(0.9,0.99)/(0.9,0.999), lr=0.1 / 1",
+            {},
+            {"betas": [(0.9, 0.99), (0.9, 0.999)], "lr": [0.1, 1]},
+        ),
+        ("aida:lr=0.1", {"lr": 0.1}, {}),
+    ],
+)
+def test_values_with_slashes_between_them_are_a_grid(text, options, grid):
+    assert parse_method(text) == Method(text.partition(":")[0], options, None, grid)
+
+
+def test_the_points_of_a_sweep_stand_for_one_method_and_name_their_folders():
+    chosen = choose_optimizers(pick_methods([], ["aida:k=1,lr=1e-4/1e-3", "sgd:lr=0.1/1"]))
+    assert [
+        (choice.method, run_folder(Path(), choice.label, 0).parent.name) for choice in chosen
+    ] == [
+        ("Aida K=1", "Aida_K=1_lr=0.0001"),
+        ("Aida K=1", "Aida_K=1_lr=0.001"),
+        ("SGD", "SGD_lr=0.1"),
+        ("SGD", "SGD_lr=1"),
+    ]
+
+
+def test_a_class_of_any_package_is_chosen_by_its_path():
+    (chosen,) = choose_optimizers(pick_methods([], ["torch.optim.RMSprop:lr=1e-3,alpha=0.9"]))
+    assert (chosen.name, chosen.label) == ("torch.optim.RMSprop", "RMSprop lr=0.001 alpha=0.9")
+    assert chosen.options == {"lr": 1e-3, "alpha": 0.9}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +149,21 @@ def test_weight_decay_reaches_every_optimizer_that_takes_it_and_has_none_of_its_
         (["aida:label=" + 128 * "é"], "cannot name a folder: it has 256 bytes, .* 255"),
         (["aida:label=config.yaml"], "'config.yaml' is the name of one of the files"),
         (["aida:label=Fig1.png"], "'Fig1.png' is the name of one of the files"),
+        (["torch.optim.RMSpop"], "'torch.optim.RMSpop', did you mean: torch.optim.RMSprop"),
+        (["torch.nn.Linear"], "torch.nn.Linear is no class of optimizers"),
+        (
+            ["compare.tiny.Slow:lr=1"],
+            "compare.tiny.Slow:lr=1: the option 'pace' has no default, give one: "
+            "compare.tiny.Slow:pace=VALUE",
+        ),
+        (["aida:lr="], "'aida:lr=' lacks a value of 'lr'"),
+        (
+            ["aida:lr=0.1/"],
+            "'aida:lr=0.1/' lacks a value of 'lr': .* are written lr=VALUE/V",
+        ),
+        (["aida:lr=1e-3/0.001"], "aida: the grid of 'lr' has 0.001 twice"),
+        (["aida:lr=0.1/-1"], "aida:lr=-1"),
+        (["aida:label=heatmap.png"], "'heatmap.png' is the name of one of the files"),
         (["aida:label=a\0"], r"'a\\x00' cannot name a folder"),
     ],
 )
@@ -126,6 +175,11 @@ def test_a_bad_request_is_refused_with_what_is_wrong(texts, message):
 def test_an_empty_grid_is_refused():
     with pytest.raises(UsageError, match="grid of 'lr' has no value"):
         choose_optimizers([Method("aida", grid={"lr": []})])
+
+
+def test_an_option_that_is_in_the_grid_too_is_refused():
+    with pytest.raises(UsageError, match="aida: 'lr' is among the options and in the grid"):
+        choose_optimizers([Method("aida", {"lr": 1}, grid={"lr": [0.1]})])
 
 
 def test_a_point_of_a_grid_that_cannot_name_a_folder_is_refused():

@@ -253,6 +253,20 @@ def test_a_figure_with_nothing_to_draw_is_named(tmp_path, capsys):
     assert "There is no fig6: none of the 1 run(s)" in " ".join(capsys.readouterr().out.split())
 
 
+def test_one_sentence_says_why_several_figures_are_not_there_and_no_line_is_folded(
+    tmp_path, capsys
+):
+    changes = {"callbacks": [], "figures": ["fig1", "fig6", "fig2"]}
+    changes |= {f"optimizer_options.{name}": 0.5 for name in ("eps", "weight_decay")}
+    compare(load_experiment(write_experiment(tmp_path), changes), ["Aida K=2"], tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    (reason,) = [line for line in lines if line.startswith("There is")]
+    assert reason.startswith("There is no fig1, no fig6, no fig2: none of the 1 run(s)")
+    assert reason.endswith("at every log_every_n_steps-th step")
+    (changed,) = [line for line in lines if line.startswith("Changed: ")]
+    assert changed.endswith("optimizer_options.eps=0.5, optimizer_options.weight_decay=0.5")
+
+
 TWO_PROCESSES = ["--devices", "2", "--accelerator", "cpu"]
 
 
@@ -277,7 +291,7 @@ TWO_PROCESSES = ["--devices", "2", "--accelerator", "cpu"]
             "use 'ddp_spawn_find_unused_parameters_true'",
         ),
         (["--epochs", "0"], "epochs"),
-        (["--epochs", "x"], "max_epochs\": Expected a <class 'int'>. Got value: x"),
+        (["--epochs", "x"], "--epochs: Expected a <class 'int'>. Got value: x"),
         (["--seeds", "1", "1"], "seeds"),
         (["--tune_seeds", "-1"], "tune_seeds: different integers from 0 to 4294967295"),
         (["--seeds", "0", "--tune_seeds", "0"], "tune_seeds: seeds that choose a setting are not"),

@@ -35,7 +35,7 @@ def optimizers(name):
 @pytest.mark.parametrize("name", sorted(ISSUED))
 def test_it_trains_two_steps_on_the_sample(name, tmp_path):
     changes = SHORT | ({"data.init_args.batch_size": 4} if name in IMAGES else {})
-    changes |= LINEAR if name in (IMAGES | {"digits_vgg11"}) - FULL_SIZED else {}
+    changes |= LINEAR if name in IMAGES - FULL_SIZED else {}
     sample = name != "digits_vgg11"
     loaded = load_experiment(name, changes, sample=sample)
     experiment = loaded.experiment
@@ -46,6 +46,16 @@ def test_it_trains_two_steps_on_the_sample(name, tmp_path):
     assert result.last is not None
     assert result.metric == experiment.metric.name
     assert result.optimizer_state_bytes > 0
+
+
+def test_the_first_try_is_small_and_its_rate_falls_up_to_the_last_epoch():
+    loaded = load_experiment("digits_vgg11")
+    network = loaded.experiment.model(optimizer="aida", optimizer_options={}).model
+    assert sum(p.numel() for p in network.parameters()) == 611_434
+    iterations = loaded.experiment.model.keywords["lr_scheduler_options"]["total_iters"]
+    assert iterations == loaded.trainer_options["max_epochs"] - 1
+    full = load_experiment("digits_vgg11", {"model.init_args.model": "vgg11"}).experiment.model
+    assert full.keywords["model"] == "vgg11"
 
 
 @pytest.mark.parametrize("name", sorted(ISSUED - {"digits_vgg11"}))

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from aida_lightning import OptimizerMixin
+from aida_lightning import OptimizerMixin, stepsize
 
 
 class TinyClassifier(OptimizerMixin, LightningModule):
@@ -71,6 +71,25 @@ class TinyData(LightningDataModule):
 
     def val_dataloader(self):
         return DataLoader(self.points, self.batch_size)
+
+
+class Slow(torch.optim.SGD):
+    """An optimizer of the user's own, with an option that has no default, and an adapter."""
+
+    def __init__(self, params, pace: float, lr: float = 0.1):
+        super().__init__(params, lr=lr * pace)
+        self.defaults["pace"] = pace
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for param in self.param_groups[0]["params"]:
+            self.state[param]["step"] = torch.tensor(1.0)
+        return loss
+
+
+@stepsize.register
+def _(optimizer: Slow, group, state):
+    return torch.tensor(optimizer.defaults["pace"])
 
 
 class Kill(Callback):

@@ -58,7 +58,9 @@ def test_layers_are_named_under_model():
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"'vgg12', it must be one of \['resnet34', 'vgg11'\]"):
+    with pytest.raises(
+        ValueError, match=r"'vgg12', it must be one of \['resnet34', 'vgg11', 'vgg11_x0_25'\]"
+    ):
         ImageClassifier("vgg12")
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from aida_lightning.example_modules import NETWORKS, resnet34, vgg11
 
-PARAMETERS = {"vgg11": 9_750_922, "resnet34": 21_282_122}
+PARAMETERS = {"vgg11": 9_750_922, "vgg11_x0_25": 611_434, "resnet34": 21_282_122}
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def convolutions(network: nn.Module) -> list[nn.Conv2d]:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_the_parameter_count_is_the_papers(networks, name):
+def test_the_parameter_count_is_the_architectures(networks, name):
     assert sum(p.numel() for p in networks[name].parameters()) == PARAMETERS[name]
 
 
@@ -49,6 +49,25 @@ def test_vgg11_convolutions_start_at_the_papers_spread_without_bias(networks):
         assert conv.weight.std().item() == pytest.approx(expected, rel=0.06)
         assert conv.weight.mean().abs().item() < 0.1 * expected
         assert not conv.bias.any()
+
+
+def test_vgg11_of_a_quarter_of_the_width_has_the_same_layers(networks):
+    narrow, full = networks["vgg11_x0_25"], networks["vgg11"]
+    assert [type(module) for module in narrow.modules()] == [type(m) for m in full.modules()]
+    assert [4 * p.numel() for p in narrow.parameters() if p.ndim == 1][:-1] == [
+        p.numel() for p in full.parameters() if p.ndim == 1
+    ][:-1]
+    assert narrow.classifier[6].weight.shape == (10, 128)
+
+
+def test_a_tiny_width_keeps_a_channel_in_each_layer():
+    assert {p.shape[0] for p in vgg11(width_mult=1e-3).parameters()} == {1, 10}
+
+
+@pytest.mark.parametrize("width_mult", [0, -1.0, float("nan")])
+def test_a_width_that_is_not_positive_is_refused(width_mult):
+    with pytest.raises(ValueError, match=f"width_mult value: {width_mult}, it must be positive"):
+        vgg11(width_mult=width_mult)
 
 
 def test_vgg11_drops_half_before_each_hidden_linear_layer(networks):

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from aida_lightning.compare.callbacks import LetGlooFinish
 from aida_lightning.datamodules import Multi30kDataModule
 from aida_lightning.example_modules import InverseSqrtLR, TranslationModel
 
@@ -42,9 +43,10 @@ def batches() -> DataLoader:
     return DataLoader(PAIRS, batch_size=None)
 
 
-def trainer(folder: Path, **options) -> Trainer:
+def trainer(folder: Path, callbacks=(), **options) -> Trainer:
     return Trainer(
         accelerator="cpu",
+        callbacks=[LetGlooFinish(), *callbacks],
         logger=CSVLogger(folder),
         log_every_n_steps=1,
         enable_progress_bar=False,

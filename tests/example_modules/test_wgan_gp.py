@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from toy import read
 
 from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.compare.callbacks import LetGlooFinish
 from aida_lightning.datamodules import Digitsx64DataModule
 from aida_lightning.example_modules import WGANGP, FIDMonitor, gradient_penalty
 
@@ -43,7 +44,7 @@ def fit(folder: Path, gan: WGANGP, data, *callbacks, ckpt_path=None, **options) 
         default_root_dir=folder,
         accelerator="cpu",
         logger=TensorBoardLogger(folder, name="", version="run"),
-        callbacks=list(callbacks),
+        callbacks=[LetGlooFinish(), *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
         **{"max_epochs": 1, "log_every_n_steps": 1, "devices": 1, **options},

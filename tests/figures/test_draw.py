@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import rcParams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from aida_lightning.commands import main
 from aida_lightning.figures.draw import draw_figures
+from aida_lightning.figures.heatmap import heatmap
 from aida_lightning.figures.metric import metric_curves
 from aida_lightning.figures.plotting import Look, optimizer_colors
 from aida_lightning.figures.stepsizes import fig1, fig2, fig4, fig6
@@ -219,19 +222,43 @@ def test_figure_4_shows_the_means_alone(tmp_path):
     assert [y[0] for _, y in shown["layer 6: net.6"]] == [60.0]
 
 
-@pytest.mark.parametrize("layers", [["3", "5"], ["net.3.weight", "*.5.weight"]])
-def test_layers_are_chosen_by_number_name_or_glob(tmp_path, layers):
+@pytest.mark.parametrize(
+    "layers",
+    [["3", "5"], [3, 5], ["net.3.weight", "*.5.weight"], ["net.3", "net.5"], ["net.[35]"]],
+)
+def test_layers_are_chosen_by_number_name_or_glob_as_they_are_shown(tmp_path, layers):
     write_run(tmp_path / "run")
     runs = read_monitored_runs([tmp_path])
     assert list(panels(fig6(runs, Look(layers)))) == ["layer 3: net.3", "layer 5: net.5"]
     assert len(panels(fig2(runs, Look(layers)))["run"]) == 2
 
 
-def test_a_layer_that_is_not_there_is_refused_with_those_that_are(tmp_path):
-    write_run(tmp_path / "run", layers=2)
+def test_a_layer_called_by_a_number_has_the_number_of_its_place_first(tmp_path):
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for name in ("0.weight", "2.weight", "blocks[1].weight"):
+            writer.add_scalar(f"stepsize_mean/{name}", 1.0, 0)
     runs = read_monitored_runs([tmp_path])
-    with pytest.raises(EventsError, match=r"'7' is none of 1 net.1.weight, 2 net.2.weight, 3 net"):
-        fig6(runs, Look(["7"]))
+    for wanted, title in (
+        ("2", "layer 2: 2"), ("0", "layer 1: 0"), ("blocks[1]", "layer 3: blocks[1]"),
+    ):  # fmt: skip
+        assert [*panels(fig4(runs, Look([wanted])))] == [title]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nearest"),
+    [
+        ("nets.11", "net.11, net.1, net.10"),
+        ("net.12.weight", "net.2, net.1, net.11"),
+        ("77", "net.7"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_refused_with_the_nearest(tmp_path, capsys, wanted, nearest):
+    write_run(tmp_path / "run")
+    for command in ("figures", "summary"):
+        assert main([command, str(tmp_path), "--layers", "1", wanted]) == 2
+        message = capsys.readouterr().err
+        assert f"layers: '{wanted}' is none of the layers 1 to 22, nor does it match" in message
+        assert f"the nearest are: {nearest}" in message
 
 
 def test_runs_of_several_folders_are_compared_and_chosen_by_label(tmp_path):
@@ -245,9 +272,9 @@ def test_runs_of_several_folders_are_compared_and_chosen_by_label(tmp_path):
     )
     assert [path.name for path in paths] == ["fig6.svg", "fig6.pdf"]
     text = paths[0].read_text()
-    assert "<!-- Aida -->" in text
-    assert "<!-- Adam+ -->" in text
-    assert "<!-- SGD -->" not in text
+    assert ">Aida</text>" in text
+    assert ">Adam+</text>" in text
+    assert ">SGD</text>" not in text
     assert paths[1].read_bytes().startswith(b"%PDF")
 
 
@@ -315,7 +342,7 @@ def test_folders_of_one_name_have_a_panel_each(tmp_path):
         write_accuracy(tmp_path / name / "runs/Aida/seed_0", [value])
     folders = [tmp_path / "one/runs", tmp_path / "two/runs", tmp_path / "one/../one/runs"]
     (path,) = draw_figures(folders, tmp_path / "out", ["fig3"], ["svg"])
-    titles = re.findall(r"<!-- (\w+/runs) -->", path.read_text())
+    titles = re.findall(r">(\w+/runs)</text>", path.read_text())
     assert titles == ["one/runs", "two/runs"]
 
 
@@ -327,3 +354,87 @@ def test_figures_1_and_2_show_all_layers_of_a_deeper_network(tmp_path):
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(names) == 12
     assert (names[0], names[-1]) == ("1  net.1", "30  net.30")
+
+
+def pixels_of(figure: Figure, color: tuple[float, float, float]) -> int:
+    """Count the pixels of a colour in the panels."""
+    for legend in figure.legends:
+        legend.remove()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    shown = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    return int((np.abs(shown - np.round(255 * np.array(color))).max(axis=-1) < 3).sum())
+
+
+@pytest.mark.parametrize("draw", [fig1, fig2, fig4, fig6])
+def test_two_runs_of_one_label_and_equal_numbers_are_both_seen(tmp_path, draw):
+    for folder in ("one", "two"):
+        write_run(tmp_path / folder / "Aida/seed_0", layers=1)
+    runs = read_monitored_runs([tmp_path / "one", tmp_path / "two"])
+    colors = optimizer_colors(["one/Aida", "two/Aida"]).values()
+    figure = draw(runs)
+    seen = [pixels_of(figure, color) for color in colors]
+    assert min(seen) > 0.4 * max(seen) > 40
+
+
+def test_two_metrics_that_are_equal_are_both_seen(tmp_path):
+    for name in ("Aida", "SGD"):
+        with SummaryWriter(str(tmp_path / name / "seed_0")) as writer:
+            for step in range(5):
+                writer.add_scalar("val_accuracy", 0.1 * step, step)
+    figure = metric_curves({"": read_runs([tmp_path])}, Metric())
+    seen = [pixels_of(figure, color) for color in optimizer_colors(["Aida", "SGD"]).values()]
+    assert min(seen) > 0.4 * max(seen) > 40
+
+
+def test_of_four_runs_the_two_that_coincide_alone_take_turns(tmp_path):
+    for label, level in {"A": 10.0, "B": 20.0, "C": 10.0001, "D": 30.0}.items():
+        write_run(tmp_path / label / "seed_0", layers=1, level=level)
+    figure = fig4(read_monitored_runs([tmp_path]))
+    a, b, c, d = figure.axes[0].get_lines()
+    assert [line.is_dashed() for line in (a, b, c, d)] == [True, False, True, False]
+    (handles,) = [legend.get_lines() for legend in figure.legends]
+    assert not any(line.is_dashed() for line in handles)
+
+
+def test_equal_layers_of_a_run_take_turns(tmp_path):
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for step in range(3):
+            for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+                writer.add_scalar(f"stepsize_mean/{name}.weight", value, step)
+    lines = fig2(read_monitored_runs([tmp_path])).axes[0].get_lines()
+    assert [line.is_dashed() for line in lines] == [True, True, False]
+
+
+def test_of_points_in_one_place_each_is_seen(tmp_path):
+    for label in ("A", "B", "C"):
+        with SummaryWriter(str(tmp_path / label / "seed_0")) as writer:
+            writer.add_scalar("stepsize_mean/a.weight", 1.0, 0)
+    lines = fig4(read_monitored_runs([tmp_path])).axes[0].get_lines()
+    sizes = [line.get_markersize() for line in lines]  # the first is below the others
+    assert sizes[0] > sizes[1] + 2 > sizes[2] + 4
+
+
+def test_text_in_vector_graphics_is_text(tmp_path):
+    write_run(tmp_path / "Aida/seed_0", layers=2)
+    before = dict(rcParams)
+    svg, pdf = draw_figures([tmp_path], tmp_path, ["fig6"], ["svg", "pdf"])
+    assert ">layer 1: net.1</text>" in svg.read_text(encoding="utf-8")
+    assert b"/CIDFontType2" in pdf.read_bytes()  # TrueType
+    assert b"/Type3" not in pdf.read_bytes()  # shapes of letters
+    assert dict(rcParams) == before
+
+
+@pytest.mark.parametrize("draw", [fig1, fig4, heatmap])
+def test_a_long_label_is_folded_into_the_figure(tmp_path, draw):
+    label = "an optimizer of many options lr=0.001 betas=(0.9,0.999) eps=1e-08 " * 2
+    for name in ("Aida", label.strip().replace(" ", "_")):
+        write_run(tmp_path / name / "seed_0", layers=3)
+    figure = draw(read_monitored_runs([tmp_path]))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    titles = [axis.title.get_window_extent() for axis in figure.axes[:2]]
+    assert not titles[0].overlaps(titles[1])
+    for box in [*titles, *(legend.get_window_extent() for legend in figure.legends)]:
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width

@@ -5,7 +5,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from aida_lightning.commands import main
-from aida_lightning.figures.table import summarize
+from aida_lightning.figures.table import print_table, summarize
 from aida_lightning.logs.events import EventsError
 
 
@@ -54,6 +54,27 @@ def test_what_was_not_logged_has_no_column_and_is_named(tmp_path):
     assert "Std/mean" in text
     assert "At ceiling" not in text
     assert "Not logged: min, max, ceiling_share, effective_mean" in " ".join(text.split())
+
+
+def test_what_was_not_logged_is_one_line_in_a_pipe(tmp_path, capsys):
+    write(tmp_path / "run", stepsize_mean=2.0)
+    assert main(["summary", str(tmp_path)]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("Not logged: std")]
+    assert line.endswith("gradient_cosine. StepsizeMonitor(statistics=[…]) logs them.")
+
+
+def test_labels_and_layers_are_folded_and_not_cut_in_a_narrow_terminal(tmp_path, capsys):
+    label = "the_label_of_an_optimizer_" * 4
+    with SummaryWriter(str(tmp_path / label)) as writer:
+        writer.add_scalar(f"stepsize_mean/{'a_block.' * 12}weight", 1.0, 0)
+    (table,) = summarize([tmp_path])
+    print_table(table, Console(width=40, force_terminal=True, color_system=None))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[:-2])) <= 40
+    assert label in "".join(printed.split())
+    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    assert "".join(row[2].strip() for row in rows) == ("a_block." * 12).rstrip(".")
+    assert table.caption.startswith("Not logged")  # the caller's table is as it was
 
 
 def test_an_optimizer_without_stepsizes_has_a_table_of_its_updates(tmp_path):

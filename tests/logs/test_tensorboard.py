@@ -4,10 +4,14 @@ import pytest
 from lightning.fabric.loggers import tensorboard
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from toy import Net, TwoOptimizers, fit, read
 
 from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.logs.writing import log_hyperparameters, log_success
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -49,6 +53,32 @@ def test_a_logged_step_is_one_event(tmp_path, package):
             for prefix, layer in (("Aida", "head.weight"), ("Adam", "features.weight"))
             for statistic in ("stepsize_mean", "stepsize_std", *edges)
         }
+
+
+def test_hyperparameters_are_a_row_of_plain_values_under_columns_of_all_runs(tmp_path, package):
+    logger = TensorBoardLogger(tmp_path, name="", version="run", prefix="a")
+    rows = [{"lr": 0.1, "k": 1, "nesterov": True}, {"lr": "auto", "k": 1}]
+    log_hyperparameters(logger, "one", rows[0], rows, {"loss": "the loss"})
+    log_success(logger)
+    logger.finalize("success")
+    accumulator = EventAccumulator(str(tmp_path / "run")).Reload()
+    found = {
+        tag: HParamsPluginData.FromString(content)
+        for tag, content in accumulator.PluginTagToContent("hparams").items()
+    }
+    experiment = found["_hparams_/experiment"].experiment
+    assert [(info.name, info.type, info.differs) for info in experiment.hparam_infos] == [
+        ("lr", api_pb2.DATA_TYPE_STRING, True),
+        ("k", api_pb2.DATA_TYPE_FLOAT64, False),
+        ("nesterov", api_pb2.DATA_TYPE_BOOL, True),
+    ]
+    (metric,) = experiment.metric_infos
+    assert (metric.name.tag, metric.display_name) == ("a-loss", "the loss")
+    row = found["_hparams_/session_start_info"].session_start_info
+    assert (row.group_name, row.hparams["lr"].number_value) == ("one", 0.1)
+    assert row.hparams["nesterov"].bool_value is True
+    end = found["_hparams_/session_end_info"].session_end_info
+    assert end.status == api_pb2.STATUS_SUCCESS
 
 
 def test_tags_and_values_are_those_that_lightning_would_have_written(tmp_path, package):
