@@ -135,7 +135,6 @@ def draw(found: Findings, folder: Path) -> list[str]:
     """Draw the metric's curves and the experiment's figures into a folder.
 
     Of a method with a grid, the setting that stands for it is drawn, under the method's label.
-    Where a method has several learning rates, their figure is drawn too.
 
     Returns:
         what could not be drawn, and for want of what.
@@ -152,29 +151,24 @@ def draw(found: Findings, folder: Path) -> list[str]:
     metric, names = found.metric, {result.metric for result in found.results}
     if len(names) == 1 and names != {metric.name}:
         metric = replace(metric, name=names.pop(), title=f"{metric.label}, by a proxy")
+    figures = {name: runs for name in found.figures}
+    if any(standing.settings > 1 and "lr=" in standing.label for standing in found.standings):
+        figures["sweep"] = [
+            LoggedRun(run.label, found.paths[run.label, run.seed].resolve(), scalars)
+            for run in completed(found.results)
+            if (scalars := read_scalars(found.paths[run.label, run.seed]))
+        ]
     lacking: dict[str, list[str]] = {}
     try:
         metric_curves({"": runs}, metric).savefig(folder / "curves.png", dpi=150)
     except EventsError as error:
-        lacking.setdefault(str(error), []).append("curves.png")
-    figures = {name: runs for name in found.figures}
-    if swept := _swept(found):
-        figures["sweep"] = swept
+        lacking[str(error)] = ["curves.png"]
     for name, drawn in figures.items():
         try:
             write_figures(drawn, {"": drawn}, folder, [name], ("png",), metric, None)
         except EventsError as error:
             lacking.setdefault(str(error), []).append(name)
     return [f"no {', no '.join(names)}: {reason}" for reason, names in lacking.items()]
-
-
-def _swept(found: Findings) -> list[LoggedRun]:
-    """Read all completed runs, by their settings' labels, if a method has several rates."""
-    rates = [{run.options.get("lr") for run in s.all_runs} for s in found.standings]
-    if all(len(of_method) == 1 for of_method in rates):
-        return []
-    labels = {found.paths[run.label, run.seed]: run.label for run in completed(found.results)}
-    return [LoggedRun(label, path.resolve(), read_scalars(path)) for path, label in labels.items()]
 
 
 def _method(found: Findings, standing: Standing) -> dict[str, Any]:
