@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         LAdaBelief,
         LAdam,
         LAida,
+        SETAdam,
         Yogi,
     )
     from aida_lightning.registry import build_optimizer, list_optimizers
@@ -42,6 +43,7 @@ __all__ = [
     "LAdam",
     "LAida",
     "OptimizerMixin",
+    "SETAdam",
     "StepsizeMonitor",
     "UseOptimizer",
     "Yogi",

@@ -49,6 +49,7 @@ _ENTRIES: dict[str, _Entry] = {
     "laida": _Entry(optim.LAida),
     "msvag": _Entry(optim.MSVAG),
     "radam": _Entry(RAdam, {"decoupled_weight_decay": True}),
+    "setadam": _Entry(optim.SETAdam),
     "sgd": _Entry(SGD, {"lr": 0.1, "momentum": 0.9}),
     "yogi": _Entry(optim.Yogi),
 }

@@ -15,7 +15,7 @@ from aida_lightning import build_optimizer
 
 MEMBERS = [
     "adamplus", "adaml", "ladam", "adabelief", "adabeliefl", "ladabelief", "aida", "laida",
-    "aidagrad", "adam",
+    "aidagrad", "setadam", "adam",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from aida_lightning import build_optimizer
 
 MEMBERS = [
     "aida", "laida", "aidagrad", "adabelief", "adabeliefl", "ladabelief", "adamplus", "adaml",
-    "ladam", "adam",
+    "ladam", "setadam", "adam",
 ]  # fmt: skip
 KERNELS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 

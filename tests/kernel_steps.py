@@ -34,4 +34,10 @@ def step(kernel, *parts):
     for layers, _ in parts:
         torch._foreach_add_(layers.steps, 1)
     batches = [Batch(kernel, *part) for part in parts]
-    update(batches, parts[0][1], lambda _, sums, columns: [sum(sums)] * len(sums))
+    update(batches, parts[0][1], lambda _, sums, of_none: [_joined(sums, of_none)] * len(sums))
+
+
+def _joined(sums, of_none):
+    """Add sums over parts up; where those over no elements are infinite, find the least."""
+    stacked = torch.stack(sums)
+    return torch.where(torch.tensor(of_none).isinf(), stacked.amin(0), stacked.sum(0))

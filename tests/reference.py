@@ -53,6 +53,7 @@ class Setting:
     maximize: bool = False
     k: int = 2
     xi: float = 1e-20
+    tau: float = 0.5
 
 
 def run(
@@ -62,16 +63,28 @@ def run(
     *,
     lr: float = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    eps: float | None = None,
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     k: int = 2,
     xi: float = 1e-20,
+    tau: float = 0.5,
 ) -> list[LayerHistory]:
     """Run a member of the family; ``gradients`` has a list per step, of one tensor per layer."""
-    setting = Setting(lr, betas, eps, weight_decay, decoupled_weight_decay, maximize, k=k, xi=xi)
+    eps = default_eps(name) if eps is None else eps
+    decay = (weight_decay, decoupled_weight_decay)
+    setting = Setting(lr, betas, eps, *decay, maximize, k=k, xi=xi, tau=tau)
     return MEMBERS[name](setting, float64(params), [float64(g) for g in gradients])
+
+
+def default_eps(name: str) -> float:
+    return 1e-5 if name == "SETAdam" else 1e-8
+
+
+def ceiling(name: str, beta2: float, eps: float, tau: float = 0.5) -> float:
+    """What no stepsize exceeds."""
+    return 1 / ((1 - tau) * math.sqrt(eps)) if name == "SETAdam" else math.sqrt((1 - beta2) / eps)
 
 
 def float64(layers: Layers) -> Layers:
@@ -245,6 +258,31 @@ def algorithm_5(s: Setting, x: Layers, gradients: list[Layers]) -> list[LayerHis
     return history
 
 
+def set_adam(s: Setting, x: Layers, gradients: list[Layers]) -> list[LayerHistory]:
+    """SET-Adam, of arXiv 2302.01029: down-scaling, epsilon-embedding, down-translating."""
+    (beta1, beta2), eta, eps = s.betas, s.lr, s.eps
+    history = [LayerHistory() for _ in x]
+    m, v = zeros(x), zeros(x)
+    for t, g in enumerate(gradients, start=1):
+        x, g = line_4(s, x, g)
+        for l in range(len(x)):
+            m[l] = beta1 * m[l] + (1 - beta1) * g[l]
+            v[l] = beta2 * v[l] + (1 - beta2) * g[l] ** 2
+            v_tilde = v[l]
+            if (v[l] > 0).any():
+                ones = torch.ones_like(v[l])
+                cosine = inner(v[l], ones) / (inner(v[l], v[l]) * inner(ones, ones)).sqrt()
+                v_tilde = cosine**2 * v[l]
+            w = torch.sqrt(v_tilde / (1 - beta2**t) + eps)
+            w_tilde = w - s.tau * w.min() if w.numel() else w
+            x[l] = x[l] - eta / (1 - beta1**t) * m[l] / w_tilde
+            history[l].record(
+                x=x[l], m=m[l], v=v[l], d=g[l], stepsize=1 / w_tilde, applied=1 / w_tilde
+            )
+            history[l].pairs.append([(m[l].clone(), g[l].clone())])
+    return history
+
+
 MEMBERS: dict[str, Callable[[Setting, Layers, list[Layers]], list[LayerHistory]]] = {
     "AdamPlus": lambda s, x, g: equations_6_and_7(s, x, g, track_difference=False),
     "AdaBelief": lambda s, x, g: equations_6_and_7(s, x, g, track_difference=True),
@@ -255,6 +293,7 @@ MEMBERS: dict[str, Callable[[Setting, Layers, list[Layers]], list[LayerHistory]]
     "Aida": algorithm_3,
     "AidaGrad": algorithm_4,
     "LAida": algorithm_5,
+    "SETAdam": set_adam,
 }
 
 

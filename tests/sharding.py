@@ -119,6 +119,23 @@ def collectives_of_a_step(name, layout, groups=1):
     return collectives.sizes
 
 
+def difference_of_stepsizes(name):
+    """Ask for the stepsizes of shared layers and of whole ones; give the largest difference."""
+    mesh, placements = meshes(dist.get_world_size())["fully sharded"]
+    start, gradients = problem(torch.float64)
+    spread = lambda x: distribute_tensor(x, mesh, placements(x.ndim))  # noqa: E731
+    alone = [nn.Parameter(x.clone()) for x in start]
+    shared = [nn.Parameter(spread(x)) for x in start]
+    optimizers = [getattr(optim, name)(params) for params in (alone, shared)]
+    train(optimizers[0], alone, gradients[:2])
+    train(optimizers[1], shared, [[spread(g) for g in of_step] for of_step in gradients[:2]])
+    pairs = zip(alone, shared, strict=True)
+    return max(
+        (optimizers[0].stepsize(a) / optimizers[1].stepsize(b).full_tensor() - 1).abs().max().item()
+        for a, b in pairs
+    )
+
+
 def step_without_gradients_on_rank_one(name):
     """Take a step where only rank 0 has gradients; give whether each local part moved."""
     mesh, placements = meshes(dist.get_world_size())["fully sharded"]

@@ -11,7 +11,8 @@ from aida_lightning.registry import get_optimizer_class
 
 ALL = [
     "adabelief", "adabeliefl", "adam", "adaml", "adamplus", "adamw", "aida", "aidagrad",
-    "fromage", "ladabelief", "ladam", "laida", "msvag", "radam", "sgd", "yogi",
+    "fromage", "ladabelief", "ladam", "laida", "msvag", "radam", "setadam", "sgd",
+    "yogi",
 ]  # fmt: skip
 
 
@@ -19,9 +20,9 @@ def net():
     return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
 
 
-def test_the_sixteen_methods_are_listed():
+def test_the_seventeen_methods_are_listed():
     assert list_optimizers() == ALL
-    assert len(ALL) == 16
+    assert len(ALL) == 17
     assert list_optimizers("*AIDA*") == ["aida", "aidagrad", "laida"]
 
 

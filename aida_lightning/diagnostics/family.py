@@ -11,7 +11,7 @@ from aida_lightning.diagnostics.formulas import adam
 from aida_lightning.diagnostics.rates import effective_learning_rate, step_of
 from aida_lightning.diagnostics.reductions import real
 from aida_lightning.diagnostics.state import last_update, stepsize, stepsize_ceiling
-from aida_lightning.optim import MSVAG, Fromage, LayerwiseOptimizer, Yogi
+from aida_lightning.optim import MSVAG, Fromage, LayerwiseOptimizer, SETAdam, Yogi
 
 
 @stepsize.register
@@ -25,6 +25,12 @@ def _layerwise(
 def _(optimizer: LayerwiseOptimizer, group: dict[str, Any]) -> float:
     lowest_root: float = (group["eps"] / (1 - group["betas"][1])) ** 0.5
     return 1 / (lowest_root + float(group["eps"] if optimizer.eps_in_denominator else 0.0))
+
+
+@stepsize_ceiling.register
+def _(optimizer: SETAdam, group: dict[str, Any]) -> float:
+    ceiling: float = group["eps"] ** -0.5 / (1 - group["tau"])
+    return ceiling
 
 
 @last_update.register

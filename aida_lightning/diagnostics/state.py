@@ -137,7 +137,8 @@ def stepsize_ceiling(optimizer: Optimizer, group: dict[str, Any]) -> float | Non
 
     It is :math:`\sqrt{(1 - \beta_2) / \epsilon}` for the family, which adds :math:`\epsilon` to
     :math:`v` at every step. AdaBelief and Adam+ add it to the denominator as well, so that their
-    ceiling is just below. To add an optimizer, register a function for its class.
+    ceiling is just below; that of SETAdam is :math:`1 / ((1 - \tau) \sqrt \epsilon)`. To add an
+    optimizer, register a function for its class.
 
     Args:
         optimizer: the optimizer; its class chooses the function.

@@ -16,6 +16,7 @@ from aida_lightning.optim._sharding import (
     is_distributed,
     local_part,
     split_dimensions,
+    whole_of,
 )
 
 # What is measured of each part and merged, in this order, and what it is of no elements.
@@ -78,6 +79,8 @@ def _can_merge(layer: LayerStep, name: str) -> bool:
         "stepsizes",
         "ceiling",
     ):  # Adafactor's state has a number per row and one per column.
+        if getattr(layer.optimizer, "suppresses_range", False):  # They depend on the whole layer.
+            return False
         shared = filter(is_distributed, layer.state.values())
         return all(value.shape == layer.param.shape for value in shared)
     # Without a copy the update follows from stepsizes that may be averaged over the layer.
@@ -106,16 +109,12 @@ def _measure_whole(layer: LayerStep, names: Collection[str]) -> Row:
         return take_measures(layer, names)
     whole = replace(
         layer,
-        state={key: _gathered(value) for key, value in layer.state.items()},
-        param=_gathered(layer.param.detach()),
-        gradient=_gathered(layer.gradient),
-        before=_gathered(layer.before),
+        state={key: whole_of(value) for key, value in layer.state.items()},
+        param=whole_of(layer.param.detach()),
+        gradient=whole_of(layer.gradient),
+        before=whole_of(layer.before),
     )
     return take_measures(whole, names)
-
-
-def _gathered(tensor: Any) -> Any:
-    return tensor.full_tensor() if is_distributed(tensor) else tensor
 
 
 def _merge(

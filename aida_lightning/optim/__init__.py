@@ -1,4 +1,4 @@
-"""The optimizers: the nine members of the family and three baselines of the paper's Table I."""
+"""The optimizers: the ten members of the family and three baselines of the paper's Table I."""
 
 from aida_lightning.optim.aida import (
     AdaBelief,
@@ -10,6 +10,7 @@ from aida_lightning.optim.aida import (
     LAdaBelief,
     LAdam,
     LAida,
+    SETAdam,
 )
 from aida_lightning.optim.baselines import MSVAG, Fromage, Yogi
 from aida_lightning.optim.layerwise import LayerwiseOptimizer
@@ -27,5 +28,6 @@ __all__ = [
     "LAdam",
     "LAida",
     "LayerwiseOptimizer",
+    "SETAdam",
     "Yogi",
 ]

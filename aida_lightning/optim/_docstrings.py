@@ -22,6 +22,9 @@ _DESCRIPTIONS = {
     "weight_decay": """
         coefficient of the L2 penalty, 0 by default. The penalty's gradient is a part of
         :math:`g`, and so enters :math:`m` and what :math:`v` tracks.""",
+    "tau": r"""
+        :math:`\tau`, the fraction of a layer's least :math:`w` that is taken away from all of them,
+        in [0, 1); 0.5 by default.""",
     "k": "number of mutual projections K, at least 0; 2 by default.",
     "xi": r"""
         :math:`\xi`, added to each squared norm that divides, which keeps a zero gradient finite;
@@ -37,6 +40,11 @@ _DESCRIPTIONS = {
     "maximize": "maximize the objective instead of minimizing it.",
     "capturable": "keep every number on the GPU, so that CUDA graphs can capture the step.",
     "differentiable": "let autograd record the step.",
+}
+_OF_SUPPRESSED = {
+    "eps": r"""
+        :math:`\epsilon`, added below the root; 1e-5 by default. The adaptive stepsizes stay below
+        :math:`1 / ((1 - \tau) \sqrt \epsilon)`.""",
 }
 _ERRORS = {
     "ValueError": "an option is outside of its range; the message names its value and the range.",
@@ -59,7 +67,8 @@ Example:
 def complete_docstring(member: _Member) -> _Member:
     """Add to a member's docstring, before its source, what it has in common with the others'."""
     if member.__doc__:  # which python -OO removes
-        arguments = {name: _DESCRIPTIONS[name] for name in inspect.signature(member).parameters}
+        descriptions = _DESCRIPTIONS | (_OF_SUPPRESSED if member.suppresses_range else {})
+        arguments = {name: descriptions[name] for name in inspect.signature(member).parameters}
         shape = [] if member.layer_mean == "statistic" else [2, 3]
         text, source, rest = inspect.cleandoc(member.__doc__).partition("Source:")
         sections = _section("Args", arguments) + "\n" + _section("Raises", _ERRORS)

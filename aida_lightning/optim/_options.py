@@ -61,13 +61,15 @@ def _betas(betas: object) -> tuple[float, float]:
         raise TypeError(f"Invalid betas: {betas!r}, they must be a pair of numbers")
     if len(betas) != 2:
         raise ValueError(f"Invalid betas: {betas!r}, they must be a pair of numbers")
-    numbers = [_number(f"beta parameter at index {i}", beta) for i, beta in enumerate(betas)]
-    for index, beta in enumerate(numbers):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(
-                f"Invalid beta parameter at index {index}: {beta}, it must be in [0, 1)"
-            )
+    numbers = [_fraction(f"beta parameter at index {i}", beta) for i, beta in enumerate(betas)]
     return numbers[0], numbers[1]
+
+
+def _fraction(what: str, value: object) -> float:
+    """Give a number in [0, 1), which the message calls ``what``."""
+    if not 0.0 <= (number := _number(what, value)) < 1.0:
+        raise ValueError(f"Invalid {what}: {number}, it must be in [0, 1)")
+    return number
 
 
 def _positive(name: str, value: object) -> float:
@@ -108,4 +110,5 @@ _KINDS: dict[str, Callable[[object], Any]] = {
     "k": _order,
     **{name: partial(_flag, name) for name in _FLAGS},
     "xi": partial(_positive, "xi"),
+    "tau": partial(_fraction, "tau value"),
 }

@@ -7,6 +7,7 @@ and each dimension of the mesh either splits it or repeats it.
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from math import isinf
 from typing import Any
 
 import torch
@@ -51,6 +52,11 @@ def local_part(tensor: Any) -> Tensor:
     return part
 
 
+def whole_of(tensor: Any) -> Any:
+    """Gather the whole of a DTensor, for which all processes have to call; others are returned."""
+    return tensor.full_tensor() if is_distributed(tensor) else tensor
+
+
 def aligned(grad: Any, param: Any) -> Any:
     """Return a gradient that is laid out over the mesh as its parameter is."""
     if is_distributed(grad) and grad.placements != param.placements:
@@ -77,7 +83,7 @@ class SharedLayers:
                 self._on_mesh[param.device_mesh].append(param)
 
     def complete(
-        self, batches: Sequence[Batch], sums: Sequence[Tensor], columns: int
+        self, batches: Sequence[Batch], sums: Sequence[Tensor], of_none: tuple[float, ...]
     ) -> list[Tensor]:
         """Add up the sums over the parts of each layer.
 
@@ -86,7 +92,8 @@ class SharedLayers:
         Args:
             batches: the layers that are updated here.
             sums: per batch of n layers, the sums over their local parts, of shape ``(n, columns)``.
-            columns: the number of sums per layer.
+            of_none: the sums over no elements, one per column: 0, or infinity in the last one if
+                that has the least element instead.
 
         Returns:
             ``sums`` for whole layers, those that are not split included.
@@ -101,7 +108,8 @@ class SharedLayers:
             if mesh.get_coordinate() is None:  # this process is outside of the mesh
                 continue
             dimensions = sorted({d for param in params for d in split_dimensions(param)})
-            none = torch.zeros(columns, dtype=torch.float64, device=params[0].device)
+            none = torch.zeros(len(of_none), dtype=torch.float64, device=params[0].device)
+            none[-1].fill_(of_none[-1])
             parts = [
                 rows.get(param, none) if counts_here(param, dimensions) else none
                 for param in params
@@ -109,9 +117,24 @@ class SharedLayers:
             whole = torch.stack(parts)
             # One after the other: a flattened mesh would change how DTensor gathers the user's.
             for dimension in dimensions:
-                dist.all_reduce(whole, group=mesh.get_group(dimension))
+                whole = _completed(whole, mesh, dimension, least=isinf(of_none[-1]))
             rows |= zip(params, whole.unbind(), strict=True)
         return [torch.stack([rows[param] for param in params]) for params in names]
+
+
+def _completed(sums: Tensor, mesh: Any, dimension: int, *, least: bool) -> Tensor:
+    """Add up sums over the processes of one dimension of a mesh, or find the least of the last."""
+    group = mesh.get_group(dimension)
+    if not least:
+        dist.all_reduce(sums, group=group)
+        return sums
+    # Each process has a column of its own for it, so that one all-reduce is enough.
+    columns = sums.new_zeros(len(sums), mesh.size(dimension))
+    columns[:, mesh.get_local_rank(dimension)] = sums[:, -1]
+    wide = torch.cat((sums[:, :-1], columns), 1)
+    dist.all_reduce(wide, group=group)
+    others = sums.shape[1] - 1
+    return torch.cat((wide[:, :others], wide[:, others:].amin(1, keepdim=True)), 1)
 
 
 def split_dimensions(param: Any) -> list[int]:

@@ -13,7 +13,15 @@ from aida_lightning.optim._kernels.rule import LayerMean
 # The key of a group in a state dict that says which class saved it.
 _CLASS = "optimizer"
 # Options that tell whose the groups are that do not say it.
-_TELLTALE = ("k", "xi", "amsgrad", "momentum", "initial_accumulator", "decoupled_weight_decay")
+_TELLTALE = (
+    "k",
+    "xi",
+    "tau",
+    "amsgrad",
+    "momentum",
+    "initial_accumulator",
+    "decoupled_weight_decay",
+)
 
 
 def new_state(param: Tensor, layer_mean: LayerMean, *, capturable: bool) -> dict[str, Tensor]:

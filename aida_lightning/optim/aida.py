@@ -1,4 +1,4 @@
-"""The family: nine members, each a choice of what is tracked and where a layer mean is taken."""
+"""The family: ten members, each a choice of what is tracked and how stepsizes follow from it."""
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -223,3 +223,50 @@ class LAdam(AdamPlus):
 
     layer_mean = "statistic"
     eps_in_denominator = False
+
+
+@complete_docstring
+class SETAdam(LayerwiseOptimizer):
+    r"""Adam with the range of each layer's adaptive stepsizes suppressed.
+
+    For each layer of n elements,
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
+        \tilde v_t &= \frac{\left(\sum_i v_{t,i}\right)^2}{n \sum_i v_{t,i}^2} \, v_t \\
+        w_t &= \sqrt{\tilde v_t / (1 - \beta_2^t) + \epsilon}, \quad
+        \tilde w_t = w_t - \tau \min_i w_{t,i} \\
+        x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t} \frac{1}{\tilde w_t}
+
+    :math:`v` is multiplied by the squared cosine of the angle between it and the vector of ones,
+    which counts as 1 where :math:`v` is all zeros or has overflowed. :math:`\epsilon` does not stay
+    in the state. The adaptive stepsizes, :math:`1 / \tilde w`, cost two sums and a minimum per
+    layer. The default :math:`\epsilon` is that which bounds :math:`w` as the other members'
+    :math:`\epsilon` of 1e-8 bounds :math:`\sqrt{v / (1 - \beta_2^t)}`; it is not the source's.
+
+    Source: Zhang, On Suppressing Range of Adaptive Stepsizes of Adam to Improve Generalisation
+    Performance, ECML PKDD 2024, arXiv 2302.01029; the equations as transcribed at
+    https://junaidaliop.github.io/zij/math/setadam/, not compared with the paper's own text.
+    """
+
+    track = GRADIENT
+    suppresses_range = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-5,
+        weight_decay: float = 0.0,
+        *,
+        tau: float = 0.5,
+        decoupled_weight_decay: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(params, options_of(locals()))

@@ -14,7 +14,7 @@ from aida_lightning._private import (
     use_grad_for_differentiable,
 )
 from aida_lightning.optim._kernels.dispatch import dispatch, update
-from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, adaptive_stepsize
+from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule
 from aida_lightning.optim._kernels.tracking import Track
 from aida_lightning.optim._options import plain_options
 from aida_lightning.optim._sharding import (
@@ -23,6 +23,7 @@ from aida_lightning.optim._sharding import (
     check_whole,
     is_distributed,
     local_part,
+    whole_of,
 )
 from aida_lightning.optim._state import (
     OwnStateOptimizer,
@@ -53,6 +54,9 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         layer_mean: ``"statistic"`` replaces :math:`d^2` by its mean over the layer, ``"stepsize"``
             does so to :math:`s`, None to neither.
         eps_in_denominator: whether :math:`s = 1 / (\sqrt{v / (1 - \beta_2^t)} + \epsilon)`.
+        suppresses_range: whether :math:`s = 1 / (w - \tau \min w)` with :math:`w = \sqrt{c^2 v /
+            (1 - \beta_2^t) + \epsilon}`, where :math:`c` is the cosine of the angle between
+            :math:`v` and the vector of ones; :math:`v` itself has no :math:`\epsilon` then.
 
     Args:
         params: parameters, named parameters, or dicts that define groups of them.
@@ -62,6 +66,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
     track: ClassVar[Track]
     layer_mean: ClassVar[LayerMean] = None
     eps_in_denominator: ClassVar[bool] = False
+    suppresses_range: ClassVar[bool] = False
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, _checked(defaults))
@@ -186,7 +191,9 @@ class LayerwiseOptimizer(OwnStateOptimizer):
 
         Returns:
             A new real tensor in the dtype of ``exp_avg_sq``. Its shape is the parameter's, with a
-            last dimension of 2 if that is complex; it is 0-dim where the statistic is averaged.
+            last dimension of 2 if that is complex; it is 0-dim where the statistic is averaged. Of
+            a layer that processes share it is a DTensor; all of them have to ask for it where the
+            range of the stepsizes is suppressed.
 
         Raises:
             KeyError: the parameter is not the optimizer's, or has not been updated yet.
@@ -198,10 +205,9 @@ class LayerwiseOptimizer(OwnStateOptimizer):
 
     @torch.no_grad()
     def _stepsize(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-        rule = self._rule(group)
-        _, correction2 = rule.bias_corrections(state["step"])
-        eps = rule.eps if rule.eps_in_denominator else 0.0
-        return adaptive_stepsize(_real(state["exp_avg_sq"]), correction2, eps)
+        v = _real(state["exp_avg_sq"])
+        whole = whole_of(v) if self.suppresses_range else v
+        return self._rule(group).stepsizes_of(v, state["step"], whole)
 
     def _check_layers(self) -> None:
         """Raise where a layer cannot be updated, before any of them is."""
@@ -249,7 +255,8 @@ class LayerwiseOptimizer(OwnStateOptimizer):
 
     @property
     def _takes_layer_sums(self) -> bool:
-        return self.layer_mean is not None or not self.track.is_constant
+        elementwise = self.layer_mean is None and not self.suppresses_range
+        return not (elementwise and self.track.is_constant)
 
     def _kernel(self, group: dict[str, Any], params: list[Tensor]) -> str:
         if group["fused"]:
@@ -277,8 +284,10 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             track=self.track,
             layer_mean=self.layer_mean,
             eps_in_denominator=self.eps_in_denominator,
+            suppresses_range=self.suppresses_range,
             k=group.get("k", 0),
             xi=group.get("xi", 0.0),
+            tau=group.get("tau", 0.0),
             lr=lr.squeeze() if isinstance(lr, Tensor) else lr,
             beta1=beta1,
             beta2=beta2,

@@ -42,6 +42,10 @@ class BruteForce(Callback):
                     root = (v / (1 - group["betas"][1] ** state["step"].item())).sqrt()
                     second = type(optimizer).__name__ in ("AdaBelief", "AdamPlus", "Adam", "AdamW")
                     s = 1 / (root + group["eps"] * second)
+                    if type(optimizer).__name__ == "SETAdam":
+                        cosine_sq = v.mean() ** 2 / v.square().mean()
+                        w = (cosine_sq * root**2 + group["eps"]).sqrt()
+                        s = 1 / (w - group["tau"] * w.min())
                     mean = s.sum() / s.numel()
                     std = ((s - mean).square().sum() / s.numel()).sqrt()
                     self.at[index, names[param], step] = (mean.item(), std.item())
@@ -62,7 +66,7 @@ def assert_equals_brute_force(scalars, brute_force, layers, steps, prefix="", in
     [
         ("aida", {}), ("laida", {}), ("aidagrad", {}), ("adabelief", {"eps": 1e-2}),
         ("adabeliefl", {}), ("ladabelief", {}), ("adam+", {"eps": 1e-2}), ("adaml", {}),
-        ("ladam", {}), ("adam", {"eps": 1e-2}), ("adamw", {}),
+        ("ladam", {}), ("setadam", {}), ("adam", {"eps": 1e-2}), ("adamw", {}),
     ],
 )  # fmt: skip
 def test_the_event_files_numbers_are_those_of_the_state(tmp_path, name, options):

@@ -32,6 +32,8 @@ ISSUED = {
     "table2_transformer",
     "table2_transformer_code",
     "table3_wgan_gp",
+    "tmlr_cifar10",
+    "tmlr_cifar100",
 }
 
 

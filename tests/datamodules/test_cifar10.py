@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
-from aida_lightning.datamodules import CIFAR10DataModule, cifar10
+from aida_lightning.datamodules import CIFAR10DataModule, _cifar
 from aida_lightning.datamodules._in_memory import random_crop_and_flip
 
 CLASSES = [
@@ -228,7 +228,7 @@ def order(root: Path, epochs: int, ckpt_path: Path | None = None, **options) -> 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_run_sees_the_order_of_an_unbroken_one(tree, num_workers, monkeypatch):
     # Without its augmentation, an image is known by its sum.
-    monkeypatch.setattr(cifar10, "random_crop_and_flip", lambda images: images)
+    monkeypatch.setattr(_cifar, "random_crop_and_flip", lambda images: images)
     torch.manual_seed(1)
     unbroken = order(tree, epochs=3, num_workers=num_workers)
     assert len({tuple(epoch) for epoch in unbroken}) == 3
@@ -363,7 +363,7 @@ def pack(files: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(files / "cifar-10-batches-py", "cifar-10-batches-py")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(cifar10, "_ARCHIVE_SHA256", digest)
+    monkeypatch.setattr(CIFAR10DataModule, "archive_sha256", digest)
 
 
 def test_download_brings_torchvisions_files(files, tmp_path, monkeypatch):
@@ -405,7 +405,7 @@ def test_whole_files_are_not_fetched_again(files, monkeypatch):
 
 
 def test_the_archives_checksum_is_a_sha256():
-    assert re.fullmatch("[0-9a-f]{64}", cifar10._ARCHIVE_SHA256)
+    assert re.fullmatch("[0-9a-f]{64}", CIFAR10DataModule.archive_sha256)
 
 
 def test_download_leaves_a_tree_of_pictures_alone(tree, monkeypatch):
@@ -431,6 +431,6 @@ def test_a_download_into_a_file_is_refused(tmp_path):
 
 
 def test_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "CIFAR10", None)
+    monkeypatch.setattr(CIFAR10DataModule, "files", Mock(base_folder="nothing"))
     with pytest.raises(FileNotFoundError):
         CIFAR10DataModule(tmp_path).prepare_data()

@@ -12,6 +12,7 @@ from aida_lightning import (
     LAdaBelief,
     LAdam,
     LAida,
+    SETAdam,
     Yogi,
     stepsize,
 )
@@ -134,7 +135,7 @@ def test_users_can_register_their_own_optimizer():
     assert stepsize(optimizer, group, state).tolist() == [0.25, 0.25]
 
 
-FAMILY = [Aida, LAida, AdaBelief, AdaBeliefL, AdamPlus, AdamL, LAdam, LAdaBelief, AidaGrad]
+FAMILY = [Aida, LAida, AdaBelief, AdaBeliefL, AdamPlus, AdamL, LAdam, LAdaBelief, AidaGrad, SETAdam]
 
 
 @pytest.mark.parametrize("optimizer_class", FAMILY)

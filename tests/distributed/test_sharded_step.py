@@ -30,6 +30,7 @@ def test_one_collective_per_step_and_a_second_where_the_stepsize_is_averaged(nam
         "AdamPlus": [],
         "AdamL": [8],
         "AdaBeliefL": [8],
+        "SETAdam": [8 * (2 + 2)],  # the least element rides in a column for each process
     }.get(name, [8 * columns])
     for sizes in two_processes.run(sharding.collectives_of_a_step, name, "fully sharded", 3):
         assert sizes == [len(SHAPES) * size for size in expected]
@@ -45,6 +46,11 @@ def test_a_collective_for_each_dimension_of_the_mesh_that_splits(layout, count, 
 
 def test_none_where_every_process_has_all(two_processes):
     assert two_processes.run(sharding.collectives_of_a_step, "Aida", "replicated") == [[], []]
+
+
+@pytest.mark.parametrize("name", ["Aida", "AdaBelief", "SETAdam"])
+def test_stepsizes_of_a_shared_layer_are_those_of_the_whole(name, two_processes):
+    assert max(two_processes.run(sharding.difference_of_stepsizes, name)) <= 1e-12
 
 
 @pytest.mark.parametrize("name", MEMBERS)

@@ -37,6 +37,7 @@ def test_the_monitor_samples_at_an_epochs_end_in_every_process(two_processes, tm
     [
         ("aida", "one optimizer"),
         ("laida", "one optimizer"),
+        ("setadam", "one optimizer"),
         ("adabeliefl", "two optimizers"),
         ("adam", "one optimizer"),
         ("sgd", "two optimizers"),

@@ -14,7 +14,9 @@ from torch import nn
 
 from aida_lightning import optim
 
-OPTIMIZERS = ["Aida", "AidaGrad", "LAida", "AdaBelief", "AdaBeliefL", "LAdam", "AdamPlus"]
+OPTIMIZERS = [
+    *("Aida", "AidaGrad", "LAida", "AdaBelief", "AdaBeliefL", "LAdam", "AdamPlus", "SETAdam")
+]
 SHAPES = [(), (1,), (5,), (3, 4), (2, 3, 4), (0,), (1, 1), (40_000,)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 PAGE = mmap.PAGESIZE

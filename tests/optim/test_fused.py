@@ -11,7 +11,7 @@ from kernel_steps import build, layers_of, step
 from torch import nn
 
 from aida_lightning import AdaBelief, AdamPlus, Aida, LAida
-from aida_lightning.optim import AdaBeliefL
+from aida_lightning.optim import AdaBeliefL, SETAdam
 from aida_lightning.optim._kernels import fused
 
 
@@ -30,7 +30,7 @@ def assert_alike(ours, loop, gradients, cls=Aida, **options):
     torch.testing.assert_close(ours, loop, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("cls", [Aida, LAida, AdamPlus])
+@pytest.mark.parametrize("cls", [Aida, LAida, AdamPlus, SETAdam])
 @pytest.mark.parametrize("size", [1, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 100_003])
 def test_every_size_about_a_block_is_right(cls, size):
     ours, loop = pair((size,))

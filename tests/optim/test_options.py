@@ -57,6 +57,12 @@ def test_xi_must_be_positive(name, xi):
         build(name, xi=xi)
 
 
+@pytest.mark.parametrize("tau", [-0.1, 1.0, NAN])
+def test_tau_must_be_a_fraction(tau):
+    with pytest.raises(ValueError, match=rf"Invalid tau value: {tau}, it must be in \[0, 1\)"):
+        build("SETAdam", tau=tau)
+
+
 def test_a_groups_options_are_checked_too():
     optimizer = build()
     with pytest.raises(ValueError, match="Invalid epsilon value: 0, it must be > 0"):
@@ -64,11 +70,13 @@ def test_a_groups_options_are_checked_too():
     assert len(optimizer.param_groups) == 1
 
 
-def test_only_projecting_members_have_k_and_xi():
+def test_only_projecting_members_have_k_and_xi_and_one_has_tau():
     having = {
-        option: [n for n in OPTIMIZERS if option in build(n).defaults] for option in ("k", "xi")
+        option: [n for n in OPTIMIZERS if option in build(n).defaults]
+        for option in ("k", "xi", "tau")
     }
-    assert having == {"k": ["Aida", "LAida"], "xi": ["Aida", "AidaGrad", "LAida"]}
+    projecting = {"k": ["Aida", "LAida"], "xi": ["Aida", "AidaGrad", "LAida"]}
+    assert having == {**projecting, "tau": ["SETAdam"]}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -93,7 +93,7 @@ def test_xi_does_not_underflow_in_float16(kernel):
 
 
 @each_kernel
-@pytest.mark.parametrize("name", ["Aida", "LAida", "AdaBeliefL", "AdamPlus"])
+@pytest.mark.parametrize("name", ["Aida", "LAida", "AdaBeliefL", "AdamPlus", "SETAdam"])
 def test_torch_compile_takes_the_step_in_one_graph(name, kernel):
     torch.compiler.reset()
     results = []

@@ -49,7 +49,7 @@ def test_finite_input_gives_finite_results_below_the_ceiling_with_any_kernel(
 ):
     start, gradients = draw_problem(seed, shapes, magnitude)
     options = {"betas": betas, "k": k} if name in ("Aida", "LAida") else {"betas": betas}
-    ceiling = math.sqrt((1 - betas[1]) / 1e-8)
+    ceiling = reference.ceiling(name, betas[1], reference.default_eps(name))
     runs = [train(name, start, gradients, **kernel, **options) for kernel in KERNELS]
     for optimizer, params in runs:
         for param in params:

@@ -1,4 +1,4 @@
-"""The nine members in torch's own harness for optimizers, ``OptimizerInfo`` and ``@optims``.
+"""The ten members in torch's own harness for optimizers, ``OptimizerInfo`` and ``@optims``.
 
 What torch's suite asks of NAdam, the nearest of its optimizers, is asked of each member. Left out:
 - sparse parameters and gradients: NAdam has none either, and both refuse them;
@@ -496,7 +496,7 @@ class TestOptimRenewed(TestCase):
     def test_it_can_be_printed(self, device, dtype, optim_info):
         text = repr(optim_info.optim_cls([Parameter(torch.ones(1))]))
         self.assertIn(optim_info.name, text)
-        self.assertIn("eps: 1e-08", text)
+        self.assertIn(f"eps: {reference.default_eps(optim_info.name)}", text)
 
     @optims(optim_db, dtypes=[torch.float32])
     def test_unequal_steps_in_one_group(self, device, dtype, optim_info):

@@ -15,7 +15,8 @@ from aida_lightning.optim._kernels import dispatch
 from aida_lightning.optim._kernels import triton as kernel
 
 OPTIMIZERS = sorted(reference.MEMBERS)
-LAUNCHES = {"AdaBelief": 1, "AdamPlus": 1, "Aida": 2, "AidaGrad": 2, "AdamL": 2, "AdaBeliefL": 2}
+LAUNCHES = dict.fromkeys(OPTIMIZERS, 2)
+LAUNCHES |= {"AdaBelief": 1, "AdamPlus": 1, "LAdaBelief": 3, "LAdam": 3, "LAida": 3}
 INTERPRETED = Path(__file__).with_name("triton_on_device.py")
 
 
@@ -114,7 +115,7 @@ def test_every_sweep_compiles_to_machine_code(compile_for, capability, dtypes):
     for dtype in dtypes:
         for name, chosen in options:
             sweeps = compile_for(name, capability, dtype, **chosen)
-            assert len(sweeps) == LAUNCHES.get(name, 3)
+            assert len(sweeps) == LAUNCHES[name]
             for sweep in sweeps:
                 assert sweep.metadata.target.arch == capability
                 assert sweep.asm["cubin"].startswith(b"\x7fELF")
@@ -186,7 +187,7 @@ def test_on_a_gpu_a_step_launches_at_most_three_of_our_kernels_and_waits_for_non
     monkeypatch.setattr(kernel, "_launch", lambda *args: (launched.append(args), launch(*args)))
     with no_waits("cuda"):
         step(kernel, (layers, rule))
-    assert len(launched) == LAUNCHES.get(name, 3)
+    assert len(launched) == LAUNCHES[name]
 
 
 def test_without_triton_a_gpus_layers_go_to_foreach_with_one_warning(monkeypatch):

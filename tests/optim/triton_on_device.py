@@ -18,7 +18,8 @@ from aida_lightning.optim._state import new_state
 
 DEVICE = "cpu" if kernel._sweeps().INTERPRETED else "cuda"
 OPTIMIZERS = sorted(reference.MEMBERS)
-LAUNCHES = {"AdaBelief": 1, "AdamPlus": 1, "Aida": 2, "AidaGrad": 2, "AdamL": 2, "AdaBeliefL": 2}
+LAUNCHES = dict.fromkeys(OPTIMIZERS, 2)
+LAUNCHES |= {"AdaBelief": 1, "AdamPlus": 1, "LAdaBelief": 3, "LAdam": 3, "LAida": 3}
 # Two blocks and a tail in two chunks; a tail alone; a whole chunk; no element.
 SHAPES = [(7, 13), (), (64,), (0,)]
 
@@ -147,12 +148,12 @@ def test_neither_launches_nor_torchs_operations_grow_with_the_layers(name, monke
         operations.clear()
         with Record():
             step(kernel, layers_of(optimizer, gradients))
-        assert len(launches) == LAUNCHES.get(name, 3)
+        assert len(launches) == LAUNCHES[name]
         counts.append(len(operations))
     assert counts[0] == counts[1] > 0
 
 
-@pytest.mark.parametrize("name", ["Aida", "LAida", "AdaBeliefL"])
+@pytest.mark.parametrize("name", ["Aida", "LAida", "AdaBeliefL", "SETAdam"])
 def test_the_parts_of_a_divided_layer_move_as_the_whole(name):
     start, gradients = make_problem(torch.float64, 3, [(97,)])
     _, (whole,) = train(name, start, gradients)
@@ -231,7 +232,7 @@ def test_a_sum_that_overflows_alone_does_not_change_the_projection(monkeypatch):
     assert not optimizer.stepsize(param).isnan().any()
 
 
-@pytest.mark.parametrize("name", ["AdamPlus", "AdamL", "LAdam"])
+@pytest.mark.parametrize("name", ["AdamPlus", "AdamL", "LAdam", "SETAdam"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_an_infinite_gradient_takes_one_element_with_it(name):
     start, gradients = make_problem(torch.float32, 4, [(65,)])

@@ -22,8 +22,9 @@ class Batch(NamedTuple):
     rule: UpdateRule
 
 
-# (batches, sums over the local parts of their layers, columns) -> sums over the whole layers
-Complete: TypeAlias = Callable[[Sequence[Batch], list[Tensor], int], list[Tensor]]
+# (batches, sums over the local parts of their layers, those over no elements) -> sums over whole
+# layers. Over no elements a sum is 0; where it is infinite, it is no sum but the least element.
+Complete: TypeAlias = Callable[[Sequence[Batch], list[Tensor], tuple[float, ...]], list[Tensor]]
 
 
 def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
@@ -109,14 +110,12 @@ def _sweep(batches: Sequence[Batch], rule: UpdateRule, complete: Complete) -> No
     sums: Sequence[Tensor | None] = [None] * len(batches)
     if rule.takes_sums:
         momenta = [batch.kernel.momentum(batch.layers, batch.rule) for batch in batches]
-        sums = complete(batches, momenta, 5 if rule.layer_mean == "statistic" else 3)
+        sums = complete(batches, momenta, (0.0,) * (5 if rule.layer_mean == "statistic" else 3))
     totals = [
         batch.kernel.update(batch.layers, batch.rule, of_batch)
         for batch, of_batch in zip(batches, sums, strict=True)
     ]
-    if rule.layer_mean == "stepsize":
-        stepsizes = complete(batches, [t.unsqueeze(1) for t in totals if t is not None], 1)
-        for batch, total in zip(batches, stepsizes, strict=True):
-            batch.kernel.move(
-                batch.layers, batch.rule, batch.layers.mean(total.squeeze(1), batch.rule)
-            )
+    if rule.of_no_elements:
+        whole = complete(batches, [t for t in totals if t is not None], rule.of_no_elements)
+        for (kernel, layers, of_group), total in zip(batches, whole, strict=True):
+            kernel.move(layers, of_group, of_group.stepsizes(layers, total))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aida_lightning.optim._kernels.rule import Layers, UpdateRule, finite_sums
+from aida_lightning.optim._kernels.stepsizes import joined_sums, partial_sums
 
 # Floats or 0-dim tensors, one per layer; torch's stubs have no overload that takes either.
 ScalarList: TypeAlias = Any
@@ -53,21 +54,29 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
     # Not by 0, which would make NaN of a statistic that overflowed.
     torch._foreach_mul_(vs, rule.beta2) if rule.beta2 else torch._foreach_zero_(vs)
     torch._foreach_addcmul_(vs, ds, ds, 1 - rule.beta2)
-    torch._foreach_add_(vs, rule.eps)
     del gs, ds  # where they were scratch, their memory serves the stepsizes
+    if rule.suppresses_range:
+        parts = torch.stack([part for v in vs for part in partial_sums(v)])
+        return joined_sums(parts.view(-1, 1, 4))
+    torch._foreach_add_(vs, rule.eps)
     ss = _stepsizes(vs, corrections2, rule)
     if rule.layer_mean == "stepsize":
-        return torch.stack([s.sum() for s in ss])
+        return torch.stack([s.sum() for s in ss]).unsqueeze(1)
     _move(layers, ms, ss, corrections, rule)
     return None
 
 
 def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
-    """Move every parameter by the one stepsize of its layer."""
+    """Move every parameter by the stepsizes of its layer."""
     dtype = layers.exp_avg_sqs[0].dtype
     ms = [m.to(dtype) for m in layers.exp_avgs]
     corrections = [rule.bias_corrections(step) for step in layers.steps]
-    _move(layers, ms, list(stepsizes.to(dtype).unbind()), corrections, rule)
+    stepsizes = stepsizes.to(dtype)
+    if rule.suppresses_range:
+        ss = _suppressed_stepsizes(layers.exp_avg_sqs, stepsizes)
+    else:
+        ss = list(stepsizes.unbind())
+    _move(layers, ms, ss, corrections, rule)
 
 
 def _gradients(layers: Layers, rule: UpdateRule) -> tuple[list[Tensor], bool]:
@@ -132,6 +141,16 @@ def _stepsizes(vs: list[Tensor], corrections2: ScalarList, rule: UpdateRule) -> 
     else:
         torch._foreach_rsqrt_(ss)
     return list(ss)
+
+
+def _suppressed_stepsizes(vs: list[Tensor], of_layers: Tensor) -> list[Tensor]:
+    units, inners, outers = (list(numbers.unbind()) for numbers in of_layers.unbind(1))
+    ss = list(torch._foreach_add(vs, inners))
+    torch._foreach_sqrt_(ss)
+    torch._foreach_add_(ss, outers)
+    torch._foreach_reciprocal_(ss)
+    torch._foreach_mul_(ss, units)
+    return ss
 
 
 def _move(

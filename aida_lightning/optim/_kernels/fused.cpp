@@ -17,7 +17,8 @@
 struct Options {
     double lr, beta1, beta2, eps, second_eps, coupled, decoupled, sign;
     double alpha, beta, xi;  // alpha and beta, where all layers have the same
-    int64_t k, track, layer_mean, double_step, threads;
+    double root_eps, tau;    // where the range of the stepsizes is suppressed
+    int64_t k, track, layer_mean, suppresses_range, double_step, threads;
 };
 
 struct Layers {
@@ -42,6 +43,9 @@ enum Sweeps { MOMENTUM = 1, UPDATE = 2, MOVE = 4 };
 // Where alpha and beta come from (see tracking.py), and what is averaged over a layer.
 enum Track { CONSTANT, MUTUAL_PROJECTION, PROJECTED_GRADIENT };
 enum LayerMean { NONE, STATISTIC, STEPSIZE };
+// What the second sweep does: it moves x, or gives the sum of s of each layer, or of v and of its
+// squares and the least v, on which the stepsizes depend.
+enum Then { MOVE_X, SUM_S, SUM_V };
 // Of which vectors d is made.
 enum Tracked { OF_BOTH, OF_M, OF_G };
 
@@ -88,7 +92,7 @@ struct Step {
     double* stepsizes;
 
     // Call body(layer, begin, count, sums) for each block of the layers from `first` until `last`,
-    // and add up by layer the sums that it gives, `n` of them.
+    // and add up by layer the sums that it gives, `n` of them; the third of three is the least.
     template <int n, class Body>
     void each_block(int64_t first, int64_t last, double* totals, Body body) const {
         std::vector<int64_t> layer_of, begin_of;
@@ -107,7 +111,10 @@ struct Step {
             body(layer, begin, left < BLOCK ? left : BLOCK, of_blocks.data() + n * block);
         }
         for (int64_t block = 0; block < blocks; ++block) {
-            for (int i = 0; i < n; ++i) totals[n * layer_of[block] + i] += of_blocks[n * block + i];
+            double* of_layer = totals + n * layer_of[block];
+            const double* of_block = of_blocks.data() + n * block;
+            for (int i = 0; i < (n == 3 ? 2 : n); ++i) of_layer[i] += of_block[i];
+            if constexpr (n == 3) of_layer[2] = std::min(of_layer[2], of_block[2]);
         }
     }
 
@@ -191,11 +198,11 @@ struct Step {
             });
     }
 
-    // v and, unless the mean of s is to be taken first, x; with `momentum_too` m as well, in one
-    // sweep. Whatever a loop would have to ask is a template argument, so that it is vector code.
-    template <bool momentum_too, bool keep_x, bool coupled, Tracked tracked>
+    // v and, unless sums over the layer are to be taken first, x; with `momentum_too` m as well, in
+    // one sweep. Whatever a loop would have to ask is a template argument, so that it is vector code.
+    template <bool momentum_too, Then then, bool coupled, Tracked tracked>
     void update(int64_t first, int64_t last) const {
-        each_block<keep_x ? 1 : 0>(
+        each_block<then == MOVE_X ? 0 : then == SUM_S ? 1 : 3>(
             first, last, stepsizes,
             [this](int64_t layer, int64_t begin, int64_t count, double* sums) {
                 T* x = at<T>(layers.x, layer, begin);
@@ -210,10 +217,11 @@ struct Step {
                 const S unbias = S(1 / std::sqrt(correction(options.beta2, layer)));
                 const S scale = S(-options.lr / correction(options.beta1, layer));
                 const S second_eps = S(options.second_eps), shrink = S(1 - options.decoupled);
-                double sum = 0;
+                double sum = 0, square = 0;
+                S least = INFINITY;
                 // What overflowed would become NaN, times 0.
                 if (options.beta2 == 0) std::fill(v, v + count, S(0));
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd reduction(+ : sum, square) reduction(min : least)
                 for (int64_t i = 0; i < count; ++i) {
                     const S x_i = S(x[i]);
                     S g_i = 0, m_i = S(m[i]);
@@ -228,11 +236,52 @@ struct Step {
                     if constexpr (tracked != OF_M) d += beta * g_i;
                     const S v_i = beta2 * v[i] + (weight * d * d + eps);
                     v[i] = v_i;
-                    const S s = 1 / (std::sqrt(v_i) * unbias + second_eps);
-                    if constexpr (keep_x) sum += s;
-                    if constexpr (!keep_x) x[i] = T(x_i * shrink + scale * (m_i * s));
+                    if constexpr (then == SUM_V) {
+                        const double wide = v_i;
+                        sum += wide;
+                        square += wide * wide;
+                        least = v_i < least ? v_i : least;
+                    } else {
+                        const S s = 1 / (std::sqrt(v_i) * unbias + second_eps);
+                        if constexpr (then == SUM_S) sum += s;
+                        if constexpr (then == MOVE_X) x[i] = T(x_i * shrink + scale * (m_i * s));
+                    }
                 }
-                if constexpr (keep_x) sums[0] = sum;
+                if constexpr (then != MOVE_X) sums[0] = sum;
+                if constexpr (then == SUM_V) sums[1] = square, sums[2] = least;
+            });
+    }
+
+    // What makes the stepsizes of v, in place of the sums over the layer (see stepsizes.suppression).
+    void suppress(int64_t layer) const {
+        double* of_layer = stepsizes + 3 * layer;
+        const double mean = of_layer[0] / whole(layer), square = of_layer[1] / whole(layer);
+        const double root = mean / std::sqrt(square);
+        const double cosine_sq = square == 0 || std::isinf(square) ? 1 : root * root;
+        const double unscale = correction(options.beta2, layer) / cosine_sq;
+        const double inner = options.root_eps * unscale;
+        const double least = std::isinf(of_layer[2]) ? LARGEST : of_layer[2];
+        of_layer[0] = std::sqrt(unscale), of_layer[1] = inner;
+        of_layer[2] = -options.tau * std::sqrt(least + inner);
+    }
+
+    // x, by stepsizes that the layer's three numbers make of v.
+    void move_suppressed(int64_t first, int64_t last) const {
+        const S shrink = S(1 - options.decoupled);
+        each_block<0>(
+            first, last, nullptr, [&](int64_t layer, int64_t begin, int64_t count, double*) {
+                T* x = at<T>(layers.x, layer, begin);
+                const T* m = at<T>(layers.m, layer, begin);
+                const S* v = at<S>(layers.v, layer, begin);
+                const double* of_layer = stepsizes + 3 * layer;
+                const S inner = S(of_layer[1]), outer = S(of_layer[2]);
+                const double correction1 = correction(options.beta1, layer);
+                const S scale = S(-options.lr / correction1 * of_layer[0]);
+#pragma omp simd
+                for (int64_t i = 0; i < count; ++i) {
+                    const S s = 1 / (std::sqrt(v[i] + inner) + outer);
+                    x[i] = T(S(x[i]) * shrink + scale * (S(m[i]) * s));
+                }
             });
     }
 
@@ -262,24 +311,24 @@ struct Step {
         }
     }
 
-    template <bool momentum_too, bool keep_x>
+    template <Then then>
     void update(int64_t first, int64_t last) const {
         // The sums come first for what the coefficients depend on, and for nothing else.
-        if constexpr (momentum_too) {
-            options.alpha == 0 ? update<true, keep_x, OF_G>(first, last)
-                               : update<true, keep_x, OF_BOTH>(first, last);
+        if (!sums) {
+            options.alpha == 0 ? update<true, then, OF_G>(first, last)
+                               : update<true, then, OF_BOTH>(first, last);
         } else {
-            options.track == PROJECTED_GRADIENT ? update<false, keep_x, false, OF_M>(first, last)
-                                                : update<false, keep_x, OF_BOTH>(first, last);
+            options.track == PROJECTED_GRADIENT ? update<false, then, false, OF_M>(first, last)
+                                                : update<false, then, OF_BOTH>(first, last);
         }
     }
 
-    template <bool momentum_too, bool keep_x, Tracked tracked>
+    template <bool momentum_too, Then then, Tracked tracked>
     void update(int64_t first, int64_t last) const {
         if (options.coupled) {
-            update<momentum_too, keep_x, true, tracked>(first, last);
+            update<momentum_too, then, true, tracked>(first, last);
         } else {
-            update<momentum_too, keep_x, false, tracked>(first, last);
+            update<momentum_too, then, false, tracked>(first, last);
         }
     }
 
@@ -293,21 +342,26 @@ struct Step {
                                 : momentum<false, false>(first, last);
             }
         }
-        const bool momentum_too = !sums, averages = options.layer_mean == STEPSIZE;
+        const bool averages = options.layer_mean == STEPSIZE;
         if (sweeps & UPDATE) {
             if (options.layer_mean == STATISTIC) {
                 statistics(first, last);
+            } else if (options.suppresses_range) {
+                update<SUM_V>(first, last);
             } else if (averages) {
-                momentum_too ? update<true, true>(first, last) : update<false, true>(first, last);
+                update<SUM_S>(first, last);
             } else {
-                momentum_too ? update<true, false>(first, last) : update<false, false>(first, last);
+                update<MOVE_X>(first, last);
+            }
+        }
+        if (sweeps & UPDATE && sweeps & MOVE) {
+            for (int64_t layer = first; layer < last; ++layer) {
+                if (averages) stepsizes[layer] /= whole(layer);
+                if (options.suppresses_range) suppress(layer);
             }
         }
         if (sweeps & MOVE) {
-            for (int64_t layer = first; averages && sweeps & UPDATE && layer < last; ++layer) {
-                stepsizes[layer] /= whole(layer);
-            }
-            move(first, last);
+            options.suppresses_range ? move_suppressed(first, last) : move(first, last);
         }
     }
 
@@ -323,8 +377,8 @@ struct Step {
 }  // namespace
 
 // `sums`: those of each layer, `width` numbers apart, where the members take them; the momentum
-// sweep writes them, of width SUMS. `stepsizes`: one number per layer, where they are averaged; from
-// the update sweep alone, their sum over the local elements.
+// sweep writes them, of width SUMS. `stepsizes`: one number per layer, where they are averaged, or
+// three that make them of v; from the update sweep alone, what they depend on, over the local elements.
 extern "C" void aida_step(
     int64_t dtype, int64_t sweeps, const Layers* layers, const Options* options, double* sums,
     int64_t width, double* stepsizes) {

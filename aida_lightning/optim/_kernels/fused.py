@@ -3,8 +3,9 @@
 The first sweep updates the momentum and takes the sums over each layer, the second updates all
 else; members that take no sums need one sweep. Per element, Aida accesses 9 numbers, of which the
 second sweep finds 2 in a cache where no layer is spread over processes. The members with an
-averaged statistic access 6, and AdaBelief and AdamPlus 7, as torch's fused Adam does. Sums are in
-double.
+averaged statistic access 6, and AdaBelief and AdamPlus 7, as torch's fused Adam does. SETAdam's
+first sweep updates the momentum and the statistic and takes the sums over that; it accesses 9, of
+which the second sweep finds 2. Sums are in double.
 
 The source is compiled by what torch.compile compiles C++ with, which chooses the flags and caches
 the library across processes.
@@ -58,7 +59,7 @@ def takes(
 
 def step(layers: Layers, rule: UpdateRule) -> None:
     """Make all sweeps, over layers of which no other process holds a part."""
-    sweeps = _UPDATE + (_MOVE if rule.layer_mean else 0)
+    sweeps = _UPDATE + (_MOVE if rule.layer_mean or rule.suppresses_range else 0)
     if rule.takes_sums:
         _sweep(_MOMENTUM + sweeps, layers, rule, sums=_zeros(len(layers.params), _SUMS))
     else:
@@ -76,16 +77,16 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
     """Update the statistic and the parameter of every layer."""
     if sums is not None:
         sums = sums.double().contiguous()
-    if rule.layer_mean != "stepsize":
+    if not rule.of_no_elements:
         _sweep(_UPDATE + (_MOVE if rule.layer_mean else 0), layers, rule, sums=sums)
         return None
-    stepsizes = _zeros(len(layers.params))
-    _sweep(_UPDATE, layers, rule, sums=sums, stepsizes=stepsizes)
-    return stepsizes
+    totals = _totals(layers, rule)
+    _sweep(_UPDATE, layers, rule, sums=sums, stepsizes=totals)
+    return totals
 
 
 def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
-    """Move every parameter by the one stepsize of its layer."""
+    """Move every parameter by the stepsizes of its layer."""
     _sweep(_MOVE, layers, rule, stepsizes=stepsizes.contiguous())
 
 
@@ -93,13 +94,21 @@ def _zeros(*size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.float64, device="cpu")
 
 
+def _totals(layers: Layers, rule: UpdateRule) -> Tensor:
+    """Make room for what the stepsizes depend on, or for one number per layer."""
+    of_none = rule.of_no_elements or (0.0,)
+    totals = _zeros(len(layers.params), len(of_none))
+    totals[:, -1].fill_(of_none[-1])
+    return totals
+
+
 class _Options(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "second_eps")),
         *((name, ctypes.c_double) for name in ("coupled", "decoupled", "sign")),
-        *((name, ctypes.c_double) for name in ("alpha", "beta", "xi")),
-        *((name, ctypes.c_int64) for name in ("k", "track", "layer_mean", "double_step")),
-        ("threads", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("alpha", "beta", "xi", "root_eps", "tau")),
+        *((name, ctypes.c_int64) for name in ("k", "track", "layer_mean", "suppresses_range")),
+        *((name, ctypes.c_int64) for name in ("double_step", "threads")),
     ]
 
 
@@ -125,20 +134,21 @@ def _sweep(
         layers: the layers to update.
         rule: how to update them.
         sums: over each layer, where the rule takes any; the momentum sweep writes them.
-        stepsizes: one per layer, where they are averaged. The update sweep, made alone, writes
-            their sums over the local elements.
+        stepsizes: one per layer, where they are averaged, or three numbers that make them of v
+            where their range is suppressed. The update sweep, made alone, writes what they depend
+            on, over the local elements.
     """
     # What autograd kept of the parameters is no longer what it kept.
     torch.autograd.graph.increment_version(layers.params)
-    if stepsizes is None and rule.layer_mean:
-        stepsizes = _zeros(len(layers.params))
+    if stepsizes is None and (rule.layer_mean or rule.suppresses_range):
+        stepsizes = _totals(layers, rule)
     track, alpha, beta = rule.compiled_track
     lr = float(rule.lr)
     options = _Options(
         lr=lr,
         beta1=rule.beta1,
         beta2=rule.beta2,
-        eps=rule.eps,
+        eps=rule.eps_in_state,
         second_eps=rule.eps if rule.eps_in_denominator else 0.0,
         coupled=rule.coupled_weight_decay,
         decoupled=lr * rule.weight_decay if rule.decoupled_weight_decay else 0.0,
@@ -146,9 +156,12 @@ def _sweep(
         alpha=alpha,
         beta=beta,
         xi=rule.xi,
+        root_eps=rule.eps,
+        tau=rule.tau,
         k=rule.k,
         track=track,
         layer_mean=_LAYER_MEANS[rule.layer_mean],
+        suppresses_range=rule.suppresses_range,
         double_step=layers.steps[0].dtype == torch.float64,
         threads=torch.get_num_threads(),
     )

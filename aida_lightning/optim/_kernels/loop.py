@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aida_lightning.optim._kernels.rule import (
+from aida_lightning.optim._kernels.rule import Layers, UpdateRule, finite_sums
+from aida_lightning.optim._kernels.stepsizes import (
     LARGEST,
-    Layers,
-    UpdateRule,
     adaptive_stepsize,
-    finite_sums,
+    joined_sums,
+    partial_sums,
     reciprocal_root,
+    suppressed_stepsize,
 )
 from aida_lightning.optim._kernels.tracking import Coefficients, Scalar
 
@@ -54,20 +55,30 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
             *layers.tensors(), _coefficients(len(layers.params), rule, sums), strict=True
         )
     ]
+    if rule.suppresses_range:
+        parts = torch.stack([part for of_layer in totals for part in of_layer]).view(-1, 4)
+        if len(parts) == len(totals):
+            return joined_sums(parts.unsqueeze(1))
+        blocks = [len(of_layer) // 4 for of_layer in totals]
+        return torch.stack([joined_sums(of_layer) for of_layer in torch.split(parts, blocks)])
     if rule.layer_mean != "stepsize":
         return None
-    return torch.stack([torch.stack(of_layer).sum() for of_layer in totals])
+    return torch.stack([torch.stack(of_layer).sum() for of_layer in totals]).unsqueeze(1)
 
 
 def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
-    """Move every parameter by the one stepsize of its layer."""
+    """Move every parameter by the stepsizes of its layer."""
     on_host = stepsizes.is_cpu and not (rule.differentiable or rule.on_device)
     of_layers = stepsizes.tolist() if on_host else stepsizes.unbind()
-    for x, m, v, step, s in zip(
+    for x, m, v, step, of_layer in zip(
         layers.params, layers.exp_avgs, layers.exp_avg_sqs, layers.steps, of_layers, strict=True
     ):
         correction1, _ = rule.bias_corrections(step)
-        scale = s * -rule.lr / correction1
+        if rule.suppresses_range:
+            unit, inner, outer = of_layer
+            _move_suppressed(x, m, v, unit * -rule.lr / correction1, inner, outer, rule)
+            continue
+        scale = of_layer * -rule.lr / correction1
         for _, xb, mb in _blocks(rule, None, x, m):
             mb = mb.clone() if rule.differentiable else _to(mb, v.dtype)
             _move(xb, mb, None, scale, rule)
@@ -114,12 +125,12 @@ def _update_layer(
     *,
     has_momentum: bool,
 ) -> list[Tensor]:
-    """Update v and x, or v alone; return the sums of the stepsizes over the blocks then."""
+    """Update v and x, or v alone; return then what the stepsizes depend on, of each block."""
     correction1, correction2 = rule.bias_corrections(step)
     # 1 / (sqrt(v / c) + eps) = sqrt(c) / (sqrt(v) + sqrt(c) eps), and sqrt(c) joins the scale.
     unit = correction2**0.5
     second_eps = rule.eps * unit if rule.eps_in_denominator else 0.0
-    eps = torch.scalar_tensor(rule.eps, dtype=v.dtype, device="cpu")
+    eps = torch.scalar_tensor(rule.eps_in_state, dtype=v.dtype, device="cpu")
     totals = []
     for scratch, xb, gb, mb, vb in _blocks(rule, v.dtype, x, g, m, v):
         gb = _gradient(xb, gb, v.dtype, rule, scratch)
@@ -132,14 +143,32 @@ def _update_layer(
         if scratch is not None and rule.beta2:
             torch.add(eps, vb, alpha=rule.beta2, out=vb)
         else:  # not by 0, which would make NaN of a statistic that overflowed
-            (vb.mul_(rule.beta2) if rule.beta2 else vb.zero_()).add_(rule.eps)
+            (vb.mul_(rule.beta2) if rule.beta2 else vb.zero_()).add_(rule.eps_in_state)
         vb.addcmul_(d, d, value=factor * (1 - rule.beta2))
+        if rule.suppresses_range:  # the next step changes v in place, and autograd keeps this one
+            totals += partial_sums(vb.clone() if rule.differentiable else vb, scratch)
+            continue
         s = reciprocal_root(vb, second_eps, out=scratch)
         if rule.layer_mean == "stepsize":
             totals.append(s.sum() * unit)
         else:
             _move(xb, mb, s, unit * -rule.lr / correction1, rule)
     return totals
+
+
+def _move_suppressed(
+    x: Tensor,
+    m: Tensor,
+    v: Tensor,
+    scale: Scalar,
+    inner: Scalar,
+    outer: Scalar,
+    rule: UpdateRule,
+) -> None:
+    """Move x by the stepsizes that a layer's three numbers make of v."""
+    for scratch, xb, mb, vb in _blocks(rule, v.dtype, x, m, v):
+        mb = mb.clone() if rule.differentiable else _to(mb, v.dtype)
+        _move(xb, mb, suppressed_stepsize(vb, inner, outer, scratch), scale, rule)
 
 
 def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tensor:

@@ -7,10 +7,19 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from aida_lightning.optim._kernels.stepsizes import (
+    LARGEST,
+    OF_NO_ELEMENTS,
+    TINY,
+    adaptive_stepsize,
+    joined_sums,
+    partial_sums,
+    suppressed_stepsize,
+    suppression,
+)
 from aida_lightning.optim._kernels.tracking import Coefficients, Scalar, Track
 
 LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
-LARGEST, TINY = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 
 
 class Layers(NamedTuple):
@@ -36,9 +45,7 @@ class Layers(NamedTuple):
         if rule.on_device:  # At a graph's replay the memory of a copy's source would be another's.
             return torch.stack(torch._foreach_div(totals.unbind(), counts))
         divisors = torch.tensor(counts, dtype=totals.dtype, device="cpu")
-        if totals.is_cuda:  # from memory that is not pinned, the copy would wait for the device
-            divisors = divisors.pin_memory().to(totals.device, non_blocking=True)
-        return totals / divisors.to(totals.device)
+        return totals / to_device(totals.device, divisors)
 
     def take(self, indices: Sequence[int]) -> "Layers":
         """Pick the layers of these indices."""
@@ -54,13 +61,15 @@ class Layers(NamedTuple):
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """A member of the family (the first three fields) and the options of one group."""
+    """A member of the family (the first four fields) and the options of one group."""
 
     track: Track
     layer_mean: LayerMean
     eps_in_denominator: bool
+    suppresses_range: bool
     k: int
     xi: float
+    tau: float
     lr: float | Tensor
     beta1: float
     beta2: float
@@ -75,6 +84,18 @@ class UpdateRule:
     def takes_sums(self) -> bool:
         """Whether the momentum and the gradient are summed over a layer before it is updated."""
         return self.layer_mean == "statistic" or not self.track.is_constant
+
+    @property
+    def of_no_elements(self) -> tuple[float, ...] | None:
+        """What ``update`` returns of a layer without elements; None if it returns nothing."""
+        if self.suppresses_range:
+            return OF_NO_ELEMENTS
+        return (0.0,) if self.layer_mean == "stepsize" else None
+
+    @property
+    def eps_in_state(self) -> float:
+        """What is added to the statistic at every step."""
+        return 0.0 if self.suppresses_range else self.eps
 
     @property
     def coupled_weight_decay(self) -> float:
@@ -125,6 +146,30 @@ class UpdateRule:
         t = step.double() if self.on_device else step.item()
         return 1 - self.beta1**t, 1 - self.beta2**t
 
+    def stepsizes(self, layers: Layers, totals: Tensor) -> Tensor:
+        """Compute what ``move`` takes from what ``update`` returned, over whole layers."""
+        if not self.suppresses_range:
+            return layers.mean(totals.squeeze(1), self)
+        totals = totals.double()
+        steps = torch.stack(layers.steps).double()
+        mean, mean_square = (layers.mean(sums, self) for sums in totals[:, :2].unbind(1))
+        correction2 = to_device(totals.device, 1 - self.beta2**steps)
+        return suppression(mean, mean_square, totals[:, 2], correction2, self.eps, self.tau)
+
+    def stepsizes_of(self, v: Tensor, step: Tensor, whole: Tensor) -> Tensor:
+        """Compute the adaptive stepsizes of one layer in a new tensor.
+
+        Where they depend on the whole layer, ``whole`` is that: v itself, or what it is a part of.
+        """
+        if not self.suppresses_range:
+            _, correction2 = self.bias_corrections(step)
+            return adaptive_stepsize(v, correction2, self.eps if self.eps_in_denominator else 0.0)
+        layer = Layers([], [], [], [whole], [step], [whole.numel()], {})
+        totals = joined_sums(torch.stack(partial_sums(whole)).unsqueeze(0))
+        numbers = self.stepsizes(layer, totals.unsqueeze(0))[0]
+        unit, inner, outer = numbers.unbind() if v is whole else numbers.tolist()
+        return suppressed_stepsize(v, inner, outer).mul_(unit)
+
     @property
     def on_device(self) -> bool:
         """Whether no number may pass through the host, for a graph is being captured."""
@@ -156,12 +201,21 @@ class Kernel(Protocol):
             sums: over whole layers, in the form that ``momentum`` returns, if the rule takes any.
 
         Returns:
-            None. Where the stepsize is averaged, its sum over each layer, of shape ``(n,)``; the
-            parameters have not been moved then.
+            None. Where the stepsizes depend on a whole layer, what they depend on, over the local
+            elements; the parameters have not been moved then. It is their sum, of shape ``(n, 1)``,
+            if they are averaged, and of shape ``(n, 3)`` if their range is suppressed: the sum of
+            v, that of its squares, and its least element.
         """
 
     def move(self, layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
-        """Move every parameter by its layer's one stepsize; these are of shape ``(n,)``."""
+        """Move every parameter.
+
+        Args:
+            layers: the layers to move.
+            rule: how to move them.
+            stepsizes: one of each layer, of shape ``(n,)``. Where their range is suppressed, the
+                numbers that make them of v, of shape ``(n, 3)`` (see ``suppression``).
+        """
 
 
 def finite_sums(sums: Tensor) -> Tensor:
@@ -179,15 +233,8 @@ def finite_sums(sums: Tensor) -> Tensor:
     return torch.cat((norms, finite[..., 2:]), -1)
 
 
-def adaptive_stepsize(v: Tensor, correction2: Scalar, eps: float) -> Tensor:
-    """Compute ``1 / (sqrt(v / (1 - beta2^t)) + eps)``, elementwise, in a new tensor."""
-    v_hat = v / correction2
-    return reciprocal_root(v_hat, eps, out=None if v_hat.requires_grad else v_hat)
-
-
-def reciprocal_root(v: Tensor, eps: Scalar, out: Tensor | None) -> Tensor:
-    """Compute ``1 / (sqrt(v) + eps)``, elementwise, in ``out`` or in a new tensor."""
-    if isinstance(eps, float) and not eps:
-        return torch.rsqrt(v, out=out)
-    # Autograd keeps the root, which therefore may change only in a tensor of our own.
-    return torch.add(torch.sqrt(v, out=out), eps, out=out).reciprocal_()
+def to_device(device: torch.device, host: Tensor) -> Tensor:
+    """Copy to the device without a wait, which takes pinned memory."""
+    if device.type == "cuda" and host.is_cpu:
+        return host.pin_memory().to(device, non_blocking=True)
+    return host.to(device)

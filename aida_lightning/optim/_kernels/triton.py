@@ -4,13 +4,13 @@ It was checked against the paper's boxes in Triton's interpreter on the CPU, and
 and sm_90 on a machine without a GPU. It was never run on a GPU; therefore it is opt-in.
 
 The launches per step do not depend on the number of layers. AdamPlus and AdaBelief need 1; Aida and
-AidaGrad 2 (the momentum with the sums over each layer, then all else); AdamL and AdaBeliefL 2; the
-members with an averaged statistic 3 (the momentum, the statistics, the parameters). What torch adds
-does not grow with the layers either: for each of ``update`` and ``move`` a copy of the steps to the
-device, where they are not kept there; one ``segment_reduce`` per set of sums; and, where a tensor's
-address is not that of the step before, a copy of the table of addresses. Sums are in the
-statistic's dtype within a chunk of a layer, and in double from there on. Nothing waits for the
-device.
+AidaGrad 2 (the momentum with the sums over each layer, then all else); AdamL, AdaBeliefL and
+SETAdam 2; the members with an averaged statistic 3 (the momentum, the statistics, the parameters).
+What torch adds does not grow with the layers either: for each of ``update`` and ``move`` a copy of
+the steps to the device, where they are not kept there; one or two ``segment_reduce`` per set of
+sums; and, where a tensor's address is not that of the step before, a copy of the table of
+addresses. Sums are in the statistic's dtype within a chunk of a layer, but for SETAdam's, and in
+double from there on. Nothing waits for the device.
 """
 
 import math
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from aida_lightning.optim._kernels.memory import is_safe
-from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule
+from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, to_device
 
 # The dtype of the statistic and of the arithmetic, by that of the parameter.
 _DTYPES = {
@@ -81,10 +81,13 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
         arguments["stepsizes"] = stepsizes
         _launch("statistics", -(-len(stepsizes) // _LAYERS), arguments | {"BLOCK": _LAYERS})
         _launch("move", table.programs, arguments)
-    elif rule.layer_mean == "stepsize":
-        arguments["partials"] = partials = table.new_partials(1)
+    elif of_none := rule.of_no_elements:
+        arguments["partials"] = partials = table.new_partials(len(of_none))
         _launch("update", table.programs, arguments)
-        return table.sum(partials)
+        totals = table.sum(partials).view(-1, len(of_none))
+        if rule.suppresses_range:
+            totals[:, 2] = table.sum(partials, least=True).view(-1, 3)[:, 2]
+        return totals
     else:
         _launch("update", table.programs, arguments)
     # What autograd kept of the parameters is no longer what it kept.
@@ -93,7 +96,7 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
 
 
 def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
-    """Move every parameter by the one stepsize of its layer."""
+    """Move every parameter by the stepsizes of its layer."""
     table = _table(layers, rule)
     table.set_clock(layers.steps)
     arguments = _arguments(layers, rule, table) | {"stepsizes": stepsizes.contiguous()}
@@ -124,7 +127,7 @@ def _arguments(layers: Layers, rule: UpdateRule, table: "_Table") -> dict[str, A
         "beta2": rule.beta2,
         "log_beta1": math.log(rule.beta1) if rule.beta1 else -math.inf,
         "log_beta2": math.log(rule.beta2) if rule.beta2 else -math.inf,
-        "eps": rule.eps,
+        "eps": rule.eps_in_state,
         "second_eps": rule.eps if rule.eps_in_denominator else 0.0,
         "sign": -1.0 if rule.maximize else 1.0,
         "coupled": rule.coupled_weight_decay,
@@ -140,7 +143,8 @@ def _arguments(layers: Layers, rule: UpdateRule, table: "_Table") -> dict[str, A
         "TRACK": track,
         "K": rule.k if track else 0,
         "MOMENTUM": not rule.takes_sums,
-        "KEEP_X": rule.layer_mean == "stepsize",
+        "TOTALS": len(rule.of_no_elements or ()),
+        "SUPPRESSED": rule.suppresses_range,
         "ALIGNMENT": table.alignment,
         "CHUNK": _CHUNK,
         "BLOCK": _BLOCK,
@@ -163,10 +167,17 @@ class _Table(NamedTuple):
     def new_partials(self, sums: int) -> Tensor:
         return self.records.new_empty(self.programs * sums, dtype=torch.float64)
 
-    def sum(self, partials: Tensor) -> Tensor:
+    def sum(self, partials: Tensor, *, least: bool = False) -> Tensor:
+        """Add up what the programs left of each sum, or find the least of it."""
         # Always in the same order, unlike index_add on CUDA; unchecked, for checks wait.
         offsets = self.offsets[len(partials) // self.programs]
-        return torch.segment_reduce(partials, "sum", offsets=offsets, unsafe=True, initial=0)
+        return torch.segment_reduce(
+            partials,
+            "min" if least else "sum",
+            offsets=offsets,
+            unsafe=True,
+            initial=math.inf if least else 0,
+        )
 
     def set_clock(self, steps: list[Tensor]) -> None:
         if self.clock is not None:
@@ -203,7 +214,7 @@ def _records(
         columns.append([clock.data_ptr() + i * clock.itemsize for i in range(len(parts))])
     rows = [*columns, list(parts), list(numels)]
     records = torch.tensor(rows, device="cpu").t().contiguous()
-    return _to(device, records), clock, alignment
+    return to_device(device, records), clock, alignment
 
 
 @lru_cache(maxsize=16)
@@ -218,13 +229,8 @@ def _chunks(
     offsets = {}
     for sums in (1, 3, 5):
         ends = counts.repeat_interleave(sums).cumsum(0)
-        offsets[sums] = _to(device, torch.cat((torch.zeros_like(ends[:1]), ends)))
-    return _to(device, torch.stack((layer, index), dim=1)), offsets
-
-
-def _to(device: torch.device, host: Tensor) -> Tensor:
-    """Copy to the device without a wait, which takes pinned memory."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+        offsets[sums] = to_device(device, torch.cat((torch.zeros_like(ends[:1]), ends)))
+    return to_device(device, torch.stack((layer, index), dim=1)), offsets
 
 
 def _triton_type(dtype: torch.dtype) -> Any:

@@ -123,6 +123,13 @@ def coefficients(
 
 
 @triton.jit
+def share_of(partials, record, begin, SUMS: tl.constexpr, CHUNK: tl.constexpr):
+    """Return where the program leaves its sums, and how far apart: a layer's lie sum by sum."""
+    stride = tl.maximum((tl.load(record + PART) + CHUNK - 1) // CHUNK, 1)
+    return partials + SUMS * tl.program_id(0) - (SUMS - 1) * (begin // CHUNK), stride
+
+
+@triton.jit
 def decayed(v, beta2):
     """Return beta2 v, and not NaN where beta2 = 0 and the statistic overflowed."""
     return tl.where(beta2 == 0.0, 0.0, beta2 * v)
@@ -159,10 +166,8 @@ def momentum(
                 r_i = m_i - g_i
                 rr += r_i * r_i
                 rg += r_i * g_i
-    # The shares of a layer lie together, sum by sum. Products that overflowed become finite, for
-    # inf - inf of two chunks would be NaN.
-    share = partials + SUMS * tl.program_id(0) - (SUMS - 1) * (begin // CHUNK)
-    stride = tl.maximum((tl.load(record + PART) + CHUNK - 1) // CHUNK, 1)
+    # Products that overflowed become finite, for inf - inf of two chunks would be NaN.
+    share, stride = share_of(partials, record, begin, SUMS, CHUNK)
     tl.store(share, tl.sum(mm, axis=0).to(tl.float64))
     tl.store(share + stride, tl.sum(gg, axis=0).to(tl.float64))
     tl.store(share + 2 * stride, finite(tl.sum(mg, axis=0)))
@@ -178,10 +183,14 @@ def update(
     second_eps: tl.float64, sign: tl.float64, coupled: tl.float64, decoupled: tl.float64,
     alpha: tl.float64, beta: tl.float64, xi: tl.float64, P: tl.constexpr, S: tl.constexpr,
     TIME: tl.constexpr, COUPLED: tl.constexpr, SUMS: tl.constexpr, TRACK: tl.constexpr,
-    K: tl.constexpr, MOMENTUM: tl.constexpr, KEEP_X: tl.constexpr, ALIGNMENT: tl.constexpr,
+    K: tl.constexpr, MOMENTUM: tl.constexpr, TOTALS: tl.constexpr, ALIGNMENT: tl.constexpr,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Update v, with MOMENTUM m too, and x; with KEEP_X sum s over each chunk instead of x."""
+    """Update v, with MOMENTUM m too, and x.
+
+    With TOTALS x stays, and each chunk gives its sum of s (1), or of v and of its squares and its
+    least v (3).
+    """
     layer, record, begin, count = chunk_of_program(records, chunks, CHUNK)
     x, g = vector(record, X, P, ALIGNMENT), vector(record, G, P, ALIGNMENT)
     m, v = vector(record, M, P, ALIGNMENT), vector(record, V, S, ALIGNMENT)
@@ -195,6 +204,8 @@ def update(
     sign, coupled, beta2 = tl.full((), sign, S), tl.full((), coupled, S), tl.full((), beta2, S)
     eps, second_eps = tl.full((), eps, S), tl.full((), second_eps, S)
     total = tl.full((BLOCK,), 0.0, S)
+    vs, squares = tl.full((BLOCK,), 0.0, tl.float64), tl.full((BLOCK,), 0.0, tl.float64)
+    least = tl.full((BLOCK,), float("inf"), S)
     for TAIL in tl.static_range(2):
         first, end = bounds(count, BLOCK, TAIL)
         for offset in range(first, end, BLOCK):
@@ -202,7 +213,7 @@ def update(
             mask, i = within < end, begin + within
             g_i = sign * tl.load(g + i, mask=mask, other=0.0).to(S)
             m_i = tl.load(m + i, mask=mask, other=0.0).to(S)
-            if COUPLED or not KEEP_X:
+            if COUPLED or TOTALS == 0:
                 x_i = tl.load(x + i, mask=mask, other=0.0).to(S)
             if COUPLED:
                 g_i += coupled * x_i
@@ -213,13 +224,25 @@ def update(
             d_i = tl.where(alpha == 0.0, 0.0, alpha * m_i) + tl.where(beta == 0.0, 0.0, beta * g_i)
             v_i = decayed(tl.load(v + i, mask=mask, other=0.0), beta2) + (weight * d_i * d_i + eps)
             tl.store(v + i, v_i, mask=mask)
-            s_i = 1.0 / (tl.sqrt(v_i) * unbias + second_eps)
-            if KEEP_X:
-                total += tl.where(mask, s_i, 0.0)
+            if TOTALS == 3:
+                v_i = tl.where(mask, v_i, 0.0)
+                vs += v_i.to(tl.float64)
+                squares += v_i.to(tl.float64) * v_i.to(tl.float64)
+                least = tl.minimum(least, tl.where(mask, v_i, float("inf")))
             else:
-                tl.store(x + i, (x_i * shrink + scale * (m_i * s_i)).to(P), mask=mask)
-    if KEEP_X:
-        tl.store(partials + tl.program_id(0), tl.sum(total, axis=0).to(tl.float64))
+                s_i = 1.0 / (tl.sqrt(v_i) * unbias + second_eps)
+                if TOTALS == 1:
+                    total += tl.where(mask, s_i, 0.0)
+                else:
+                    tl.store(x + i, (x_i * shrink + scale * (m_i * s_i)).to(P), mask=mask)
+    if TOTALS != 0:
+        share, stride = share_of(partials, record, begin, TOTALS, CHUNK)
+        if TOTALS == 3:
+            tl.store(share, tl.sum(vs, axis=0))
+            tl.store(share + stride, tl.sum(squares, axis=0))
+            tl.store(share + 2 * stride, tl.min(least, axis=0).to(tl.float64))
+        else:
+            tl.store(share, tl.sum(total, axis=0).to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -256,13 +279,19 @@ def statistics(
 def move(
     records, chunks, stepsizes, lr: tl.float64, lr_tensor, log_beta1: tl.float64,
     decoupled: tl.float64, P: tl.constexpr, S: tl.constexpr, TIME: tl.constexpr,
-    ALIGNMENT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    SUPPRESSED: tl.constexpr, ALIGNMENT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Update x by the one stepsize of its layer."""
+    """Update x by its layer's one stepsize s, or if SUPPRESSED by s / (sqrt(v + inner) + outer)."""
     layer, record, begin, count = chunk_of_program(records, chunks, CHUNK)
     x, m = vector(record, X, P, ALIGNMENT), vector(record, M, P, ALIGNMENT)
     lr = learning_rate(lr, lr_tensor)
-    s = tl.load(stepsizes + layer).to(tl.float64)
+    if SUPPRESSED:
+        v = vector(record, V, S, ALIGNMENT)
+        s = tl.load(stepsizes + 3 * layer)
+        inner = tl.load(stepsizes + 3 * layer + 1).to(S)
+        outer = tl.load(stepsizes + 3 * layer + 2).to(S)
+    else:
+        s = tl.load(stepsizes + layer).to(tl.float64)
     scale = (-lr / bias_correction(record, log_beta1, TIME) * s).to(S)
     shrink = (1.0 - lr * tl.full((), decoupled, tl.float64)).to(S)
     for TAIL in tl.static_range(2):
@@ -272,6 +301,8 @@ def move(
             mask, i = within < end, begin + within
             x_i = tl.load(x + i, mask=mask, other=0.0).to(S)
             m_i = tl.load(m + i, mask=mask, other=0.0).to(S)
+            if SUPPRESSED:
+                m_i = m_i / (tl.sqrt(tl.load(v + i, mask=mask, other=1.0) + inner) + outer)
             tl.store(x + i, (x_i * shrink + scale * m_i).to(P), mask=mask)
 
 
