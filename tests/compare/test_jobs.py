@@ -36,6 +36,24 @@ def environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # a relative folder, as by default
 
 
+@pytest.fixture
+def reporter(in_turn, monkeypatch):
+    """A function that starts the command, whose runs wait in their second epoch for a file."""
+    monkeypatch.setenv("TINY_GATE", "gate")
+    command = [sys.executable, "-m", "aida_lightning", "compare", in_turn[0], "--output", "out"]
+    started = []
+
+    def start(*options):
+        started.append(subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    Path("gate").touch()
+    for process in started:
+        with process:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def in_turn(tmp_path_factory):
     """The experiment's file, and the results of one process."""
@@ -56,7 +74,7 @@ def attempts(folder):
     return [len([*(Path(folder) / run / "seed_0").glob("*tfevents*")]) for run in RUNS]
 
 
-def wait(condition, seconds=120):
+def wait(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -101,20 +119,18 @@ def test_a_job_that_is_told_to_end_goes_on_and_one_that_is_killed_is_told(
     assert sorted(attempts("out")) == [1, 2, 2]
 
 
-def test_the_next_call_attaches_to_what_runs_and_starts_only_what_is_missing(in_turn, monkeypatch):
+def test_the_next_call_attaches_to_what_runs_and_starts_only_what_is_missing(in_turn, reporter):
     path, expected = in_turn
-    monkeypatch.setenv("TINY_GATE", "gate")
-    command = [sys.executable, "-m", "aida_lightning", "compare", path, "--output", "out"]
-    reporter = subprocess.Popen([*command, "--jobs", "2"], stdout=subprocess.DEVNULL)
+    first = reporter("--jobs", "2")
     folders = [Path("out", run, "seed_0") for run in RUNS]
     wait(lambda: all(is_at_work(folder) and any(folder.glob("*.ckpt")) for folder in folders[:2]))
-    reporter.kill()
-    reporter.wait()
+    first.kill()
+    first.wait()
     runs = progress(load_experiment(path), output="out")
     assert [run.state for run in runs] == ["running", "running", "waiting"]
     assert [run.epochs for run in runs] == [1, 1, 0]
     assert all(0 <= run.last <= 1 for run in runs[:2])
-    again = subprocess.Popen([*command, "--jobs", "3"], stdout=subprocess.PIPE, text=True)
+    again = reporter("--jobs", "3")
     wait(lambda: is_at_work(folders[2]))
     Path("gate").touch()
     assert "[1/3] Aida K=2, seed 0: completed" in again.communicate()[0]
@@ -123,20 +139,15 @@ def test_the_next_call_attaches_to_what_runs_and_starts_only_what_is_missing(in_
     assert attempts("out") == [1, 1, 1]
 
 
-def test_ctrl_c_ends_the_jobs_on_this_machine(in_turn, monkeypatch):
+def test_ctrl_c_ends_the_jobs_on_this_machine(in_turn, reporter):
     path, _ = in_turn
-    monkeypatch.setenv("TINY_GATE", "gate")
-    command = [sys.executable, "-m", "aida_lightning", "compare", path, "--output", "out"]
-    reporter = subprocess.Popen(
-        [*command, "--jobs", "1", "--launcher", "local"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = reporter("--jobs", "1", "--launcher", "local")
     run = Path("out", RUNS[0], "seed_0")
     wait(lambda: is_at_work(run) and any(run.glob("*.ckpt")))
-    reporter.send_signal(signal.SIGINT)
-    assert reporter.wait(60) == 130
-    wait(lambda: not is_at_work(run), seconds=10)
+    process.send_signal(signal.SIGINT)
+    assert "the same command goes on from where they were" in process.communicate()[0]
+    assert process.returncode == 130
+    wait(lambda: not is_at_work(run))
     assert progress(load_experiment(path), output="out")[0].state == "stopped"
 
 

@@ -2,18 +2,17 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from compare import slurm
-from compare.test_jobs import RUNS, attempts, results, wait
+from compare.test_jobs import RUNS, attempts, in_turn, reporter, results, wait
 from compare.tiny import write_experiment
 
 from aida_lightning.commands import main
-from aida_lightning.compare.comparison import compare, progress
+from aida_lightning.compare.comparison import progress
 from aida_lightning.compare.folder import is_at_work
 from aida_lightning.compare.loading import load_experiment
 
@@ -44,13 +43,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def in_turn(tmp_path_factory):
-    """The experiment's file, and the results of one process."""
-    folder = tmp_path_factory.mktemp("in_turn")
-    path = write_experiment(folder, figures=None)
-    compare(load_experiment(path), output=folder / "out")
-    return path, results(folder / "out")
+__all__ = ["in_turn", "reporter"]  # fixtures
 
 
 def test_slurm_gives_what_one_process_gives_in_one_job_array(in_turn):
@@ -76,20 +69,19 @@ def test_jobs_are_requeued_or_told_and_the_next_call_completes_them(in_turn, mon
     assert results("out") == expected
 
 
-def test_the_next_call_attaches_to_jobs_that_run_or_wait(in_turn, monkeypatch):
+def test_the_next_call_attaches_to_jobs_that_run_or_wait(in_turn, reporter):
     path, expected = in_turn
-    monkeypatch.setenv("TINY_GATE", "gate")
-    command = [sys.executable, "-m", "aida_lightning", "compare", path, *LAUNCHER]
-    command += ["--jobs", "2", "--output", "out"]
-    reporter = subprocess.Popen(command)
+    options = [*LAUNCHER, "--jobs", "2"]
+    first = reporter(*options)
     folders = [Path("out", run, "seed_0") for run in RUNS]
     wait(lambda: all(is_at_work(folder) and any(folder.glob("*.ckpt")) for folder in folders[:2]))
-    reporter.send_signal(signal.SIGINT)  # which ends no job
-    assert reporter.wait(60) == 130
+    first.send_signal(signal.SIGINT)  # which ends no job
+    assert "The jobs go on" in first.communicate()[0]
+    assert first.returncode == 130
     runs = progress(load_experiment(path), output="out")
     assert [run.state for run in runs] == ["running", "running", "waiting"]
     assert [run.epochs for run in runs] == [1, 1, 0]
-    again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    again = reporter(*options)
     wait(lambda: is_at_work(Path("out")))
     time.sleep(2)  # in which it looks at all runs
     Path("gate").touch()
