@@ -24,7 +24,7 @@ from aida_lightning.compare.forecast import Forecast
 from aida_lightning.compare.jobs import noted_job, train_as_jobs
 from aida_lightning.compare.launcher import Launcher, LauncherName
 from aida_lightning.compare.loading import LoadedExperiment
-from aida_lightning.compare.methods import OptimizerChoice, choose_optimizers
+from aida_lightning.compare.methods import choose_optimizers
 from aida_lightning.compare.outputs import draw, write_results
 from aida_lightning.compare.progress import Progress, progress_of
 from aida_lightning.compare.report import print_sheets
@@ -98,7 +98,7 @@ def compare(
         for seed in seeds if rerun else []:
             set_edited_aside(folder, loaded.config, chosen, seed)
         write_config(folder, loaded.config)
-        return _train_all(loaded, chosen, folder, keep_checkpoints, execute)
+        return _train_all(loaded, folder, keep_checkpoints, execute)
 
 
 def progress(
@@ -111,10 +111,8 @@ def progress(
     The arguments are those of `compare`.
     """
     loaded = _with_optimizers(loaded, optimizers)
-    experiment = loaded.experiment
-    chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
     folder, results, runs = _folder(loaded, output), list[RunResult](), list[Run]()
-    while due := _due(loaded, chosen, folder, results):
+    while due := due_runs(loaded, folder, results):
         runs += due
         finished = [run.finished() for run in due]
         results += [result for result in finished if result is not None]
@@ -132,26 +130,23 @@ def _folder(loaded: LoadedExperiment, output: str | Path | None) -> Path:
     return Path("aida_runs", f"{loaded.name}-{settings_digest(loaded.config)}")
 
 
-def _due(
+def due_runs(
     loaded: LoadedExperiment,
-    chosen: Sequence[OptimizerChoice],
     folder: Path,
-    results: Sequence[RunResult],
+    results: Sequence[RunResult] = (),
     keep_checkpoints: bool = False,
 ) -> list[Run]:
-    """Return the runs that can be trained now, given the results so far."""
+    """Return the runs of a comparison that can be trained now, given the results so far."""
+    experiment = loaded.experiment
+    chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
     return [
         Run(loaded, choice, seed, run_folder(folder, choice.label, seed), keep_checkpoints)
-        for choice, seed in next_runs(chosen, loaded.experiment, results)
+        for choice, seed in next_runs(chosen, experiment, results)
     ]
 
 
 def _train_all(
-    loaded: LoadedExperiment,
-    chosen: Sequence[OptimizerChoice],
-    folder: Path,
-    keep_checkpoints: bool,
-    execute: _Executor,
+    loaded: LoadedExperiment, folder: Path, keep_checkpoints: bool, execute: _Executor
 ) -> list[RunResult]:
     # Labels, paths and values are the user's, and lines are whole in a pipe.
     console = Console(markup=False, soft_wrap=True)
@@ -159,7 +154,7 @@ def _train_all(
     found: Findings | None = None
     interrupt: KeyboardInterrupt | None = None
     try:
-        while plan := _due(loaded, chosen, folder, results, keep_checkpoints):
+        while plan := due_runs(loaded, folder, results, keep_checkpoints):
             _announce(plan, console)
             before, ended = results, dict[int, RunResult]()
             with contextlib.closing(execute(plan, console)) as runs:

@@ -35,7 +35,6 @@ class Launcher:
         UsageError: submitit is missing, or an option is refused; the message says which.
 
     Example:
-        >>> slurm = Launcher("slurm", options={"timeout_min": 240, "slurm_partition": "gpu"})
         >>> Launcher("local", jobs=3, gpus=(0, 1), gpus_per_run=1).gpus_of(2)
         [0]
     """
@@ -80,7 +79,6 @@ class Launcher:
                 "launcher_options: timeout_min is needed, the minutes that SLURM gives each run: "
                 "timeout_min=240"
             )
-
         with TemporaryDirectory() as folder:
             self.executor(Path(folder))  # which refuses values
 

@@ -3,7 +3,7 @@
 import pytest
 from compare.test_loading import ISSUED
 
-from aida_lightning.compare.comparison import check_experiment
+from aida_lightning.compare.checks import check_experiment
 from aida_lightning.compare.folder import run_folder
 from aida_lightning.compare.loading import load_experiment
 from aida_lightning.compare.methods import choose_optimizers

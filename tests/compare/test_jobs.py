@@ -18,7 +18,7 @@ from compare.tiny import write_experiment
 from rich.console import Console
 
 from aida_lightning.commands import main
-from aida_lightning.compare.comparison import _plan, compare, progress
+from aida_lightning.compare.comparison import compare, due_runs, progress
 from aida_lightning.compare.folder import is_at_work, locked_run, set_edited_aside, write_config
 from aida_lightning.compare.jobs import Job, train_as_jobs
 from aida_lightning.compare.launcher import Launcher
@@ -50,8 +50,8 @@ def reporter(in_turn, monkeypatch):
     yield start
     Path("gate").touch()
     for process in started:
-        process.kill()
-        process.communicate()
+        with process:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_jobs_give_what_one_process_gives_and_a_line_for_each_run(in_turn, capsy
     ]
     screen = io.StringIO()  # once more, on a terminal
     console = Console(file=screen, force_terminal=True, width=100)
-    plan = _plan(load_experiment(path), "out")
+    plan = due_runs(load_experiment(path), Path("out"))
     assert len([*train_as_jobs(Launcher(), plan, console)]) == 3
     assert "3 finished" in screen.getvalue()
     assert "completed" not in screen.getvalue()
@@ -154,6 +154,7 @@ def test_ctrl_c_ends_the_jobs_on_this_machine(in_turn, reporter):
 def test_a_run_that_another_process_trains_is_waited_for_and_not_moved(tmp_path, monkeypatch):
     loaded = load_experiment(write_experiment(tmp_path, figures=None))
     run = Path("out", RUNS[0], "seed_0")
+    optimizer = due_runs(loaded, Path("out"))[0].optimizer
     with ThreadPoolExecutor(1) as pool:
         with locked_run(run):
             write_config(Path("out"), loaded.config)
@@ -163,7 +164,7 @@ def test_a_run_that_another_process_trains_is_waited_for_and_not_moved(tmp_path,
             assert attempts("out") == [0, 0, 0]
             (run / "run.yaml").write_text("sources: {compare.tiny: of yesterday}\nseed: 0\n")
             with pytest.raises(UsageError, match=r"a job trains .*seed_0: wait until it has ended"):
-                set_edited_aside(Path("out"), loaded.config, [_plan(loaded, "out")[0].optimizer], 0)
+                set_edited_aside(Path("out"), loaded.config, [optimizer], 0)
         (result,) = other.result()
     assert result.status == "completed"
 
@@ -179,7 +180,7 @@ def test_every_process_of_a_job_trains_under_jobs_as_in_one(tmp_path):
 def test_a_job_whose_code_was_edited_since_it_was_submitted_does_not_train(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NAME", "")
     path = write_experiment(Path(), figures=None)
-    run = _plan(load_experiment(path), "out")[0]
+    run = due_runs(load_experiment(path), Path("out"))[0]
     settings = run_settings(run.loaded.config, run.optimizer, run.seed)
     settings["sources"] = {"compare.tiny": "of yesterday"}
     result = Job(run, settings)()
