@@ -326,7 +326,7 @@ def test_a_bad_option_of_the_fid_is_refused_before_anything_trains(tmp_path, cap
     arguments = ["--data", "sample", "--set", f"model.init_args.fid.{option}={tmp_path / 'file'}"]
     output = tmp_path / "out"
     assert main(["compare", "table3_wgan_gp", *arguments, "--output", str(output)]) == 2
-    assert {"wights": "fid has no wights"}.get(option, str(tmp_path / "file")) in (
+    assert {"wights": "fid has no option wights"}.get(option, str(tmp_path / "file")) in (
         capsys.readouterr().err
     )
     assert not output.exists()
