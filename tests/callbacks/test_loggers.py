@@ -321,7 +321,7 @@ def test_names_that_mlflow_would_make_one_of_stay_apart_and_are_told_once(
 
     said = [r.message for r in caplog.records if "names apart" in r.message]
     assert said == [
-        "MLFlowLogger would not keep these names apart from others, and is given "
+        "MLFlowLogger would not keep these names apart from others, so it gets "
         "'stepsize_mean/odd.c:d@e.weight' as 'stepsize_mean/odd.c_x3A_d_x40_e.weight', "
         "'stepsize_std/odd.c:d@e.weight' as 'stepsize_std/odd.c_x3A_d_x40_e.weight', "
         "'stepsize_mean/odd.层.weight' as 'stepsize_mean/odd._x5C42_.weight', "
