@@ -30,7 +30,7 @@ class Curve:
     Args:
         steps: distinct optimizer steps at which a value was logged, of shape (n,).
         values: values logged at these steps, of shape (n,), which may include NaN and infinities.
-        seconds: seconds since the run began, of shape (n,), without the time between an interruption
+        seconds: seconds since the run began, of shape (n,), less the time between an interruption
             and the run's resumption; empty where they are not known.
     """
 
