@@ -325,6 +325,13 @@ def test_one_seed_tells_nothing_of_the_difference_and_nothing_over_seeds():
         assert word not in text.lower().replace("│ seeds", "").replace("┃ seeds", ""), word
 
 
+def test_nothing_is_said_of_intervals_where_there_are_none():
+    results = [run for name in ("Adam", "Aida", "SGD") for run in seeds(name, 0.8, 0.8)]
+    text = printed(results, experiment(*THREE))
+    assert text.count("equal differences on all seeds") == 2
+    assert "intervals" not in text
+
+
 def test_small_differences_keep_two_digits_of_their_interval():
     of = experiment(*THREE[:2], metric=Metric("val_loss", better="min"))
     results = seeds("Adam", 2.0, 2.1, 2.2, metric="val_loss")
