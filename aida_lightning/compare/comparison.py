@@ -14,6 +14,7 @@ from aida_lightning.compare.checks import check_experiment, check_numbers, witho
 from aida_lightning.compare.choices import pick_methods
 from aida_lightning.compare.findings import Findings, findings_of
 from aida_lightning.compare.folder import (
+    ERROR_LOG,
     check_folder,
     locked,
     run_folder,
@@ -114,13 +115,21 @@ def progress(
     folder, results, runs = _folder(loaded, output), list[RunResult](), list[Run]()
     while due := due_runs(loaded, folder, results):
         runs += due
-        finished = [run.finished() for run in due]
-        results += [result for result in finished if result is not None]
-        if None in finished:
+        ended = [_ended(run) for run in due]
+        results += [result for result in ended if result is not None]
+        if None in ended:
             break  # what comes after them follows from their results
     # SLURM is asked once for all jobs that are known.
     jobs = [noted_job(run.folder) or (0, None) for run in runs]
     return [progress_of(run, job) for run, (_, job) in zip(runs, jobs, strict=True)]
+
+
+def _ended(run: Run) -> RunResult | None:
+    """Return the result of a run that a comparison went on from: trained to its end, or failed."""
+    result = run.finished()
+    if result is None and (run.folder / ERROR_LOG).exists():
+        result = stopped_run(run, "failed")
+    return result
 
 
 def _folder(loaded: LoadedExperiment, output: str | Path | None) -> Path:

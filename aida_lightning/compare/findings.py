@@ -157,7 +157,12 @@ def side_by_side(parts: Mapping[str, Findings], baseline: str | None = None) -> 
     Raises:
         UsageError: the baseline is none of the methods, or several.
     """
-    taken = Counter(method for part in parts.values() for method in part.papers)
+    # A method of one comparison may be called as a setting of another's.
+    taken = Counter(
+        name
+        for part in parts.values()
+        for name in {*part.papers, *(run.label for run in part.results)}
+    )
     renamed = [
         _renamed(part, {m: f"{m} ({title})" if taken[m] > 1 else m for m in part.papers})
         for title, part in parts.items()

@@ -166,12 +166,20 @@ def train_as_jobs(
 
 
 def noted_job(folder: Path) -> tuple[int, Any] | None:
-    """Return the job that was submitted last for the run of a folder, and its slot, or None."""
+    """Return the job that was submitted last for the run of a folder, and its slot, or None.
+
+    Raises:
+        UsageError: submitit, which knows the job, is not installed.
+    """
     path = folder / _NOTE
     if not path.exists():
         return None
-    import submitit
-
+    try:
+        import submitit
+    except ImportError as error:
+        raise UsageError(
+            "the runs are jobs, whose state submitit tells: pip install 'aida-lightning[cluster]'"
+        ) from error
     note = json.loads(path.read_text(encoding="utf-8"))
     executors = {"local": submitit.LocalExecutor, "slurm": submitit.SlurmExecutor}
     make: Any = executors[note["launcher"]].job_class

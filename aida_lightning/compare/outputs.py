@@ -147,7 +147,7 @@ def draw(found: Findings, folder: Path) -> list[str]:
     runs = [LoggedRun(label, path.resolve(), read_scalars(path)) for path, label in paths.items()]
     runs = [run for run in runs if run.scalars]
     if not runs:
-        return ["no figure: no run logged anything"]
+        return ["no figure: none of the runs that are reported has logged anything"]
     metric, names = found.metric, {result.metric for result in found.results}
     if len(names) == 1 and names != {metric.name}:
         metric = replace(metric, name=names.pop(), title=f"{metric.label}, by a proxy")

@@ -123,7 +123,7 @@ def _differences(found: Findings) -> Sheet:
             f"Means of the paired differences of the {metric.report} values, over the seeds that "
             "both completed; Student's t."
         )
-    if found.comparisons > 1:
+    if found.comparisons > 1 and widths:
         notes.append(f"The {found.comparisons} intervals hold together with {_LEVEL} (Bonferroni).")
     runs = {standing.method: len(standing.runs) for standing in found.standings}
     lacking = [

@@ -71,7 +71,10 @@ def over_seeds(values: Sequence[float], metric: Metric) -> float:
 
 
 def standings(results: Sequence[RunResult], experiment: Experiment) -> list[Standing]:
-    """Choose for each method the setting with the best reported value, by the seeds that choose."""
+    """Choose for each method the setting with the best reported value, by the seeds that choose.
+
+    A setting that completed on fewer of them stands behind those that completed on more.
+    """
     grids = {method_label(method): method.grid for method in experiment.optimizers}
     metric, tune_seeds = experiment.metric, experiment.tune_seeds
     found = []
@@ -89,7 +92,7 @@ def standings(results: Sequence[RunResult], experiment: Experiment) -> list[Stan
             for label, runs in by_label.items()
         }
         best = max(ranks, key=lambda label: ranks[label])
-        several, known = len(by_label) > 1, np.isfinite(ranks[best])
+        several, known = len(by_label) > 1, np.isfinite(ranks[best][1])
         options = by_label[best][0].options
         found.append(
             Standing(
@@ -187,12 +190,18 @@ def check_selection(experiment: Experiment) -> None:
         )
 
 
-def _rank(runs: Sequence[RunResult], metric: Metric) -> float:
-    values = [reported_value(run, metric) for run in completed(runs) or runs]
+def _rank(runs: Sequence[RunResult], metric: Metric) -> tuple[float, float]:
+    """Return how many of a setting's runs completed, as a fraction, and how good they are.
+
+    By the values alone, a setting that diverges would be judged by its luckiest seeds.
+    """
+    done = completed(runs)
+    fraction = len(done) / max(len(runs), 1)
+    values = [reported_value(run, metric) for run in done or runs]
     known = [value for value in values if value is not None]
     if not known or not np.isfinite(known).all():
-        return -np.inf
-    return over_seeds(known, metric) * (1 if metric.better == "max" else -1)
+        return -np.inf, -np.inf
+    return fraction, over_seeds(known, metric) * (1 if metric.better == "max" else -1)
 
 
 def _edges(grid: Mapping[str, list[Any]], options: Mapping[str, Any]) -> dict[str, str]:

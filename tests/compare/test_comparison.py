@@ -208,7 +208,9 @@ def test_ctrl_c_keeps_the_runs_so_far_and_the_same_command_goes_on(tmp_path, mon
     assert "[1/3] Aida K=2, seed 0: finished before" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_or_diverges_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def broken(monkeypatch):
+    """Have training fail with a learning rate of 0.5."""
     step = tiny.TinyClassifier.training_step
 
     def training_step(self, *arguments):
@@ -217,6 +219,9 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(tmp_path, monkeyp
         return step(self, *arguments)
 
     monkeypatch.setattr(tiny.TinyClassifier, "training_step", training_step)
+
+
+def test_a_run_that_fails_or_diverges_does_not_stop_the_others(tmp_path, broken, capsys):
     path, output = write_experiment(tmp_path, figures=None), tmp_path / "out"
     optimizers = ["aida:lr=0.5,label=broken", "sgd:lr=1e38,momentum=0,label=far", "aida"]
     assert main(["compare", path, "--optimizers", *optimizers, "--output", str(output)]) == 1
@@ -224,6 +229,15 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(tmp_path, monkeyp
     assert rows(output)[0]["best_val_accuracy"] == ""
     assert "out of memory" in (output / "broken/seed_0/error.log").read_text()
     assert "RuntimeError: out of memory" in capsys.readouterr().out
+
+
+def test_the_status_shows_what_came_after_a_setting_that_failed(tmp_path, broken, capsys):
+    command = ["compare", write_experiment(tmp_path, figures=None), "--tune_seeds", "9"]
+    command += ["--optimizers", "sgd:lr=0.5/0.1,label=SGD", "--output", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "best of 2: lr=0.1" in capsys.readouterr().out
+    assert main([*command, "--status"]) == 0
+    assert "1 failed, 2 finished" in capsys.readouterr().out
 
 
 CHECKPOINTS = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}

@@ -263,3 +263,12 @@ def test_one_run_after_the_other_needs_no_submitit(tmp_path, monkeypatch):
     assert progress(loaded, ["Aida K=2"], "out")[0].state == "finished"
     with pytest.raises(UsageError, match=r"pip install 'aida-lightning\[cluster\]'"):
         compare(loaded, ["Aida K=2"], "out", jobs=2)
+
+
+def test_the_status_of_jobs_names_what_it_needs(in_turn, monkeypatch, capsys):
+    run = Path("out") / RUNS[0] / "seed_0"
+    run.mkdir(parents=True)
+    (run / "job.json").write_text('{"launcher": "local", "job": "1", "slot": 0}')
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert main(["compare", in_turn[0], "--output", "out", "--status"]) == 2
+    assert "pip install 'aida-lightning[cluster]'" in capsys.readouterr().err

@@ -142,7 +142,9 @@ def test_the_curves_have_a_band_over_the_seeds(tmp_path):
 
 def test_what_cannot_be_drawn_is_named(tmp_path):
     found = findings([result(status="failed", best=None, last=None)], folder=tmp_path)
-    assert draw(found, tmp_path) == ["no figure: no run logged anything"]
+    assert draw(found, tmp_path) == [
+        "no figure: none of the runs that are reported has logged anything"
+    ]
     log(tmp_path, "Aida", 0, [1.0], tag="other")
     (problem,) = draw(found, tmp_path)
     assert "no curves.png: no run has a scalar 'val_accuracy'" in problem

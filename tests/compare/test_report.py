@@ -12,7 +12,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from aida_lightning.compare.experiment import Experiment, Paper, Target
-from aida_lightning.compare.findings import findings_of
+from aida_lightning.compare.findings import findings_of, side_by_side
 from aida_lightning.compare.methods import Method, Published
 from aida_lightning.compare.outputs import as_csv
 from aida_lightning.compare.report import print_sheets
@@ -325,6 +325,13 @@ def test_one_seed_tells_nothing_of_the_difference_and_nothing_over_seeds():
         assert word not in text.lower().replace("│ seeds", "").replace("┃ seeds", ""), word
 
 
+def test_nothing_is_said_of_intervals_where_there_are_none():
+    results = [run for name in ("Adam", "Aida", "SGD") for run in seeds(name, 0.8, 0.8)]
+    text = printed(results, experiment(*THREE))
+    assert text.count("equal differences on all seeds") == 2
+    assert "intervals" not in text
+
+
 def test_small_differences_keep_two_digits_of_their_interval():
     of = experiment(*THREE[:2], metric=Metric("val_loss", better="min"))
     results = seeds("Adam", 2.0, 2.1, 2.2, metric="val_loss")
@@ -368,6 +375,19 @@ def test_budgets_and_planted_edges_are_told_in_the_table_and_in_the_rows():
     assert [row["settings"] for row in found] == ["1", "3", "3", "3"]
     assert {row["at_edge"] for row in found if row["method"] == "Adam"} == {"lr"}
     assert [row["reported"] for row in found] == ["True", "False", "False", "True"]
+
+
+def test_a_setting_and_a_method_of_two_comparisons_that_are_called_alike_are_kept_apart():
+    swept = [replace(run, method="Adam") for run in seeds("Adam lr=0.1", 0.9, 0.8)]
+    single = seeds("Adam lr=0.1", 0.5, 0.4)
+    one = findings_of(experiment(Method("adam", label="Adam")), swept, Path("one"))
+    two = findings_of(experiment(Method("adam", label="Adam lr=0.1")), single, Path("two"))
+    found = side_by_side({"one": one, "two": two})
+    assert {standing.method for standing in found.standings} == {"Adam", "Adam lr=0.1 (two)"}
+    assert {key[0]: path.parts[0] for key, path in found.paths.items()} == {
+        "Adam lr=0.1": "one",
+        "Adam lr=0.1 (two)": "two",
+    }
 
 
 def test_the_seeds_that_chose_are_not_in_the_numbers():

@@ -111,6 +111,19 @@ def test_a_planted_edge_of_the_grid_is_named(better, planted, edge):
     assert adam.edges == expected
 
 
+@pytest.mark.parametrize("better", ["max", "min"])
+@pytest.mark.parametrize("status", ["diverged", "failed", "interrupted"])
+def test_a_setting_that_does_not_complete_stands_behind_those_that_do(better, status):
+    of = experiment(SWEPT, tune_seeds=[7, 8], metric=Metric(better=better))
+    least, middle, greatest = choose_optimizers(of.optimizers)
+    good, bad = (0.9, 0.1) if better == "max" else (0.1, 0.9)
+    results = [trained(least, 7, good, status), trained(least, 8, good, status)]
+    results += [trained(middle, 7, good), trained(middle, 8, good, status)]
+    results += [trained(greatest, 7, bad), trained(greatest, 8, bad)]
+    assert standings(results, of)[0].label == greatest.label
+    assert standings(results[:4], of)[0].label == middle.label
+
+
 def test_an_edge_is_told_of_each_swept_number_and_of_no_switch():
     grid = {"lr": [0.1, 0.01], "eps": [1e-8], "amsgrad": [False, True], "betas": [[0.9, 0.99]]}
     of = experiment(Method("adam", label="Adam", grid=grid))
