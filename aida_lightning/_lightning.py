@@ -1,8 +1,8 @@
-"""The two distributions of Lightning, which this module alone knows apart.
+"""The two distributions of Lightning, which only this module distinguishes.
 
-``lightning.pytorch`` and ``pytorch_lightning`` are the same code with classes of their own. Under
-the name of a class there is a tuple here, of the class of each distribution that is installed:
-``isinstance`` takes it as it is, and a class that names it as its base has all of them as bases.
+``lightning.pytorch`` and ``pytorch_lightning`` are the same code with different classes. Under the
+name of a class, this module has a tuple of the class of each installed distribution. ``isinstance``
+accepts the tuple, and a class that names it as its base has all of the classes as bases.
 """
 
 import logging
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.plugins.io import TorchCheckpointIO as TorchCheckpointIO
     from lightning.pytorch.strategies import DeepSpeedStrategy as DeepSpeedStrategy
 
-# Where in a distribution the classes are.
+# The paths of the classes in a distribution.
 _CLASSES = {
     "Callback": "pytorch.Callback",
     "CometLogger": "pytorch.loggers.CometLogger",
@@ -63,9 +63,9 @@ _DISTRIBUTIONS = (
 
 
 def _import_all() -> list[dict[str, str]]:
-    """Import what is installed, first what the program has imported before.
+    """Import the installed distributions, starting with the one that is already imported.
 
-    The second distribution takes 0.1 s, for it shares what is slow.
+    The second distribution takes 0.1 s, because it shares the slow dependencies.
     """
     found: list[dict[str, str]] = []
     for names in sorted(_DISTRIBUTIONS, key=lambda names: names["pytorch"] not in sys.modules):
@@ -74,16 +74,16 @@ def _import_all() -> list[dict[str, str]]:
         try:
             import_module(names["pytorch"])
             found.append(names)
-        except ImportError as error:  # it is missing, or what it needs is: nobody has its classes
+        except ImportError as error:  # It or a dependency is missing, so nobody has its classes.
             reason = error
         if not is_first and rank_zero.log is not log:
-            # Both send their messages to the logger of the one that was imported last. It stays the
-            # first one's, and whoever silences either logger silences both.
+            # Both would send their messages to the logger of the one imported last. Keep the first
+            # one's logger, and let a user who silences either logger silence both.
             log.addFilter(_is_enabled_for(rank_zero.log))
             rank_zero.log, rank_zero.rank_zero_deprecation_category = log, category
     if not found:
         raise ModuleNotFoundError(
-            "the callbacks, modules and command line of aida_lightning need Lightning: "
+            "The callbacks, modules and command line of aida_lightning need Lightning: "
             "`pip install lightning` or `pip install pytorch-lightning`",
             name="lightning",
         ) from reason
@@ -98,7 +98,7 @@ _installed = _import_all()
 
 
 class Classes(tuple[Any, ...]):
-    """The classes of one name, one of each distribution; as a base of a class, all of them."""
+    """The classes of one name, one per distribution; a class with this base has all as bases."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self[0], name)
@@ -115,28 +115,28 @@ class Classes(tuple[Any, ...]):
 
 
 class _FollowsTrainer:
-    """Have the methods that a module inherits be those of its Trainer's distribution.
+    """Give a module the inherited methods of its Trainer's distribution.
 
-    Lightning finds out by their code which are overridden.
+    Lightning compares the methods' code to find out which are overridden.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "trainer" and value is not None:
-            follow(self, package_of(value.__class__))  # a weak reference tells its object's class
+            follow(self, package_of(value.__class__))  # A weak reference has its object's class.
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         make, args, state, *rest = reduced
         own = {name: value for name, value in state.items() if not _is_followed(value)}
-        return make, args, own, *rest  # a copy's Trainer is another
+        return make, args, own, *rest  # A copy has another Trainer.
 
 
 def find(path: str) -> Classes:
     """Return the class, or the function, of each distribution.
 
     Args:
-        path: where it is, from "pytorch" or "fabric" on.
+        path: path of the class, starting with "pytorch" or "fabric".
 
     Example:
         >>> [cls.__name__ for cls in find("pytorch.Callback")][:1]
@@ -151,23 +151,23 @@ def find_in(package: str, path: str) -> Any:
 
     Args:
         package: "lightning.pytorch" or "pytorch_lightning".
-        path: as :func:`find` takes it.
+        path: path as in :func:`find`.
     """
     return dict(zip(packages(), find(path), strict=True))[package]
 
 
 def packages() -> list[str]:
-    """Return the names of the packages that are installed, the preferred one first."""
+    """Return the names of the installed packages, the preferred one first."""
     return [names["pytorch"] for names in _installed]
 
 
 def package_of(*classes: Any) -> str:
-    """Return the package that the first of some classes derives from, and from no other.
+    """Return the package of the first class that derives from exactly one package.
 
-    Where none does, it is the preferred one.
+    If there is no such class, return the preferred package.
 
     Args:
-        classes: the classes, or their paths; a path that leads nowhere is passed over.
+        classes: classes or their paths; a path that leads nowhere is skipped.
 
     Example:
         >>> import lightning.pytorch
@@ -190,20 +190,20 @@ def fits(cls: Any, package: str) -> bool:
 
 
 def loggers() -> list[logging.Logger]:
-    """Return the loggers under which all distributions speak."""
+    """Return the loggers of all distributions."""
     return [logging.getLogger(name) for names in _installed for name in names.values()]
 
 
 def is_overridden(method: str, module: Any) -> bool:
-    """Tell whether a LightningModule has a method of its own."""
+    """Tell whether a LightningModule overrides a method."""
     bases = [cls for cls in find("pytorch.LightningModule") if isinstance(module, cls)]
     return all(overrides.is_overridden(method, module, base) for base in bases)
 
 
 def follow(instance: Any, package: str) -> None:
-    """Have the methods that an instance inherits from Lightning be those of one distribution.
+    """Give an instance the methods of one distribution, of those that it inherits from Lightning.
 
-    Those that its own class, or another base, overrides stay.
+    Methods that its own class, or another base, overrides stay.
     """
     bases = type(instance).__mro__
     ours = next(base for base in bases if _origin(base) == package)
@@ -221,12 +221,12 @@ def _is_followed(value: Any) -> bool:
 
 
 def _origins(cls: Any) -> set[str]:
-    """Return the packages that a class derives from; none for what is no class."""
+    """Return the packages that a class derives from; none for anything else."""
     return {origin for base in getattr(cls, "__mro__", ()) if (origin := _origin(base))}
 
 
 def _origin(cls: Any) -> str | None:
-    """Return the package of the distribution that a class or a function is written in."""
+    """Return the package of the distribution that defines a class or a function."""
     root = str(cls.__module__).partition(".")[0]
     for names in _installed:
         if root in [name.partition(".")[0] for name in names.values()]:
@@ -237,7 +237,7 @@ def _origin(cls: Any) -> str | None:
 if not TYPE_CHECKING:
 
     class MisconfigurationException(find("fabric.utilities.exceptions.MisconfigurationException")):
-        """What both distributions raise under this name."""
+        """The error that both distributions raise under this name."""
 
 
 def __getattr__(name: str) -> Any:

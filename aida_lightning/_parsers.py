@@ -67,6 +67,7 @@ def _compare_parser() -> ArgumentParser:
             "results. The same command goes on where it was stopped, and trains no run twice. The "
             "default experiment needs no download and takes a minute or two."
         ),
+        usage="aida-lightning compare [experiment] [options]",
         allow_abbrev=False,
     )
     add = partial(parser.add_argument, default=SUPPRESS)  # no "default: null" in the help

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill, a full disk or a flipped bit cannot turn into the loss of a run."""
+"""Checkpoints that survive a kill, a full disk or a flipped bit, so that no run is lost."""
 
 import os
 import zipfile
@@ -14,27 +14,27 @@ from typing_extensions import override
 
 from aida_lightning._lightning import TorchCheckpointIO
 
-# Beside the checkpoints, in a folder of its own: Lightning takes any file whose name has "last" in
-# it for a checkpoint that ckpt_path="last" may mean.
+# Backups have a separate folder beside the checkpoints, because Lightning considers any file whose
+# name contains "last" for ckpt_path="last".
 _BACKUP = ".backup"
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Save checkpoints so that there is a whole one at every moment, and load no damaged one.
+    """Save checkpoints so that an intact one exists at every moment, and load no damaged one.
 
-    Lightning's own way writes to the temporary folder and moves the file over the old one. Where
-    that folder is on another file system, the move is a copy, and a kill or a full disk in its
-    course leaves neither the old checkpoint nor the new one. Here, the file is written beside its
-    target, flushed to the disk, and renamed; the checkpoint that it replaces is kept in a folder
-    ``.backup`` beside it. When a checkpoint is loaded, the checksums of its parts are checked; a
-    damaged or missing one gives way to the one before it, with a warning.
+    Lightning writes a checkpoint to the temporary folder and moves the file over the old one. If
+    that folder is on another file system, the move is a copy, and a kill or a full disk during the
+    copy leaves neither the old checkpoint nor the new one. This plugin writes the file beside its
+    target, flushes it to the disk, and renames it. It keeps the replaced checkpoint in a folder
+    ``.backup`` beside it. When it loads a checkpoint, it verifies the checksums of its parts; if
+    the checkpoint is damaged or missing, it loads the previous one, with a warning.
 
-    The checkpoint that is kept doubles the disk space of checkpoints that are saved under one name
-    again and again. Files on remote file systems are left to Lightning.
+    The backup doubles the disk space of checkpoints that are repeatedly saved under the same name.
+    Files on remote file systems are left to Lightning.
 
     Raises:
-        OSError: the checkpoint cannot be written; the one before it is as it was.
-        RuntimeError: the checkpoint to load is damaged, and there is no whole one before it.
+        OSError: the checkpoint cannot be written; the previous one is unchanged.
+        RuntimeError: the checkpoint to load is damaged, and there is no intact previous one.
         FileNotFoundError: there is no checkpoint to load.
 
     Example:
@@ -62,12 +62,12 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 _hold(target, backup)
             part.replace(target)
             _sync_folder(target.parent)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the second
+        except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError.
             kept = next((file for file in (target, backup) if file.exists()), None)
             raise OSError(
-                f"the checkpoint {target} cannot be written: {error}; "
-                + (f"{kept} is the one before" if kept else "there is none before it")
-                + ". Make room or give another folder, and go on from the last checkpoint"
+                f"The checkpoint {target} cannot be written: {error}; "
+                + (f"{kept} is the previous one" if kept else "there is no previous one")
+                + ". Free disk space or choose another folder, and resume from the last checkpoint"
             ) from error
         finally:
             part.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        target = _local(path)  # before it is gone
+        target = _local(path)  # The link must be resolved before the file is removed.
         super().remove_checkpoint(path)
         if target is not None:
             folder = target.parent / _BACKUP
@@ -96,10 +96,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 
 def find_whole(path: str | Path) -> str | Path:
-    """Return the checkpoint to load for a path: it, or the one before it if it is damaged.
+    """Return the checkpoint to load for a path: itself or, if it is damaged, the previous one.
 
     Raises:
-        RuntimeError: it is damaged, and there is no whole one before it.
+        RuntimeError: the checkpoint is damaged, and there is no intact previous one.
     """
     target = _local(path)
     if target is None or _is_whole(target):
@@ -110,15 +110,15 @@ def find_whole(path: str | Path) -> str | Path:
     fault = "is damaged" if target.exists() else "is missing"
     if not _is_whole(backup):
         raise RuntimeError(
-            f"the checkpoint {target} {fault}, and there is no whole one before it. Put a good "
+            f"The checkpoint {target} {fault}, and there is no intact previous one. Put a good "
             f"copy in its place, or move it and {backup.parent} away"
         )
-    rank_zero_warn(f"the checkpoint {target} {fault}; the one before it is loaded: {backup}")
+    rank_zero_warn(f"The checkpoint {target} {fault}; the previous one is loaded: {backup}")
     return backup
 
 
 def _local(path: str | Path) -> Path | None:
-    """Return where a file is on this machine, past links; None on a remote file system."""
+    """Return the path of a file on this machine, without links; None on a remote file system."""
     filesystem, stripped = url_to_fs(str(path))
     return Path(stripped).resolve() if isinstance(filesystem, LocalFileSystem) else None
 
@@ -126,10 +126,10 @@ def _local(path: str | Path) -> Path | None:
 def _is_whole(file: Path) -> bool:
     """Check the checksums that torch keeps of a checkpoint's parts.
 
-    Where torch was told to keep none, only what a cut leaves is noticed.
+    If torch is configured to keep none, only a truncated file is detected.
     """
     try:
-        torch.PyTorchFileReader(str(file))  # which looks at more of the headers
+        torch.PyTorchFileReader(str(file))  # It checks more of the headers.
         with zipfile.ZipFile(file) as archive:
             return not torch.serialization.get_crc32_options() or archive.testzip() is None
     except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile):
@@ -137,19 +137,19 @@ def _is_whole(file: Path) -> bool:
 
 
 def _hold(target: Path, backup: Path) -> None:
-    """Give a checkpoint a second name, so that it stays when its own is given to another."""
+    """Give a checkpoint a second name, so that it remains when another takes over its name."""
     link = backup.with_name(f"{backup.name}.link")
     link.unlink(missing_ok=True)
     try:
         os.link(target, link)
-    except OSError:  # a file system without links: until the rename, the backup is the checkpoint
+    except OSError:  # Without links, the backup is the only checkpoint until the rename.
         target.replace(backup)
     else:
         link.replace(backup)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the renames to the disk, where the platform can."""
+    """Flush the renames to the disk, if the platform can."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

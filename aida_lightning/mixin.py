@@ -1,4 +1,4 @@
-"""A LightningModule's ``configure_optimizers``, from what the module declares."""
+"""A mixin that writes a LightningModule's ``configure_optimizers`` from its attributes."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -16,23 +16,22 @@ SCHEDULERS = sorted(name for name in lr_scheduler.__all__ if name != "LRSchedule
 class OptimizerMixin:
     """Configure the optimizer and the LR scheduler that a LightningModule declares.
 
-    The attributes may be set on the class or in ``__init__``. Names are resolved when the Trainer
-    asks for the optimizer, so that a module built or sharded in ``configure_model`` is optimized as
-    it is then.
+    Set the attributes on the class or in ``__init__``. Names are resolved when the Trainer asks for
+    the optimizer, so a module that is built or sharded in ``configure_model`` is optimized in its
+    final form.
 
     Attributes:
-        optimizer: a name such as ``"aida"`` (``list_optimizers`` has them all), a class of
-            optimizers or its path, or a callable that is given the parameters and the options.
-        optimizer_options: the options, as ``build_optimizer`` takes them; None for the defaults.
-        lr_scheduler: the name of a class of ``torch.optim.lr_scheduler``, in any case, such a
-            class, or a callable that is given the optimizer and the options; None for a constant
-            rate.
-        lr_scheduler_options: the scheduler's options; None for its defaults.
-        lr_scheduler_config: the other keys of Lightning's scheduler configuration, such as
+        optimizer: name such as ``"aida"`` (``list_optimizers`` returns all names), an optimizer
+            class or its import path, or a callable that takes the parameters and the options.
+        optimizer_options: options that ``build_optimizer`` accepts; None for the defaults.
+        lr_scheduler: name of a class in ``torch.optim.lr_scheduler``, in any case, such a class, or
+            a callable that takes the optimizer and the options; None for a constant learning rate.
+        lr_scheduler_options: options of the scheduler; None for its defaults.
+        lr_scheduler_config: other keys of Lightning's scheduler configuration, such as
             ``{"interval": "step", "monitor": "val_loss"}``; None for Lightning's defaults.
 
     Raises:
-        ValueError: a name is not known, or ReduceLROnPlateau has no metric to follow.
+        ValueError: a name is unknown, or ReduceLROnPlateau has no metric to monitor.
         TypeError: the optimizer lacks an option.
 
     Example:
@@ -62,14 +61,14 @@ class OptimizerMixin:
         owner = next(base for base in cls.__mro__ if "configure_optimizers" in vars(base))
         if owner.__name__ == "LightningModule":
             raise TypeError(
-                f"{cls.__name__} must name OptimizerMixin before LightningModule among its bases, "
-                "else LightningModule's configure_optimizers hides the mixin's"
+                f"{cls.__name__} must list OptimizerMixin before LightningModule in its bases; "
+                "otherwise, LightningModule's configure_optimizers hides the mixin's"
             )
 
     def configure_optimizers(self) -> Any:
-        """Build what the module declares, in the form that Lightning takes."""
+        """Build the declared optimizer and scheduler, in the form that Lightning expects."""
         if not isinstance(self, nn.Module):
-            raise TypeError(f"OptimizerMixin needs a LightningModule, {type(self)} is none")
+            raise TypeError(f"OptimizerMixin needs a LightningModule as base, got {type(self)}")
         optimizer = build_optimizer(
             _declared(self, "optimizer"), self, **(self.optimizer_options or {})
         )
@@ -81,8 +80,8 @@ class OptimizerMixin:
         config = {"scheduler": built, **(self.lr_scheduler_config or {})}
         if isinstance(built, lr_scheduler.ReduceLROnPlateau) and "monitor" not in config:
             raise ValueError(
-                "ReduceLROnPlateau needs lr_scheduler_config={'monitor': …}, the name of a metric "
-                f"that {type(self).__name__} logs, to follow"
+                "ReduceLROnPlateau needs lr_scheduler_config={'monitor': …} with the name of a "
+                f"metric that {type(self).__name__} logs"
             )
         return {"optimizer": optimizer, "lr_scheduler": config}
 

@@ -1,4 +1,4 @@
-"""Optimizers by name: ``build_optimizer("aida", module, lr=1e-3)``."""
+"""The optimizers by name: ``build_optimizer("aida", module, lr=1e-3)``."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ OptimizerLike: TypeAlias = str | type[Optimizer] | Callable[..., Optimizer]
 
 _WRAPPED = re.compile(rf"\b({'|'.join(WRAPPERS)})\.")
 
-# Those of torch's that a sparse gradient does not stop.
+# Torch's optimizers that support sparse gradients.
 _TAKE_SPARSE = (SGD, Adagrad, LBFGS, SparseAdam)
 
 
@@ -33,7 +33,7 @@ class _Entry(NamedTuple):
     defaults: Mapping[str, Any] = MappingProxyType({})
 
 
-# Defaults that differ from the class's own are those of the paper's Table I.
+# Defaults that differ from the class's own come from the paper's Table I.
 _ENTRIES: dict[str, _Entry] = {
     "adabelief": _Entry(optim.AdaBelief),
     "adabeliefl": _Entry(optim.AdaBeliefL),
@@ -56,10 +56,10 @@ _ENTRIES: dict[str, _Entry] = {
 
 
 def list_optimizers(pattern: str = "*") -> list[str]:
-    """List the names that ``build_optimizer`` knows, in alphabetical order.
+    """List the names that ``build_optimizer`` accepts, in alphabetical order.
 
     Args:
-        pattern: a glob that the names have to match in any case; all of them do by default.
+        pattern: glob that the names must match, in any case; by default, it matches all names.
 
     Example:
         >>> list_optimizers("*aida*")
@@ -69,15 +69,15 @@ def list_optimizers(pattern: str = "*") -> list[str]:
 
 
 def get_optimizer_class(name: str) -> type[Optimizer]:
-    """Look up an optimizer's class by its name or its class path.
+    """Look up an optimizer class by its name or its import path.
 
     Args:
-        name: in any case, with or without ``-``, ``_``, ``.`` or blanks; ``+`` stands for "plus".
-            Or the path of any class of optimizers, which is imported.
+        name: name in any case, with or without ``-``, ``_``, ``.`` or spaces, where ``+`` stands
+            for "plus"; or the import path of any optimizer class.
 
     Raises:
-        ValueError: no optimizer has the name, or the path leads to none; the message gives the
-            nearest ones.
+        ValueError: no optimizer has this name, or there is no optimizer class at this path. The
+            message suggests the nearest names.
 
     Example:
         >>> get_optimizer_class("AdaBelief-L").__name__
@@ -95,23 +95,23 @@ def build_optimizer(
     no_decay_1d: bool = False,
     **options: Any,
 ) -> Optimizer:
-    """Build an optimizer by name, over a module's named parameters or over any parameters.
+    """Build an optimizer by name, for a module's named parameters or for any parameters.
 
     Args:
-        optimizer: a name (see ``list_optimizers``), a class of optimizers or its path, or a
-            callable that is given the parameters and the options and returns an optimizer.
-        params: a module, whose parameters that require a gradient are taken (the family's groups
-            keep their names); or what torch's optimizers take: tensors, named tensors, or groups of
-            them.
-        no_decay_1d: exempt tensors of under 2 dimensions (biases, norm gains) from weight decay,
-            which needs a module; False by default.
-        options: the optimizer's own options; those left out have the paper's defaults.
+        optimizer: name (see ``list_optimizers``), an optimizer class or its import path, or a
+            callable that takes the parameters and the options and returns an optimizer.
+        params: module, of which the optimizer takes all parameters that require a gradient (the
+            family's groups keep their names); or anything that torch's optimizers accept: tensors,
+            named tensors, or groups of them.
+        no_decay_1d: whether to exempt tensors with fewer than 2 dimensions (biases, norm gains)
+            from weight decay, which needs a module; False by default.
+        options: options of the optimizer; options that you omit keep the paper's defaults.
 
     Raises:
-        ValueError: no optimizer has the name, an option's value is out of range, the module has no
-            parameter that requires a gradient, or it has embeddings whose gradients are sparse and
-            the optimizer takes none.
-        TypeError: the optimizer lacks an option, or ``optimizer`` builds none.
+        ValueError: no optimizer has this name, an option's value is out of range, the module has no
+            parameter that requires a gradient, or the module's embeddings have sparse gradients,
+            which the optimizer does not support.
+        TypeError: the optimizer lacks an option, or ``optimizer`` does not return an optimizer.
 
     Example:
         >>> import torch
@@ -124,8 +124,8 @@ def build_optimizer(
         optimizer, options = entry.optimizer, {**entry.defaults, **options}
     if isinstance(optimizer, Optimizer) or not callable(optimizer):
         raise TypeError(
-            f"Invalid optimizer of type {type(optimizer).__name__}, it must be a name, a class of "
-            "optimizers, or a callable that builds one"
+            f"Invalid optimizer of type {type(optimizer).__name__}, it must be a name, an "
+            "optimizer class, or a callable that builds an optimizer"
         )
     factory: Callable[..., Optimizer] = optimizer
     is_class = isinstance(optimizer, type)
@@ -134,25 +134,25 @@ def build_optimizer(
     sparse: dict[Tensor, str] = {}
     if isinstance(params, nn.Module):
         sparse = sparse_layers(params)
-        # Other people's classes may look into the parameters, and torch's refuse unnamed groups
-        # later on, which Lightning's finetuning callbacks add.
+        # Only the family gets names: third-party classes may inspect the parameters, and torch's
+        # later refuse unnamed groups, which Lightning's finetuning callbacks add.
         named = isinstance(factory, type) and issubclass(factory, optim.LayerwiseOptimizer)
         params = _groups(params, no_decay_1d, named)
     elif no_decay_1d:
         raise ValueError(
-            f"no_decay_1d=True needs a module to group the parameters of, got {type(params)}"
+            f"no_decay_1d=True needs a module whose parameters it can group, got {type(params)}"
         )
     built = factory(params, **options)
     if not isinstance(built, Optimizer):
-        raise TypeError(f"{optimizer} returned {built!r}, it must be a torch.optim.Optimizer")
+        raise TypeError(f"{optimizer} must return a torch.optim.Optimizer, got {built!r}")
     check_sparse(built, sparse)
-    if not isinstance(built, OwnStateOptimizer):  # which looks for itself
+    if not isinstance(built, OwnStateOptimizer):  # which checks its groups itself
         built.register_load_state_dict_pre_hook(check_groups)
     return built
 
 
 def check_options(optimizer: Callable[..., Optimizer], options: Iterable[str]) -> None:
-    """Raise a TypeError that names the first of ``options`` that ``optimizer`` does not have."""
+    """Raise a TypeError that names the first of ``options`` that ``optimizer`` lacks, if any."""
     accepted = inspect.signature(optimizer).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         return
@@ -160,14 +160,16 @@ def check_options(optimizer: Callable[..., Optimizer], options: Iterable[str]) -
     for option in options:
         if option not in names:
             raise TypeError(
-                f"{optimizer.__name__} has no option {option!r}, it has: {', '.join(names)}"
+                f"{optimizer.__name__} has no option {option!r}; its options are: "
+                f"{', '.join(names)}"
             )
 
 
 def sparse_layers(module: nn.Module) -> dict[Tensor, str]:
-    """Map the layers whose gradients are sparse, of embeddings that are built so, to their names.
+    """Map the weights of embeddings that are built with ``sparse=True`` to their names.
 
-    Where other kinds of modules share the layer, its gradient is the dense sum.
+    If a module of another kind shares a weight, the gradient is a dense sum and the weight is
+    omitted.
     """
 
     def is_sparse(part: nn.Module) -> bool:
@@ -182,7 +184,7 @@ def sparse_layers(module: nn.Module) -> dict[Tensor, str]:
 
 
 def check_sparse(optimizer: Optimizer, sparse: Mapping[Tensor, str]) -> None:
-    """Raise a ValueError where an optimizer that takes no sparse gradient has layers with one."""
+    """Raise a ValueError if an optimizer has sparse gradients but does not support them."""
     cls = type(optimizer)
     is_torchs = cls.__module__.startswith("torch.optim")
     if not isinstance(optimizer, OwnStateOptimizer) and (not is_torchs or cls in _TAKE_SPARSE):
@@ -190,14 +192,14 @@ def check_sparse(optimizer: Optimizer, sparse: Mapping[Tensor, str]) -> None:
     held = {param for group in optimizer.param_groups for param in group["params"]}
     if names := [name for param, name in sparse.items() if param in held]:
         raise ValueError(
-            f"{cls.__name__} does not support sparse gradients, as {names} have; build their "
-            "embeddings with sparse=False, or train them with an optimizer of their own, such as "
+            f"{cls.__name__} does not support sparse gradients, which {names} have; build their "
+            "embeddings with sparse=False, or train them with a separate optimizer, such as "
             "torch.optim.SparseAdam"
         )
 
 
 def layer_name(name: str) -> str:
-    """Leave out of a parameter's name what is put around modules and left out of state dicts.
+    """Remove from a parameter's name the parts that wrappers of modules add.
 
     Example:
         >>> layer_name("_orig_mod.net.0._checkpoint_wrapped_module.weight")
@@ -214,7 +216,8 @@ def _entry(name: str) -> _Entry:
     if key not in _ENTRIES:
         nearest = ", ".join(get_close_matches(key, _ENTRIES, cutoff=0.0))
         raise ValueError(
-            f"Unknown optimizer {name!r}, did you mean: {nearest}? list_optimizers() gives all"
+            f"Unknown optimizer {name!r}, did you mean: {nearest}? list_optimizers() returns all "
+            "names"
         )
     return _ENTRIES[key]
 
@@ -231,7 +234,7 @@ def _class_at(path: str) -> type[Optimizer]:
         hint = f", did you mean: {nearest}?" if nearest else f": {error}"
         raise ValueError(f"Unknown optimizer class {path!r}{hint}") from error
     if not _is_class(found):
-        raise ValueError(f"{path} is no class of optimizers, it must be a torch.optim.Optimizer")
+        raise ValueError(f"{path} must be a subclass of torch.optim.Optimizer, got {found!r}")
     return found  # type: ignore[no-any-return]
 
 
@@ -254,8 +257,8 @@ def _groups(module: nn.Module, no_decay_1d: bool, named: bool) -> Any:
         return listed(trainable)
     if lazy := [name for name, p in trainable if is_lazy(p)]:
         raise ValueError(
-            f"no_decay_1d=True needs to know how many dimensions each layer has, {lazy} are not "
-            "initialized yet: run a batch through the module first"
+            f"no_decay_1d=True needs the number of dimensions of each layer, but {lazy} are not "
+            "initialized yet; run a batch through the module first"
         )
     decayed = [pair for pair in trainable if pair[1].ndim >= 2]
     exempt = [pair for pair in trainable if pair[1].ndim < 2]

@@ -1,4 +1,4 @@
-"""The choice of layers whose bands TensorBoard shows, of more than a page can hold."""
+"""The choice of the layers whose bands TensorBoard shows, since a page cannot hold them all."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -10,12 +10,12 @@ from aida_lightning.measuring._statistics import Point
 
 
 class Bands:
-    """Chooses the layers of each optimizer that have a band from mean - std to mean + std.
+    """Choose the layers of each optimizer that have a band from mean - std to mean + std.
 
     Args:
-        globs: of the layers' names. None chooses as many of an optimizer as a category holds,
-            evenly spread over the depth, the first and the last among them. Of layers that join
-            later some fill the places that are left.
+        globs: globs of layer names. None chooses as many layers per optimizer as a category holds,
+            evenly spread over the depth, including the first and the last. Layers that join later
+            fill the places that are left.
     """
 
     def __init__(self, globs: Sequence[str] | None = None) -> None:
@@ -23,7 +23,7 @@ class Bands:
         self._chosen: dict[str, set[str]] = {}
 
     def edges(self, points: Iterable[Point]) -> dict[tuple[str, ...], float]:
-        """Name the numbers at the edges of the bands."""
+        """Map the tags of the bands' edges to their numbers."""
         banded = [p for p in points if {tags.MEAN, tags.STD} <= p.statistics.keys()]
         layers: dict[str, list[str]] = {}
         for point in banded:

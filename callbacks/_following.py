@@ -1,4 +1,4 @@
-"""The samplers of the Trainer's optimizers, which a callback may exchange during a fit."""
+"""The samplers of the Trainer's optimizers, which a callback may replace during a fit."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,20 +19,20 @@ from aida_lightning.measuring._statistics import Statistic, to_be_had
 
 
 class Samplers:
-    """Sample the Trainer's optimizers and those that they hold, and say what some of them lack.
+    """Sample the Trainer's optimizers and those that they hold, and report what some of them lack.
 
     Args:
         trainer: the Trainer.
-        find_layers: gives the names of the parameters to watch, of all optimizers.
-        statistics: what is to be computed of the samples.
-        others: names of what else to measure of adaptive stepsizes.
-        pictures: names of the monitor's arguments that ask for pictures of these.
-        steps: counts of steps taken, by the optimizers' names, that a checkpoint restored.
-        interval: the steps between two samples, or what tells whether a batch is the last before a
-            sample.
+        find_layers: function that maps the parameters to watch, of all optimizers, to their names.
+        statistics: statistics to compute from the samples.
+        others: names of other measures to take of adaptive stepsizes.
+        pictures: names of the monitor's arguments that ask for pictures of the stepsizes.
+        steps: numbers of steps taken, by optimizer name, as restored from a checkpoint.
+        interval: number of steps between two samples, or a function that tells whether a batch is
+            the last before a sample.
 
     Attributes:
-        labels: what to call all optimizers that were sampled so far, by their prefixes in tags.
+        labels: labels of all optimizers sampled so far, by their prefixes in tags.
     """
 
     def __init__(
@@ -67,21 +67,21 @@ class Samplers:
 
     @property
     def steps(self) -> dict[str, int]:
-        """The counts of steps taken, by the optimizers' names."""
+        """The number of steps that each optimizer has taken, by its name."""
         for sampler in self:
             sampler.settle()
         counted = {sampler.name: sampler.steps for sampler in self if sampler.steps is not None}
         return {**self._restored, **counted}
 
     def follow(self) -> None:
-        """Turn to the optimizers that the Trainer holds now, and say so once."""
+        """Switch to the optimizers that the Trainer now holds, and report the first switch."""
         if self._held == self._trainer.optimizers:
             return
         self._take_up()
         if not self._has_told:
             self._has_told = True
             rank_zero_info(
-                "StepsizeMonitor follows the optimizers that the Trainer holds now: "
+                "StepsizeMonitor follows the optimizers that the Trainer now holds: "
                 f"{', '.join(sampler.name for sampler in self) or 'none'}."
             )
 
@@ -89,14 +89,14 @@ class Samplers:
         self.follow()
         for sampler in self:
             sampler.begin_batch()
-        self._restored = {}  # All that are sampled have a count from here on.
+        self._restored = {}  # From here on, every sampler has its own count.
 
     def detach(self) -> None:
         for sampler in self:
             sampler.detach()
 
     def _take_up(self) -> None:
-        """Keep what stays, and let an optimizer that is new go on with the count of its place."""
+        """Keep the samplers that stay; a new optimizer continues the count of its predecessor."""
         before, self._held, self._at = self._at, [*self._trainer.optimizers], []
         found = named(self._held)
         staying = {sampler.optimizer: sampler for sampler in before}
@@ -126,8 +126,8 @@ class Samplers:
         elif None in [stepsize_ceiling(optimizer, group) for group in optimizer.param_groups]:
             if any("ceiling_share" in statistic.measures for statistic in statistics):
                 rank_zero_warn(
-                    f"StepsizeMonitor logs no ceiling_share of {type(optimizer).__name__}, whose "
-                    "adaptive stepsizes have no ceiling that is known."
+                    f"StepsizeMonitor logs no ceiling_share for {type(optimizer).__name__}, whose "
+                    "adaptive stepsizes have no known ceiling."
                 )
         measures = [name for statistic in statistics for name in statistic.measures]
         measures += self._others if has_stepsize(optimizer) else []
@@ -145,7 +145,7 @@ class Samplers:
 
     def _tell_of(self, optimizer: Optimizer, statistics: Collection[Statistic]) -> None:
         cls = type(optimizer)
-        where = {tags.GRADIENT_COSINE: f"{tags.GRADIENT_COSINE} if there is a momentum"}
+        where = {tags.GRADIENT_COSINE: f"{tags.GRADIENT_COSINE} (if there is a momentum)"}
         logged = f"it logs {', '.join(where.get(s.tag, s.tag) for s in statistics)}"
         missing = [s.tag for s in self._statistics if s not in statistics]
         if missing:
@@ -154,18 +154,19 @@ class Samplers:
             logged += f", and draws no {' and no '.join(self._pictures)}"
         if why := why_none(optimizer):
             rank_zero_info(
-                f"StepsizeMonitor: {cls.__name__} has no adaptive stepsizes, since {why}; {logged}."
+                f"StepsizeMonitor: {cls.__name__} has no adaptive stepsizes, because {why}; "
+                f"{logged}."
             )
         elif missing:
             rank_zero_warn(
-                f"StepsizeMonitor knows no adaptive stepsizes of {cls.__module__}."
-                f"{cls.__qualname__}; {logged}. If it has any, register a function for its class "
-                "with `aida_lightning.stepsize.register`."
+                f"StepsizeMonitor does not know the adaptive stepsizes of {cls.__module__}."
+                f"{cls.__qualname__}; {logged}. If the optimizer has any, register a function for "
+                "its class with `aida_lightning.stepsize.register`."
             )
 
 
 def _label(name: str, optimizer: Optimizer, beside: Iterable[Optimizer]) -> str:
-    """Name an optimizer by the options that tell it from others of its class, if some do."""
+    """Name an optimizer by the options that distinguish it from others of its class, if any do."""
     peers = (other for other in beside if type(other) is type(optimizer))
     defaults: list[dict[str, Any]] = [getattr(other, "defaults", {}) for other in peers]
     own = {
@@ -178,7 +179,7 @@ def _label(name: str, optimizer: Optimizer, beside: Iterable[Optimizer]) -> str:
 
 
 def check_interval(logging_interval: object, every_n_steps: object) -> None:
-    """Raise unless the interval is known, and no number of steps is given for one of epochs."""
+    """Raise if the interval is unknown, or if a number of steps is given for epochs."""
     check_count("every_n_steps", every_n_steps)
     if logging_interval not in ("step", "epoch"):
         raise MisconfigurationException(
@@ -186,5 +187,6 @@ def check_interval(logging_interval: object, every_n_steps: object) -> None:
         )
     if logging_interval == "epoch" and every_n_steps is not None:
         raise MisconfigurationException(
-            f"every_n_steps={every_n_steps} has no meaning with logging_interval='epoch'"
+            f"every_n_steps={every_n_steps} has no effect with logging_interval='epoch'; pass one "
+            "of them"
         )

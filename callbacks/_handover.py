@@ -1,4 +1,4 @@
-"""Groups and LR schedulers of one optimizer, handed over to another in its place."""
+"""The handover of one optimizer's groups and LR schedulers to the one that replaces it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
@@ -15,10 +15,10 @@ from aida_lightning.callbacks._schedulers import Scheduler, base_rates, bind
 
 # Options that mean the same to every optimizer that has them.
 _SHARED = ("lr", "betas", "weight_decay", "maximize")
-# Options that say how a step is computed and change nothing of what it is.
+# Options that choose how a step is computed, without changing its result.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
-# What tells that a weight decay is decoupled: an option by torch's, pytorch_optimizer's, timm's and
-# apex's names, or without one the name of the class.
+# What marks a weight decay as decoupled: an option, as torch, pytorch_optimizer, timm and apex name
+# it, or, without one, the name of the class.
 _DECOUPLING = ("decoupled_weight_decay", "weight_decouple", "decoupled_decay", "adam_w_mode")
 _DECOUPLED = ("AdamW", "Adafactor", "Lion", "Muon")
 # Where schedulers keep learning rates in an optimizer's groups.
@@ -28,24 +28,24 @@ _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 def hand_over(
     old: Optimizer, new: Optimizer, schedulers: list[Scheduler], options: Mapping[str, Any]
 ) -> None:
-    """Give a new optimizer the options of an old one's groups, and have the schedulers drive it.
+    """Copy the options of an old optimizer's groups to a new one, and bind the schedulers to it.
 
     Args:
-        old: the optimizer to replace.
-        new: the one in its place, with the same parameters in the same groups.
-        schedulers: those that drive ``old``; see ``bound_to``.
-        options: the options that ``new`` was asked to have, which win over those of ``old``.
+        old: optimizer to replace.
+        new: optimizer that replaces it, with the same parameters in the same groups.
+        schedulers: schedulers that drive ``old``; see ``bound_to``.
+        options: options requested for ``new``, which take precedence over those of ``old``.
 
     Raises:
-        MisconfigurationException: there is no learning rate above 0 to scale, or a scheduler
-            drives an option, such as a momentum, that ``new`` lacks.
+        MisconfigurationException: no learning rate is above 0, so that none can be scaled, or a
+            scheduler drives an option, such as a momentum, that ``new`` lacks.
     """
     scaled = _scaling(old, schedulers, options)
     if schedulers:
-        # A scheduler marks the optimizer whose steps it is to follow, and so does this one.
+        # A scheduler marks the optimizer whose steps it follows; this one leaves that mark.
         LambdaLR(new, lambda _: 1.0)
         for group in new.param_groups:
-            del group["initial_lr"]  # That of the schedulers to keep comes from the old group.
+            del group["initial_lr"]  # The kept schedulers' value comes from the old group.
     pairs = [(new.defaults, old.defaults), *zip(new.param_groups, old.param_groups, strict=True)]
     if "weight_decay" not in options:
         _warn_of_other_decay(old, new)
@@ -60,7 +60,7 @@ def dropped_options(
 ) -> dict[str, list[Any]]:
     """Map the options of an old optimizer that a new one lacks to their values.
 
-    Those that are off, or have the default of the old one's class, are left out.
+    Options that are off, or have the default of the old optimizer's class, are omitted.
     """
     moved = any(getattr(scheduler, "cycle_momentum", False) for scheduler in schedulers)
     kept = {name for name, value in old.defaults.items() if _has(new, name, value)}
@@ -75,7 +75,7 @@ def dropped_options(
 
 
 def _has(optimizer: Optimizer, option: str, value: Any) -> bool:
-    """Tell whether an optimizer has an option, and as many betas."""
+    """Tell whether an optimizer has an option and, for a tuple, as many values in it."""
     default = optimizer.defaults.get(option)
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
         return len(default) == len(value)
@@ -83,20 +83,20 @@ def _has(optimizer: Optimizer, option: str, value: Any) -> bool:
 
 
 def _warn_of_other_decay(old: Optimizer, new: Optimizer) -> None:
-    """Warn where a weight decay that is kept is no longer decoupled, or becomes so."""
+    """Warn if the handover changes whether the weight decay is decoupled."""
     decays = any(group.get("weight_decay") for group in old.param_groups)
     if not decays or "weight_decay" not in new.defaults or _has_both_decays(new):
         return
     if _decouples(old) and not _decouples(new):
         rank_zero_warn(
-            f"UseOptimizer: {type(new).__name__} has no decoupled weight decay; that of "
-            f"{type(old).__name__} is added to the gradient instead"
+            f"UseOptimizer: {type(new).__name__} has no decoupled weight decay; it adds the weight "
+            f"decay of {type(old).__name__} to the gradient instead"
         )
     elif _decouples(new) and not _decouples(old):
         rank_zero_warn(
             f"UseOptimizer: {type(new).__name__} decouples the weight decay, which "
-            f"{type(old).__name__} adds to the gradient; the same number shrinks weights by "
-            "other amounts"
+            f"{type(old).__name__} adds to the gradient; the same value shrinks the weights by a "
+            "different amount"
         )
 
 
@@ -121,7 +121,7 @@ def _scaling(
 ) -> Callable[[Any], Any] | None:
     """Return the function that scales learning rates to the one in the options.
 
-    There is none without that one, and where the old optimizer has no rates but finds them itself.
+    Return None if the options have no learning rate, or if the old optimizer finds its own rates.
     """
     finds_rates = all(group.get("lr") is None for group in old.param_groups)
     if "lr" not in options or finds_rates:
@@ -131,13 +131,13 @@ def _scaling(
     if not highest > 0:
         raise MisconfigurationException(
             f"UseOptimizer cannot scale the learning rates {rates} of {type(old).__name__} to "
-            f"{lr:g}: none is above 0"
+            f"{lr:g}, because none of them is above 0"
         )
 
     def scaled(rate: Any) -> Any:
         if isinstance(rate, list):
             return [scaled(item) for item in rate]
-        # The ratio comes first, so that the highest rate becomes the given one to the last digit.
+        # The ratio comes first, so that the highest rate becomes exactly the given one.
         return None if rate is None else lr * (rate / highest)
 
     return scaled
@@ -151,13 +151,13 @@ def _carry_over(
     options: Mapping[str, Any],
     scaled: Callable[[Any], Any] | None,
 ) -> None:
-    """Copy to a new group what it keeps of the old one, and scale its rates and its decay."""
+    """Copy the options that a new group keeps from the old one, and scale its rates and decay."""
     for key, value in theirs.items():
         if key in ("params", "param_names"):
             continue
-        # Neither optimizer's, but a scheduler's or the module's.
+        # The option is neither optimizer's, but a scheduler's or the module's.
         own = key not in old.defaults and key not in new.defaults
-        # A learning rate of None is one that the old optimizer finds itself.
+        # A learning rate of None means that the old optimizer finds its own.
         shared = key in _SHARED and value is not None and _has(new, key, value)
         if own or (shared and key not in options):
             ours[key] = value

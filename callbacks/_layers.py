@@ -1,4 +1,4 @@
-"""The choice of layers to watch: by glob, and no more than a reader can look at."""
+"""The choice of layers to watch: by glob, and no more than a reader can take in."""
 
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -17,24 +17,24 @@ from aida_lightning.optim._sharding import is_distributed
 
 
 class WatchedLayers:
-    """The layers to watch: of those that the globs choose, the ones that an optimizer trains.
+    """The layers to watch, which are those that the globs choose and an optimizer trains.
 
-    A layer joins when an optimizer first holds it with a shape and unfrozen. It keeps its place
-    while it is frozen again, as ``toggle_optimizer`` does in every batch. A warning says where none
-    is trained at the start, so that nothing will be logged.
+    A layer joins when an optimizer first holds it with a shape and unfrozen. It keeps its place if
+    it is frozen again, as ``toggle_optimizer`` does in every batch. If no layer is trained at the
+    start, a warning says that nothing is logged.
 
-    Without globs the weights are chosen, and where none of them is trained all that is, with a line
-    that says so.
+    Without globs, the weights are chosen. If none of them is trained, all trained layers are
+    chosen, and a message says so.
 
     Args:
         trainer: the Trainer, whose optimizers may change.
         pl_module: the module, whose layers may change.
-        globs: of names of parameters; None chooses the weights, see ``weights``.
+        globs: globs of parameter names; None chooses the weights, see ``weights``.
         max_layers: as in ``spread``.
 
     Raises:
-        MisconfigurationException: the optimizers do not hold the module's layers, or a glob matches
-            no layer.
+        MisconfigurationException: the optimizers do not hold the module's layers, or a glob
+            matches no layer.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class WatchedLayers:
         if not self() and self._trained and not any(map(is_lazy, pl_module.parameters())):
             rank_zero_warn(
                 "StepsizeMonitor logs nothing for now: the layers that it watches are frozen, or "
-                f"no optimizer has them. Layers: {_abridged([*self._matching().values()])}"
+                f"no optimizer holds them. Layers: {_abridged([*self._matching().values()])}"
             )
 
     def __call__(self) -> dict[Tensor, str]:
@@ -76,8 +76,8 @@ class WatchedLayers:
         if layers or not trained or self._globs is not None or any(map(is_lazy, names)):
             return layers
         rank_zero_info(
-            "StepsizeMonitor found no weights among the layers that are trained, and logs all of "
-            f"them: {_abridged([*trained.values()])}. Choose others with `layers`."
+            "StepsizeMonitor found no weights among the trained layers and logs all of these: "
+            f"{_abridged([*trained.values()])}. Choose others with `layers`."
         )
         return trained
 
@@ -93,13 +93,13 @@ class WatchedLayers:
 def spread(
     layers: Mapping[Tensor, str], max_layers: int | None, chosen: Collection[Tensor] = ()
 ) -> dict[Tensor, str]:
-    """Choose layers of many, and warn where not all are.
+    """Choose at most ``max_layers`` layers, and warn if some are omitted.
 
     Args:
-        layers: their names, in the module's order.
-        max_layers: choose so many at most, evenly spread over the depth of the module, its first
-            and its last layer among them. None chooses all.
-        chosen: those that were chosen before, which stay.
+        layers: names of the layers, in the module's order.
+        max_layers: largest number of layers to choose, evenly spread over the depth of the module,
+            including its first and its last layer. None chooses all.
+        chosen: layers that were chosen before, which stay.
     """
     if max_layers is None or len(layers) <= max_layers:
         return dict(layers)
@@ -109,39 +109,39 @@ def spread(
     found = {param: name for param, name in layers.items() if param in kept}
     rank_zero_warn(
         f"StepsizeMonitor found {len(layers):,} layers and logs {max_layers:,} of them, evenly "
-        f"spread over the module: {_abridged([*found.values()])}. To choose others give `layers` "
-        "globs of their names, such as layers=['*.attn.*.weight']; max_layers=None logs all."
+        f"spread over the module: {_abridged([*found.values()])}. To choose others, pass globs of "
+        "their names, such as layers=['*.attn.*.weight']; max_layers=None logs all layers."
     )
     return found
 
 
 def _check_globs(pl_module: LightningModule, globs: Sequence[str] | None) -> None:
-    """Raise where a glob matches no layer."""
+    """Raise if a glob matches no layer."""
     names = names_of(pl_module)
     first = [own[0] for own in names.values()]
     for pattern in globs or ():
         if not matching(names, pattern):
             raise MisconfigurationException(
-                f"StepsizeMonitor found no layer that matches {pattern!r}, there are: "
+                f"StepsizeMonitor found no layer that matches {pattern!r}; the layers are: "
                 f"{_abridged(first)}"
             )
 
 
 def check_bands(pl_module: LightningModule, globs: Sequence[str]) -> None:
-    """Warn where a glob matches no layer by the name that it is logged under."""
+    """Warn if a glob matches no layer by the name under which it is logged."""
     logged = {param: own[:1] for param, own in names_of(pl_module).items()}
     for pattern in globs:
         if not matching(logged, pattern):
             names = [name for own in logged.values() for name in own]
             rank_zero_warn(
                 f"StepsizeMonitor(custom_scalars=…) found no layer that matches {pattern!r}, so "
-                "that none has a band by it; the nearest are: "
+                "this glob adds no band; the nearest names are: "
                 f"{', '.join(get_close_matches(pattern, names, cutoff=0.0))}"
             )
 
 
 def _abridged(names: list[str]) -> str:
-    """List names; of many only those at the ends, for an error is to be read."""
+    """List names, or only the first and the last of many, to keep an error readable."""
     if len(names) <= 40:
         return str(names)
     first, last = ", ".join(map(repr, names[:20])), ", ".join(map(repr, names[-5:]))
@@ -149,33 +149,33 @@ def _abridged(names: list[str]) -> str:
 
 
 def _check_held(pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> None:
-    """Raise where the optimizers do not hold the module's layers, or the module has none left.
+    """Raise if the optimizers do not hold the module's layers, or if the module has none left.
 
-    So it is where FSDP1 flattened them, and where they were sharded after the optimizer was built.
+    This happens if FSDP1 flattens the layers, or if they are sharded after the optimizer is built.
     """
     ours = {*pl_module.parameters()}
     if any(map(is_flattened, ours)):
         raise MisconfigurationException(
             "StepsizeMonitor cannot tell layers apart under FSDP1, which flattens and joins them; "
-            "shard with FSDP2, in Lightning the ModelParallelStrategy"
+            "use FSDP2 instead, which Lightning provides as ModelParallelStrategy"
         )
     for optimizer in optimizers:
         params = {param for group in optimizer.param_groups for param in group["params"]}
         if params and ours.isdisjoint(params):
             fault = (
-                f"{type(optimizer).__name__} has {len(params)} parameters, none of which is the "
-                "module's"
+                f"{type(optimizer).__name__} has {len(params)} parameters, none of which belongs "
+                "to the module"
             )
             if any(is_distributed(param) for param in ours):
                 raise MisconfigurationException(
-                    f"{fault}: it was built before the module was sharded, and would train copies. "
-                    "Build it in configure_optimizers"
+                    f"{fault}. The optimizer was built before the module was sharded and would "
+                    "train copies; build it in configure_optimizers"
                 )
-            rank_zero_warn(f"StepsizeMonitor logs nothing of it: {fault}.")
+            rank_zero_warn(f"StepsizeMonitor does not log this optimizer: {fault}.")
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise unless the value is None or an int of at least 1."""
+    """Raise if the value is neither None nor an int of at least 1."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
@@ -185,7 +185,7 @@ def check_count(name: str, value: object) -> None:
 
 
 def as_list(name: str, value: object, kind: str) -> list[str]:
-    """Return one string or several as a list, and raise where there is another thing or none."""
+    """Return one or several strings as a list, and raise for anything else or an empty sequence."""
     try:
         return _as_list(name, value, kind)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What not every logger takes of the stepsizes: histograms, and Figures 1 and 2 as images."""
+"""Pictures of the stepsizes, which not every logger supports: histograms and figures."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ MOST_STEPS = 2048
 
 
 def check_loggers(trainer: Trainer) -> None:
-    """Raise where there is no logger."""
+    """Raise if the Trainer has no logger."""
     if not trainer.loggers:
         raise MisconfigurationException(
             "Cannot use `StepsizeMonitor` callback with `Trainer` that has no logger."
@@ -34,21 +34,21 @@ def check_loggers(trainer: Trainer) -> None:
 
 
 def to_be_drawn(trainer: Trainer, **wanted: bool) -> list[str]:
-    """Return what some logger of the Trainer takes, and say of the others that they do not.
+    """Return the wanted pictures that some logger supports, and report the loggers that do not.
 
     Args:
         trainer: the Trainer.
-        wanted: whether histograms and figures are wanted, by the monitor's argument.
+        wanted: whether histograms and figures are wanted, by the name of the monitor's argument.
     """
     names = [name for name in wanted if wanted[name]]
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return names  # It has a logger in the place of the user's, which writes nothing.
+        return names  # A logger that writes nothing replaces the user's.
     drawn = []
     for name in names:
         takes = {logger: getattr(writer_of(logger), name) is not None for logger in trainer.loggers}
         without = dict.fromkeys(type(logger).__name__ for logger in takes if not takes[logger])
         message = (
-            f"StepsizeMonitor({name}=True): the scalars alone go to {', '.join(without)}, where "
+            f"StepsizeMonitor({name}=True): only the scalars go to {', '.join(without)}, where "
             f"no {name} can be logged."
         )
         if any(takes.values()):
@@ -56,18 +56,18 @@ def to_be_drawn(trainer: Trainer, **wanted: bool) -> list[str]:
             if without:
                 rank_zero_info(message)
         else:
-            rank_zero_warn(f"{message} Those that take {name}: {', '.join(takers(name))}.")
+            rank_zero_warn(f"{message} Loggers that support {name}: {', '.join(takers(name))}.")
     return drawn
 
 
 def log_histograms(logger: Logger, points: Iterable[Point], step: int) -> None:
-    """Log the stepsizes' histograms, as ``stepsizes/<layer>``, to a logger that takes them.
+    """Log the stepsizes' histograms, as ``stepsizes/<layer>``, to a logger that supports them.
 
     Args:
         logger: the logger.
-        points: the points, which have ``HISTOGRAM_MEASURES``. Where one of these is not finite, or
-            a stepsize is not positive, there is no histogram.
-        step: the step to log them at.
+        points: points that hold ``HISTOGRAM_MEASURES``. A point with a measure that is not finite,
+            or with a stepsize that is not positive, has no histogram.
+        step: step at which to log them.
     """
     write = writer_of(logger).histograms
     found = {point.path(tags.STEPSIZES): _histogram(point.numbers) for point in points}
@@ -96,7 +96,7 @@ def _histogram(numbers: Mapping[str, Any]) -> Histogram | None:
 
 @dataclass
 class History:
-    """The means and the deviations that were logged; of a long run at evenly spaced steps."""
+    """The logged means and standard deviations, thinned to evenly spaced steps in a long run."""
 
     steps: list[int] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
@@ -106,7 +106,7 @@ class History:
     stride: int = 1
 
     def add(self, points: Iterable[Point], step: int, epoch: int) -> None:
-        """Keep the points of one step; of many steps keep only every second, fourth, … one."""
+        """Keep the points of one step, or of every second, fourth, … step once there are many."""
         self.added += 1
         if (self.added - 1) % self.stride:
             return
@@ -116,7 +116,7 @@ class History:
             {
                 (p.optimizer, p.layer): (p.numbers["mean"], p.numbers["variance"] ** 0.5)
                 for p in points
-                if "mean" in p.numbers  # of the stepsizes, if the optimizer has any
+                if "mean" in p.numbers  # which is there if the optimizer has adaptive stepsizes
             }
         )
         if len(self.steps) == MOST_STEPS:
@@ -125,14 +125,14 @@ class History:
                 del kept[1::2]
 
     def log_figures(self, loggers: Iterable[Logger], labels: dict[str, str], step: int) -> None:
-        """Draw all layers' stepsizes, as ``stepsizes/std``, ``stepsizes/mean`` and so on.
+        """Draw all layers' stepsizes as ``stepsizes/std``, ``stepsizes/mean`` and a heatmap.
 
-        These two are Figures 1 and 2 of arXiv:2203.13273, and ``stepsizes/heatmap`` shows both.
+        The first two are Figures 1 and 2 of arXiv:2203.13273; ``stepsizes/heatmap`` shows both.
 
         Args:
-            loggers: the loggers, of which those that take figures are given them.
-            labels: what to call the optimizers, by their names in the points.
-            step: the step to log them at.
+            loggers: the loggers; those that support figures receive them.
+            labels: labels of the optimizers, by their names in the points.
+            step: step at which to log them.
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -141,7 +141,7 @@ class History:
 
         writers = [(logger, write) for logger in loggers if (write := writer_of(logger).figures)]
         if not writers or not (runs := self._runs(labels)):
-            return  # nothing was sampled so far
+            return  # Nothing has been sampled so far.
         pictures: dict[str, Picture] = {}
         for name, draw in (("std", fig1), ("mean", fig2), ("heatmap", heatmap)):
             canvas = FigureCanvasAgg(draw(runs))

@@ -1,4 +1,4 @@
-"""What is sampled: the optimizers' steps are counted and, now and then, their layers measured."""
+"""The samplers, which count an optimizer's steps and measure its layers at some of them."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -20,22 +20,22 @@ from aida_lightning.measuring._step import StepMeasures
 
 @dataclass
 class OptimizerSampler(ABC):
-    """Counts the steps of one optimizer that had a gradient to take, and samples some of them.
+    """Count the steps of one optimizer that used a gradient, and sample some of them.
 
-    Every process counts and samples at the same steps, so that a sample may merge over processes
-    what each has of a layer.
+    Every process counts and samples at the same steps, so that a sample can merge the parts of a
+    layer that the processes hold.
 
     Args:
         trainer: the Trainer.
-        name: the optimizer's name.
+        name: name of the optimizer.
         optimizer: the optimizer.
-        find_layers: gives the names of the parameters to watch, of all optimizers.
-        statistics: what is computed of the samples.
-        measures: names of what to measure.
-        steps: how many were taken so far; None until the first batch if no count was restored.
+        find_layers: function that maps the parameters to watch, of all optimizers, to their names.
+        statistics: statistics to compute from the samples.
+        measures: names of the measures to take.
+        steps: number of steps taken so far; None until the first batch if no count was restored.
 
     Attributes:
-        prefix: the name that goes first in tags, empty where there is only one optimizer.
+        prefix: name that comes first in tags, empty if there is only one optimizer.
     """
 
     trainer: Trainer
@@ -46,7 +46,7 @@ class OptimizerSampler(ABC):
     measures: list[str]
     steps: int | None = None
     prefix: str = ""
-    _left_out: Tensor | None = None  # how many of those were not taken, where the device knows
+    _left_out: Tensor | None = None  # how many of these were skipped, as the device knows it
     _sample: dict[str, Row] | None = None
 
     def __post_init__(self) -> None:
@@ -57,11 +57,11 @@ class OptimizerSampler(ABC):
 
     @abstractmethod
     def is_due(self) -> bool:
-        """Tell whether the step that is under way is one to sample."""
+        """Tell whether to sample the current step."""
 
     @abstractmethod
     def sample(self, took: Collection[Tensor]) -> None:
-        """Take the measures, on the device. Of several steps in one batch the last one counts."""
+        """Take the measures on the device. Of several steps in one batch, the last one counts."""
 
     def attach(self) -> None:
         self._hooks.attach()
@@ -74,17 +74,17 @@ class OptimizerSampler(ABC):
             self.steps = steps_taken(self.trainer)
 
     def settle(self) -> None:
-        """Take the steps off the count that were left out, which waits for the device."""
+        """Subtract the skipped steps from the count, which waits for the device."""
         if self._left_out is not None:
             self.steps = (self.steps or 0) - int(self._left_out)
         self._left_out = None
 
     def end_step(self, took: Collection[Tensor]) -> None:
-        """Count a step that took gradients of some parameters, and sample it if it is due.
+        """Count a step that used the gradients of some parameters, and sample it if it is due.
 
-        A gradient scaler leaves it to torch's fused optimizers to skip a step, and whether they did
-        is known on the device only. It is read where a step is due if none before it was skipped:
-        at those that are logged, and once more for each time that some were skipped.
+        A gradient scaler leaves it to torch's fused optimizers to skip a step, and only the device
+        knows whether they did. This method reads it where a step is due if none before it was
+        skipped: at the logged steps, and once more each time that some were skipped.
         """
         if not took:
             self._measures.forget()
@@ -103,7 +103,7 @@ class OptimizerSampler(ABC):
         self.steps = 1 + (self.steps or 0)
 
     def take_sample(self) -> dict[str, Row] | None:
-        """Hand over what was measured of each layer, by name; None if nothing was since."""
+        """Return and clear each layer's measures by name; None if there are no new ones."""
         sample, self._sample = self._sample, None
         return sample
 
@@ -117,14 +117,14 @@ class OptimizerSampler(ABC):
 
     @property
     def _flag(self) -> Tensor | None:
-        """Not 0 where the step that is under way is skipped; None where that is known not to be."""
+        """Not 0 if the current step is skipped; None if it is known not to be."""
         flag: Tensor | None = getattr(self.optimizer, "found_inf", None)
         return flag
 
 
 @dataclass
 class StepSampler(OptimizerSampler):
-    """Samples every n-th step."""
+    """Sample every n-th step."""
 
     every_n_steps: int = field(kw_only=True)
 
@@ -137,13 +137,13 @@ class StepSampler(OptimizerSampler):
 
 @dataclass
 class LastStepSampler(OptimizerSampler):
-    """Samples the last step of each interval, and notes what it has to know of others.
+    """Sample the last step of each interval, and note what is needed about the steps before it.
 
     Args:
-        ends_interval: tells whether the batch that is under way ends an interval.
+        ends_interval: function that tells whether the current batch ends an interval.
 
-    Of steps that a fused optimizer may have skipped some are noted, of which one was taken: a
-    gradient scaler that has halved its scale as often as this has none left.
+    If a fused optimizer may have skipped steps, the sampler notes so many that one of them was
+    taken: a gradient scaler that halves its scale that often has none left.
     """
 
     ends_interval: Callable[[Trainer], bool] = field(kw_only=True)
@@ -161,7 +161,7 @@ class LastStepSampler(OptimizerSampler):
     def _note(self, took: Collection[Tensor]) -> None:
         if self._flag is None:
             self._notes.clear()
-        # A scheduler may change rates before the interval's end, and a tensor in place; anyone may
+        # A scheduler may change rates before the interval ends (a tensor in place), and anyone may
         # change gradients.
         lrs = {
             id(group): lr.clone() if isinstance(lr := group.get("lr"), Tensor) else lr
@@ -173,11 +173,11 @@ class LastStepSampler(OptimizerSampler):
         self._sample_last(with_gradient=True)
 
     def take_sample(self) -> dict[str, Row] | None:
-        if self._sample is None:  # The interval's last batch took no step.
+        if self._sample is None:  # The optimizer took no step in the interval's last batch.
             self._measures.forget()
             if self._notes:
                 self._tell_of_late_step()
-            self._sample_last(with_gradient=False)  # which may have changed since
+            self._sample_last(with_gradient=False)  # The gradient may have changed since.
         self._notes.clear()
         return super().take_sample()
 
@@ -186,15 +186,15 @@ class LastStepSampler(OptimizerSampler):
         if absent and not self._has_told:
             self._has_told = True
             rank_zero_info(
-                f"StepsizeMonitor has no {', '.join(absent)} of a step of {self.name} that is not "
-                "in the batch that the Trainer logs at, and logs what else there is; "
-                "every_n_steps=n logs every n-th step of each optimizer. This is said once."
+                f"StepsizeMonitor logs no {', '.join(absent)} for a step that {self.name} did not "
+                "take in the batch at which the Trainer logs; it logs the other statistics. "
+                "every_n_steps=n logs every n-th step of each optimizer. This message appears once."
             )
 
     def _sample_last(self, with_gradient: bool) -> None:
         while self._notes and (note := self._notes[-1]).skipped is not None and note.skipped.item():
             self._notes.pop()
-        # An interval without a step has none to sample.
+        # In an interval without a step, there is none to sample.
         note = self._notes[-1] if self._notes else _Note(None, {}, ())
         self._sample = self._measures.take(
             self.find_layers(), note.took, note.lrs, with_gradient=with_gradient
@@ -202,7 +202,7 @@ class LastStepSampler(OptimizerSampler):
 
 
 class _Note(NamedTuple):
-    """What is to be known of a step later: whether it was skipped, its rates, and its gradients."""
+    """A step's record: whether it was skipped, its rates, and the parameters that it updated."""
 
     skipped: Tensor | None
     lrs: dict[int, Any]

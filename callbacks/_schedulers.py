@@ -1,4 +1,4 @@
-"""The LR schedulers of an optimizer, which are to drive another one in its place."""
+"""The LR schedulers of an optimizer, and how they come to drive another one in its place."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -9,16 +9,16 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from aida_lightning._lightning import LightningOptimizer, MisconfigurationException
 
-# torch's, or one of the kind of timm's, which derive from no class of torch's.
+# A scheduler of torch's, or one like timm's, which derive from no class of torch's.
 Scheduler: TypeAlias = Any
 
-# Where torch's schedulers keep learning rates in themselves, and where timm's do.
+# The attributes in which torch's schedulers keep learning rates, and those of timm's.
 _SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
 _TIMM_RATES = ("base_values", "lr_min", "warmup_lr_init", "warmup_steps", "restore_lr")
 
 
 def bound_to(optimizer: Optimizer, values: Iterable[Any]) -> list[Scheduler]:
-    """Collect the schedulers that drive an optimizer, among values and inside of schedulers."""
+    """Collect the schedulers that drive an optimizer, among values and inside schedulers."""
     found: list[Scheduler] = []
 
     def visit(value: Any) -> None:
@@ -33,7 +33,7 @@ def bound_to(optimizer: Optimizer, values: Iterable[Any]) -> list[Scheduler]:
 
 
 def is_scheduler(value: Any) -> bool:
-    """Tell whether it is known how a scheduler holds its optimizer and its rates."""
+    """Tell whether a value is a scheduler that is known to hold its optimizer and rates."""
     return isinstance(value, LRScheduler) or hasattr(value, "base_values")
 
 
@@ -43,12 +43,12 @@ def drives(value: Any, optimizer: Optimizer) -> bool:
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """Return the optimizer that a LightningOptimizer stands for, and others as they are."""
+    """Return the optimizer inside a LightningOptimizer, and any other optimizer unchanged."""
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
 def base_rates(optimizer: Optimizer, schedulers: Iterable[Scheduler]) -> list[float]:
-    """Return the groups' learning rates apart from the schedule: the base, or a cycle's top."""
+    """Return the groups' learning rates without the schedule: the base, or a cycle's top."""
     tops = [scheduler.max_lrs for scheduler in schedulers if hasattr(scheduler, "max_lrs")]
     rates = [*zip(*tops, strict=True)] or [
         (group.get("max_lr", group.get("initial_lr", group.get("lr"))),)
@@ -58,7 +58,7 @@ def base_rates(optimizer: Optimizer, schedulers: Iterable[Scheduler]) -> list[fl
 
 
 def leaves(tree: Any) -> Iterator[Any]:
-    """Iterate over what mappings, lists and tuples hold, at any depth."""
+    """Iterate over the values that mappings, lists and tuples hold, at any depth."""
     if isinstance(tree, Mapping):
         tree = [*tree.values()]
     if isinstance(tree, list | tuple):
@@ -74,7 +74,7 @@ def bind(
     old: Optimizer,
     scaled: Callable[[Any], Any] | None,
 ) -> None:
-    """Have a scheduler go on with another optimizer."""
+    """Make a scheduler drive another optimizer."""
     scheduler.optimizer = optimizer
     if getattr(scheduler, "cycle_momentum", False):
         _bind_momentum(scheduler, optimizer, old)
@@ -91,18 +91,18 @@ def bind(
         if name in vars(scheduler):
             setattr(scheduler, name, scaled(getattr(scheduler, name)))
     if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.eps = scaled(scheduler.eps)  # the least reduction that it makes
+        scheduler.eps = scaled(scheduler.eps)  # the smallest reduction that it makes
     rule = getattr(type(scheduler), "get_lr" if is_torchs else "_get_lr", None)
     if not getattr(rule, "__module__", "").startswith(("torch.", "timm.")):
         rank_zero_warn(
             f"UseOptimizer scales the `{'base_lrs' if is_torchs else 'base_values'}` of "
             f"{type(scheduler).__name__} by {scaled(1.0):g}; "
-            "if it keeps learning rates of other names, they stay as they are"
+            "if it keeps learning rates under other names, they stay unchanged"
         )
 
 
 def _bind_momentum(scheduler: Any, optimizer: Optimizer, old: Optimizer) -> None:
-    """Have a scheduler cycle the momentum of another optimizer, which may call it beta1."""
+    """Make a scheduler cycle the momentum of another optimizer, which may call it beta1."""
     if "betas" not in optimizer.defaults and "momentum" not in optimizer.defaults:
         raise MisconfigurationException(
             f"{type(scheduler).__name__} cycles a momentum, which {type(optimizer).__name__} does "

@@ -1,4 +1,4 @@
-"""The points of one step, given to the Trainer's loggers, none of which gets one twice."""
+"""The writing of one step's points to the Trainer's loggers, to each at most once."""
 
 from collections.abc import Collection, Iterable
 from weakref import WeakKeyDictionary
@@ -15,8 +15,8 @@ from aida_lightning.logs.pictures import writer_of
 from aida_lightning.logs.writing import log_scalars
 from aida_lightning.measuring._statistics import Point, scalars_of
 
-# At which step each name was last given to a logger. Several monitors share it, and several fits
-# of one Trainer, which may count a step again that was under way when an exception ended a fit.
+# The step at which each name was last given to a logger. Several monitors share this record, and so
+# do several fits of one Trainer, which may count a step again that an exception interrupted.
 _written: WeakKeyDictionary[Trainer, WeakKeyDictionary[Logger, dict[tuple[str, ...], int]]]
 _written = WeakKeyDictionary()
 
@@ -28,14 +28,14 @@ def write_points(
     bands: Bands | None,
     histograms: bool,
 ) -> None:
-    """Log points of one step, without what another monitor has logged of the same layers there.
+    """Log points of one step, except those that another monitor has logged for the same layers.
 
     Args:
         trainer: the Trainer, whose loggers write.
         points: the points.
-        step: the step to log them at.
-        bands: give TensorBoard the Custom Scalars layout and the edges of these too.
-        histograms: give the loggers that take them the histograms too.
+        step: step at which to log them.
+        bands: bands whose edges, with the Custom Scalars layout, go to TensorBoard; None for none.
+        histograms: whether to write histograms to the loggers that support them.
     """
     for logger in trainer.loggers:
         board = logger if isinstance(logger, TensorBoardLogger) else None
@@ -52,7 +52,7 @@ def write_points(
 
 
 def publish(trainer: Trainer, points: Iterable[Point]) -> None:
-    """Put statistics among the ``callback_metrics``, with "/" between the parts of their names."""
+    """Add statistics to the ``callback_metrics``, with "/" between the parts of their names."""
     device = trainer.strategy.root_device
     scalars = {"/".join(path): x for path, x in scalars_of(points).items()}
     # The public property computes the Trainer's own metrics anew.
@@ -62,14 +62,14 @@ def publish(trainer: Trainer, points: Iterable[Point]) -> None:
 
 
 def forget(trainer: Trainer) -> None:
-    """Let all steps be logged again, as those after a checkpoint that a Trainer goes back to."""
+    """Let all steps be logged again, such as those after a checkpoint that is resumed from."""
     _written.pop(trainer, None)
 
 
 def _take_up(
     trainer: Trainer, logger: Logger, paths: Iterable[tuple[str, ...]], step: int
 ) -> list[tuple[str, ...]]:
-    """Return the names that were not written at the step yet, which they are from here on."""
+    """Return the names that were not yet written at the step, and mark them as written."""
     written = _written.setdefault(trainer, WeakKeyDictionary()).setdefault(logger, {})
     new = [path for path in paths if written.get(path) != step]
     written.update(dict.fromkeys(new, step))

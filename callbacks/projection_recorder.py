@@ -1,4 +1,4 @@
-"""The recorder of what Figure 5 needs: one layer's momentum and gradient as a triangle."""
+"""A callback that logs the data of Figure 5: one layer's momentum and gradient as a triangle."""
 
 from functools import partial
 from typing import Any
@@ -17,19 +17,19 @@ from aida_lightning.logs import tags
 class ProjectionRecorder(Callback):
     """Log the triangle of one layer's momentum m and gradient g, which is all that Figure 5 needs.
 
-    Every projection of the pair lies in the plane of m and g, so that two lengths and an angle give
+    Every projection of the pair lies in the plane of m and g, so two lengths and an angle determine
     the whole figure. They are logged as ``projection_m_norm/<layer>``,
     ``projection_g_norm/<layer>`` and ``projection_cosine/<layer>``. The gradient is the one that
-    the optimizer averages, weight decay and clipping included; it follows from the momentum before
-    and after the step.
+    the optimizer averages, including weight decay and clipping; the callback computes it from the
+    momentum before and after the step.
 
     Args:
-        layer: the parameter's name.
-        every_n_steps: the steps between two recordings. None, the default, takes the Trainer's
+        layer: name of the parameter.
+        every_n_steps: number of steps between two recordings. None, the default, uses the Trainer's
             ``log_every_n_steps``.
 
     Raises:
-        MisconfigurationException: there is no such parameter when training starts.
+        MisconfigurationException: the module has no such parameter when training starts.
     """
 
     def __init__(self, layer: str, every_n_steps: int | None = None) -> None:
@@ -48,7 +48,7 @@ class ProjectionRecorder(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        if self._held != trainer.optimizers:  # A callback may exchange them.
+        if self._held != trainer.optimizers:  # A callback may replace them.
             self._attach(trainer, pl_module)
 
     def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,7 +57,7 @@ class ProjectionRecorder(Callback):
         layers = dict(pl_module.named_parameters())
         if self.layer not in layers:
             raise MisconfigurationException(
-                f"ProjectionRecorder found no layer {self.layer!r}, there are: {[*layers]}"
+                f"ProjectionRecorder found no layer {self.layer!r}; the layers are: {[*layers]}"
             )
         param = layers[self.layer]
         before, after = partial(self._before_step, trainer, param), partial(self._after_step, param)
@@ -69,7 +69,7 @@ class ProjectionRecorder(Callback):
     def _before_step(self, trainer: Trainer, param: Tensor, optimizer: Optimizer, *_: Any) -> None:
         every: int = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         step = steps_taken(trainer) + 1
-        due = every > 0 and step % every == 0  # A Trainer whose number is 0 logs nothing.
+        due = every > 0 and step % every == 0  # A Trainer with log_every_n_steps=0 logs nothing.
         momentum = optimizer.state.get(param, {}).get("exp_avg", torch.zeros_like(param))
         self._before = momentum.detach().clone() if due else None
 
@@ -80,7 +80,7 @@ class ProjectionRecorder(Callback):
         took = param.grad is not None and momentum is not None and "betas" in group
         if took and self._before is not None:
             triangle = _triangle(momentum, self._before, group["betas"][0])
-            # Not 0 where a gradient scaler had a fused optimizer skip the step.
+            # Not 0 if a gradient scaler made a fused optimizer skip the step.
             skipped = getattr(optimizer, "found_inf", torch.zeros(()))
             self._triangle = torch.cat([triangle, skipped.reshape(1).to(triangle)])
         self._before = None

@@ -1,4 +1,4 @@
-"""The monitor of each layer's adaptive stepsizes."""
+"""A callback that logs the adaptive stepsizes of each layer."""
 
 import time
 from collections.abc import Sequence
@@ -39,95 +39,101 @@ from aida_lightning.measuring._statistics import (
     points_of,
 )
 
-# Where in a checkpoint it is noted when it was saved, and before which step.
+# The checkpoint's entry for the time when it was saved and the step that follows it.
 _SAVED = "aida_lightning.StepsizeMonitor"
 # The arguments by which a checkpoint tells several monitors apart.
 _KEY = "layers every_n_steps logging_interval statistics max_layers histograms figures".split()
 
 
 class StepsizeMonitor(Callback):
-    r"""Log statistics of each layer's adaptive stepsizes, or of its updates where there are none.
+    r"""Log statistics of each layer's adaptive stepsizes, or of its updates if it has none.
 
-    By default they are the mean and the standard deviation of the stepsizes. Of an optimizer
-    without any they are ``update_ratio``, ``update_norm``, ``weight_norm``, ``gradient_norm`` and,
-    where there is a momentum, ``gradient_cosine``; one line says so when training starts.
+    By default, the statistics are the mean and the standard deviation of the stepsizes. If an
+    optimizer has no adaptive stepsizes, they are ``update_ratio``, ``update_norm``,
+    ``weight_norm``, ``gradient_norm`` and, if the optimizer has a momentum, ``gradient_cosine``; a
+    message reports this when training starts.
 
     A layer is one parameter tensor. Its adaptive stepsizes are the elements of
-    :math:`s = 1 / \sqrt{v / (1 - \beta_2^t)}`, without the learning rate. Every logger of the
-    Trainer is given the numbers, as ``stepsize_mean/<layer>`` and ``stepsize_std/<layer>`` with the
-    parameter's name in the module; the deviation is the population's (divided by n). Where there
-    are several optimizers, or one that holds others, their names go first:
-    ``Adam-1/stepsize_mean/<layer>``. They are logged at the step that the Trainer logs its own
-    metrics at, and are in its ``callback_metrics`` for other callbacks, such as
-    ``EarlyStopping("stepsize_mean/<layer>")``. One that acts at the end of the epoch that the
-    monitor logs comes after it in the Trainer's list.
+    :math:`s = 1 / \sqrt{v / (1 - \beta_2^t)}`, without the learning rate. The standard deviation is
+    that of the population (divided by n). Every logger of the Trainer receives the numbers as
+    ``stepsize_mean/<layer>`` and ``stepsize_std/<layer>``, where ``<layer>`` is the parameter's
+    name in the module. If there are several optimizers, or one that holds others, the optimizer's
+    name comes first: ``Adam-1/stepsize_mean/<layer>``. The numbers are logged at the steps at which
+    the Trainer logs its own metrics. They are also in the Trainer's ``callback_metrics``, where
+    other callbacks can use them, for example ``EarlyStopping("stepsize_mean/<layer>")``. If the
+    monitor logs per epoch, a callback that reads its numbers at the end of the epoch must come
+    after it in the Trainer's list.
 
-    A step is sampled when the optimizer has really taken it: once for all accumulated gradients,
-    and not if the gradient scaler of mixed precision left it out. (Of torch's fused optimizers the
-    device alone knows that. It is read at the logged steps, and once more for each time that steps
-    were left out between two of them.) A sample holds the layers whose gradient the optimizer took
-    at that step: one that was frozen, or not used, has no point there. Steps in between are
-    counted; a sampled one costs a pass over the watched layers, one transfer to the host, and one
-    write.
+    The monitor samples a step once the optimizer has taken it: once for all accumulated gradients,
+    and not at all if the gradient scaler of mixed precision skipped it. (For torch's fused
+    optimizers, only the device knows whether a step was skipped. The monitor reads this flag at the
+    logged steps, and once more each time that steps were skipped between two of them.) A sample
+    holds the layers whose gradient the optimizer used at that step: a layer that was frozen or
+    unused has no point there. Other steps are only counted. A sampled step costs one pass over the
+    watched layers, one transfer to the host, and one write.
 
-    TensorBoard's Custom Scalars tab shows the layers as lines of few charts, and each one's band
-    from mean - std to mean + std. A run that was killed and is resumed in the same folder shows no
-    point twice.
+    TensorBoard's Custom Scalars tab shows the layers as lines in a few charts, and each layer's
+    band from mean - std to mean + std. If a killed run is resumed in the same folder, no point
+    appears twice.
 
-    ``statistics`` may name these, which are of the stepsizes unless another thing is said:
+    ``statistics`` accepts these names. They describe the stepsizes unless stated otherwise:
 
     - ``mean``, ``std``, ``min``, ``max``, ``std_over_mean``, ``median``, and the quantiles ``q01``
-      to ``q99``, which sort the layer. They are logged as ``stepsize_<name>/<layer>``.
+      to ``q99``, which need the layer's elements sorted. They are logged as
+      ``stepsize_<name>/<layer>``.
     - ``ceiling_share``: the share of elements within 0.1 % of the family's ceiling
       :math:`\sqrt{(1 - \beta_2) / \epsilon}`.
-    - ``effective_mean``, ``effective_std``: those times :math:`\eta / (1 - \beta_1^t)`.
+    - ``effective_mean``, ``effective_std``: the mean and the standard deviation, multiplied by
+      :math:`\eta / (1 - \beta_1^t)`.
     - ``update_norm``, ``update_ratio``: :math:`\|\Delta x\|` and :math:`\|\Delta x\| / \|x\|` of
-      the step, :math:`x` from before it. Outside of the family they take a copy of the watched
-      layers before each step that is logged.
+      the step, with :math:`x` from before the step. For optimizers outside the family, the monitor
+      copies the watched layers before each logged step.
     - ``weight_norm``: :math:`\|x\|` after the step.
-    - ``gradient_norm``: :math:`\|g\|` of the gradient that the optimizer was given, after
+    - ``gradient_norm``: :math:`\|g\|` of the gradient that the optimizer received, after
       accumulation, unscaling and clipping.
     - ``gradient_cosine``: the cosine of the angle between the momentum and that gradient.
 
-    All norms are Euclidean, over all elements of a layer.
+    All norms are Euclidean and taken over all elements of a layer.
 
-    An optimizer's last step is logged at each step that the Trainer logs its metrics at, or with
-    ``logging_interval="epoch"`` at each epoch's end; without a step since the last time there is no
-    point. If it was taken before the last batch, or in a batch that became the last when
-    ``trainer.should_stop`` was set, there is no ``gradient_norm`` and no ``gradient_cosine``, and
-    outside of the family no ``update_norm`` and no ``update_ratio``.
+    By default, the monitor logs an optimizer's most recent step whenever the Trainer logs its
+    metrics; with ``logging_interval="epoch"``, it does so at the end of each epoch. If the
+    optimizer has taken no step since the last time, there is no point. If it took its last step
+    before the last batch, or in a batch that became the last because ``trainer.should_stop`` was
+    set, there is no ``gradient_norm`` and no ``gradient_cosine``; outside the family, there is no
+    ``update_norm`` and no ``update_ratio`` either.
 
     Args:
-        layers: names of parameters or globs of them, such as ``["features.*.weight"]``, without
-            what wrappers add to them. A tied parameter has several names, a parametrized one that
-            of its result too. None chooses the weights: the tensors of 2 or more dimensions, and a
-            ``weight`` of one dimension where its module has no other and is no norm (known by
-            "norm" in the name of its class or of its place). Where none of them is trained, None
-            chooses all that is.
-        every_n_steps: log every n-th step of an optimizer; of several in one batch the last. None
-            logs at the Trainer's own steps, see above.
+        layers: names of parameters or globs that match them, such as ``["features.*.weight"]``,
+            without the prefixes that wrappers add. A tied parameter matches by each of its names,
+            and a parametrized one also by the name of its result. None chooses the weights: the
+            tensors of 2 or more dimensions, and each one-dimensional ``weight`` whose module has no
+            other weight and is no norm (recognized by "norm" in the name of its class or of its
+            place). If none of these is trained, None chooses all parameters that are.
+        every_n_steps: number n of steps of an optimizer, to log every n-th; of several such steps
+            in one batch, only the last is logged. None follows the Trainer's logging, see above.
         logging_interval: ``"step"``, or ``"epoch"`` to log at the end of each training epoch.
         statistics: names of statistics, see above.
-        max_layers: log at most this many layers of those that are trained, evenly spread over the
-            module, and warn. Those that are trained later fill the places that are left. None logs
-            all of them.
-        custom_scalars: write TensorBoard's Custom Scalars layout, and the edges of its bands as two
-            more tags per layer that has one. Categories of a layout that was written before are
-            kept. Of each optimizer 12 layers have a band, evenly spread over the depth; globs of
-            layers' names choose others, with a warning where one matches none.
-        histograms: log the stepsizes' histograms, as ``stepsizes/<layer>``, to TensorBoard, W&B and
-            Comet. One line names the loggers that take none.
-        figures: draw Figures 1 and 2 of arXiv:2203.13273 and a heatmap of all layers, as
+        max_layers: largest number of trained layers to log. If there are more, the monitor warns
+            and chooses layers that are evenly spread over the module. Layers that are trained later
+            fill the places that are left. None logs all layers.
+        custom_scalars: whether to write TensorBoard's Custom Scalars layout, and the edges of its
+            bands as two more tags per layer with a band. Categories of an earlier layout are kept.
+            By default, 12 layers per optimizer have a band, evenly spread over the depth. Globs of
+            layer names choose others; the monitor warns about a glob that matches no layer.
+        histograms: whether to log histograms of the stepsizes, as ``stepsizes/<layer>``, to
+            TensorBoard, W&B and Comet. A message names the loggers that do not support them.
+        figures: whether to draw Figures 1 and 2 of arXiv:2203.13273 and a heatmap of all layers, as
             ``stepsizes/std``, ``stepsizes/mean`` and ``stepsizes/heatmap``, for TensorBoard, W&B,
-            MLflow and Comet at the end of each training epoch, of all that was logged since the run
-            started or went on. One line names the loggers that take none.
-        health: warn, once each, with the layers' names, when a number is not finite, and, from
-            step :math:`1 / (1 - \beta_2)` on, when all stepsizes of a layer are at the ceiling or
-            their deviation exceeds 10 times their mean.
+            MLflow and Comet. The monitor draws them at the end of each training epoch, from all
+            points logged since the run started or resumed. A message names the loggers that do not
+            support them.
+        health: whether to warn, once per sign and with the layers' names, when a number is not
+            finite and, from step :math:`1 / (1 - \beta_2)` on, when all stepsizes of a layer are at
+            the ceiling or their standard deviation exceeds 10 times their mean.
 
     Raises:
-        MisconfigurationException: an argument is not allowed, the Trainer has no logger, or a glob
-            matches no layer.
+        MisconfigurationException: an argument is invalid, the Trainer has no logger, or a glob
+            in ``layers`` matches no layer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -171,7 +177,7 @@ class StepsizeMonitor(Callback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget what earlier runs left behind; what a checkpoint holds is restored after this."""
+        """Forget the state of earlier runs; a checkpoint's state is restored after this call."""
         self._steps: dict[str, int] = {}
         self._saved: dict[str, Any] | None = None
         self._in_batch = False
@@ -184,7 +190,7 @@ class StepsizeMonitor(Callback):
     @property
     @override
     def state_key(self) -> str:
-        # The others are in it where they differ from the default, as older checkpoints lack them.
+        # Older checkpoints lack these two, so the key holds them only if they are not the default.
         others = ("custom_scalars", "health")
         names = [*_KEY, *(name for name in others if getattr(self, name) is not True)]
         return state_key(self, **{name: getattr(self, name) for name in names})
@@ -208,7 +214,7 @@ class StepsizeMonitor(Callback):
         checkpoint[_SAVED] = {"at": time.time(), "next_step": next_step(trainer, self._in_batch)}
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.save()  # so that a run that is killed has logged all up to here
+                logger.save()  # so that a killed run keeps everything that it logged up to here
 
     @override
     def on_load_checkpoint(
@@ -249,7 +255,7 @@ class StepsizeMonitor(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._in_batch = False
-        # The epoch's last step, which the Trainer logs its own epoch metrics at.
+        # The epoch's last step, at which the Trainer logs its own epoch metrics.
         step = steps_taken(trainer) - 1
         if self.logging_interval == "epoch":
             self._log(trainer, step)
@@ -283,7 +289,7 @@ class StepsizeMonitor(Callback):
     def _log(self, trainer: Trainer, step: int) -> None:
         samplers = [*(self._samplers or ())]
         samples = {sampler.prefix: sampler.take_sample() or {} for sampler in samplers}
-        # Every process samples, and has the numbers for what else follows them; one writes.
+        # Every process samples and publishes the numbers for other callbacks; only one writes them.
         points = points_of(samples, {sampler.prefix: sampler.statistics for sampler in samplers})
         publish(trainer, points)
         if not points or not trainer.is_global_zero:

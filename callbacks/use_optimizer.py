@@ -1,4 +1,4 @@
-"""A callback that trains a LightningModule with another optimizer than its own."""
+"""A callback that trains a LightningModule with an optimizer other than its own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,40 +41,41 @@ from aida_lightning.registry import (
 
 
 class UseOptimizer(Callback):
-    """Replace the optimizer that a LightningModule configures, and leave the module as it is.
+    """Replace the optimizer that a LightningModule configures, without changing the module.
 
-    The new optimizer has the parameters of the old one in the same groups, whether they require a
-    gradient or not, and no others. The LR schedulers stay, with their interval, frequency and
-    monitor, and are bound to the new optimizer: torch's, what derives from them, and timm's. The
-    new optimizer's options come from three places:
+    The new optimizer holds exactly the parameters of the old one, in the same groups, whether or
+    not they require a gradient. The LR schedulers keep their interval, frequency and monitor, and
+    are bound to the new optimizer. This works for torch's schedulers, their subclasses, and timm's.
+    The new optimizer's options come from three places:
 
-    - Options that are given here win. ``lr`` becomes the rate of the group with the highest
-      learning rate: its base or, under ``OneCycleLR`` and ``CyclicLR``, the top of its cycle. All
-      other rates, of groups and in schedulers, keep their ratio to it. ``weight_decay`` keeps the
-      ratios between the groups as well, so that a group without decay stays without.
-    - Options that mean the same to both optimizers are otherwise the module's own, group by group:
-      ``lr``, ``betas``, ``weight_decay`` and ``maximize``. If the module decays any weights, it
-      also decides whether the decay is decoupled, except for AdamW, whose name says it.
-    - All others have the new optimizer's defaults.
+    - Options that you pass here take precedence. ``lr`` becomes the rate of the group with the
+      highest learning rate: its base rate or, under ``OneCycleLR`` and ``CyclicLR``, the top of its
+      cycle. All other rates, in groups and in schedulers, keep their ratio to it. ``weight_decay``
+      keeps the ratios between the groups as well, so that a group without decay stays without.
+    - Otherwise, options that have the same meaning for both optimizers keep the module's values,
+      group by group: ``lr``, ``betas``, ``weight_decay`` and ``maximize``. If the module decays any
+      weights, it also decides whether the decay is decoupled; the exception is AdamW, which always
+      decouples it.
+    - All other options have the new optimizer's defaults.
 
-    A line says what was done: the learning rates from before the schedule, the schedulers, and the
-    options of the old optimizer that the new one lacks, where they are not the defaults.
+    A message reports the replacement: the learning rates before the schedule, the schedulers, and
+    each option of the old optimizer that the new one lacks and that is not at its default.
 
-    The module's ``configure_optimizers`` is called once per fit, with the model built, sharded and
-    on its device, and before a checkpoint's state is restored. Hooks that it registers on its
-    optimizer stay with the old one.
+    The callback calls the module's ``configure_optimizers`` once per fit, when the model is built,
+    sharded and on its device, and before a checkpoint's state is restored. Hooks that this method
+    registers on its optimizer stay with the old optimizer.
 
     Args:
-        optimizer: a name such as ``"aida"`` (``list_optimizers`` returns them all), a class of
-            optimizers or its path, or a callable that is given the groups and the options.
-        options: the optimizer's own options.
+        optimizer: name such as ``"aida"`` (``list_optimizers`` returns all names), an optimizer
+            class or its import path, or a callable that takes the groups and the options.
+        options: options of the optimizer.
 
     Raises:
-        MisconfigurationException: the optimizer or an option is unknown or out of range. At the
-            start of a fit: the module configures no optimizer or several, a scheduler cannot drive
-            the new optimizer, the gradients of some embeddings are sparse and it takes none, the
-            strategy is DeepSpeed, which builds its own, or the checkpoint is one of another
-            optimizer.
+        MisconfigurationException: the optimizer or an option is unknown, or an option is out of
+            range. At the start of a fit: the module configures no optimizer or several, a
+            scheduler cannot drive the new optimizer, some embeddings have sparse gradients that
+            the new optimizer does not support, the strategy is DeepSpeed, which builds its own
+            optimizer, or the checkpoint belongs to another optimizer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -84,10 +85,10 @@ class UseOptimizer(Callback):
     """
 
     def __init__(self, optimizer: OptimizerLike, **options: Any) -> None:
-        # A command line may pass build_optimizer's default for it.
+        # A command line may pass this option with build_optimizer's default.
         if options.pop("no_decay_1d", False):
             raise MisconfigurationException(
-                "UseOptimizer keeps the groups that the module makes, it has no `no_decay_1d`"
+                "UseOptimizer keeps the module's parameter groups and does not accept `no_decay_1d`"
             )
         try:
             if isinstance(optimizer, str) or not callable(optimizer):
@@ -124,7 +125,7 @@ class UseOptimizer(Callback):
             restore()
             return self._replace(pl_module, configure())
 
-        # All strategies ask here, and Lightning checks what it is given.
+        # Every strategy calls this method, and Lightning checks what it returns.
         pl_module.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
         self._restore = restore
 
@@ -146,12 +147,12 @@ class UseOptimizer(Callback):
         saved = checkpoint["callbacks"].get(self.state_key, {}).get("optimizer")
         if trainer.state.fn != "fit" or (saved and saved == (self._name or saved)):
             return
-        # torch would load the state, and fail at the next step or go on from wrong numbers.
+        # torch would load the state, and then fail at the next step or continue with wrong numbers.
         raise MisconfigurationException(
             "UseOptimizer cannot resume from the checkpoint, "
             + (f"whose optimizer is {saved}, not {self._name}" if saved else "saved without it")
-            + "; resume as the checkpoint was trained, or load its weights alone with "
-            "`load_from_checkpoint`"
+            + "; resume with the optimizer that the checkpoint was trained with, or load only its "
+            "weights with `load_from_checkpoint`"
         )
 
     def _replace(self, pl_module: LightningModule, configured: Any) -> Any:
@@ -161,23 +162,23 @@ class UseOptimizer(Callback):
         if len(optimizers) != 1:
             classes = [type(unwrapped(optimizer)).__name__ for optimizer in optimizers]
             raise MisconfigurationException(
-                f"UseOptimizer replaces a single optimizer, {name} returned "
+                f"UseOptimizer replaces a single optimizer, but {name} returned "
                 + (f"{len(classes)} ({', '.join(classes)})" if classes else f"{configured!r}")
-                + "; build the optimizers there, with `aida_lightning.build_optimizer`"
+                + "; build the optimizers there instead, with `aida_lightning.build_optimizer`"
             )
         old = unwrapped(optimizers[0])
         for leaf in returned:
             if leaf is not optimizers[0] and drives(leaf, old) and not is_scheduler(leaf):
                 raise MisconfigurationException(
-                    f"UseOptimizer cannot bind a {type(leaf).__name__} to another optimizer, only "
-                    "what derives from torch.optim.lr_scheduler.LRScheduler and what has "
-                    "`base_values`, as timm's schedulers; build the optimizer in "
+                    f"UseOptimizer cannot bind a {type(leaf).__name__} to another optimizer. It "
+                    "can bind subclasses of torch.optim.lr_scheduler.LRScheduler, and schedulers "
+                    "with `base_values`, such as timm's. Build the optimizer in "
                     f"{name} instead, with `aida_lightning.build_optimizer`"
                 )
         schedulers = bound_to(old, [*returned, *vars(pl_module).values()])
         new = self._build(pl_module, old)
         sparse = sparse_layers(pl_module)
-        if isinstance(old, SparseAdam):  # which takes no other gradients
+        if isinstance(old, SparseAdam):  # which supports no other gradients
             sparse |= {param: layer_name(name) for name, param in pl_module.named_parameters()}
         try:
             check_sparse(new, sparse)
@@ -216,24 +217,24 @@ class UseOptimizer(Callback):
         if "lr" not in self.options and ("betas" in old.defaults) != ("betas" in new.defaults):
             rank_zero_warn(
                 f"UseOptimizer keeps lr {rates} of {before}, which is seldom right for {after}; "
-                "give `lr` to choose it"
+                "pass `lr` to choose another"
             )
         for option in ("weight_decay", "maximize"):
             if option not in new.defaults and any(g.get(option) for g in old.param_groups):
                 rank_zero_warn(
-                    f"UseOptimizer drops the {option.replace('_', ' ')} of {before}: {after} has "
-                    "none"
+                    f"UseOptimizer drops the {option.replace('_', ' ')} of {before}, because "
+                    f"{after} does not support it"
                 )
         for name, value in vars(pl_module).items():
             if unwrapped(value) is old or drives(value, old):
                 rank_zero_warn(
-                    f"{type(pl_module).__name__}.{name} still is the {before} that UseOptimizer "
-                    "replaced, or holds it; the module has to use `self.optimizers()` instead"
+                    f"{type(pl_module).__name__}.{name} still refers to the {before} that "
+                    "UseOptimizer replaced; use `self.optimizers()` in the module instead"
                 )
 
 
 def _listed(rates: list[float]) -> str:
-    """List learning rates, each once; of many the least, the highest and their number."""
+    """List each distinct learning rate, or the lowest, the highest and the count of many."""
     distinct = [*dict.fromkeys(f"{rate:g}" for rate in rates)]
     if len(distinct) <= 4:
         return ", ".join(distinct)

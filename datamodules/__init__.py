@@ -1,4 +1,4 @@
-"""LightningDataModules of the examples and experiments."""
+"""LightningDataModules for the examples and experiments."""
 
 from aida_lightning.datamodules._text import TextBatch
 from aida_lightning.datamodules.cifar10 import CIFAR10DataModule

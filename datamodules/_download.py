@@ -17,21 +17,21 @@ _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
 
 
 def download(url: str | Sequence[str], path: str | Path, sha256: str) -> None:
-    """Download a file whose content is known, unless it is there already.
+    """Download a file whose content is known, unless it is already there.
 
-    A file at ``path`` with the right checksum is left alone without a look at the network.
-    Otherwise each address is tried up to three times, with a pause that doubles, before the next
-    one is. The content is written beside ``path`` under another name and moved there only when its
-    checksum is right: no failure leaves a broken file, or takes away one that was there.
+    If a file at ``path`` has the right checksum, the network is not used. Otherwise, each address
+    is tried up to three times, with a pause that doubles, before the next address. The content is
+    written beside ``path`` under another name and moved there only if its checksum is right, so no
+    failure leaves a broken file or removes an existing one.
 
     Args:
-        url: the address, or several of the same content, the preferred one first.
-        path: where to put the file; its folder is made if need be.
-        sha256: the content's SHA-256, 64 lower-case hexadecimal digits.
+        url: address, or several addresses of the same content, the preferred one first.
+        path: path of the file; its folder is created if necessary.
+        sha256: SHA-256 of the content, 64 lower-case hexadecimal digits.
 
     Raises:
-        RuntimeError: no address gave the content, and the message says what each one answered, and
-            whether a file was there that is not the right one; or the folder cannot be made.
+        RuntimeError: no address gave the content, in which case the message reports each answer and
+            a file at ``path`` that is not the right one, or the folder cannot be created.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -67,9 +67,9 @@ def sha256_of(path: str | Path) -> str:
 
 
 def _try_repeatedly(url: str, path: Path, sha256: str) -> str | None:
-    """Return None after a success, otherwise what the last attempt ended in."""
+    """Return None after a success, or the last attempt's failure."""
     seconds = _FIRST_PAUSE_S
-    # torch's downloader checks the content and moves only what is right, but waits for ever.
+    # torch's downloader checks the content before it moves the file, but it has no timeout.
     default_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)
     try:

@@ -1,4 +1,4 @@
-"""Image splits that are held in memory, and the data module that serves them in batches."""
+"""Image splits held in memory, and the data module that serves them in batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,10 +17,11 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
     """Serve a labelled split from one tensor, transforming a whole batch in one call.
 
     Args:
-        images: ``(n, channels, height, width)``, any dtype.
-        labels: ``(n,)``, int64.
-        transform: is applied to a batch ``(b, channels, height, width)`` each time that it is
-            drawn; whatever is random in it must be drawn anew for each image. None for no change.
+        images: images ``(n, channels, height, width)`` of any dtype.
+        labels: labels ``(n,)``, int64.
+        transform: function to apply to a batch ``(b, channels, height, width)`` each time that it
+            is drawn; it must draw its random numbers separately for each image. None leaves the
+            images unchanged.
     """
 
     def __init__(
@@ -37,8 +38,8 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        # DataLoader hands over a batch's indices at once where a dataset has this method: ten
-        # times the throughput of transforming the images one by one.
+        # If a dataset has this method, DataLoader passes all indices of a batch at once: this has
+        # ten times the throughput of transforming the images one by one.
         chosen = torch.as_tensor(indices)
         images = self.images[chosen]
         if self.transform is not None:
@@ -47,14 +48,14 @@ class InMemoryImages(Dataset[tuple[Tensor, int]]):
 
 
 def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
-    """Shift and mirror each image of a batch by its own draw.
+    """Shift and mirror each image of a batch by its own random draw.
 
     The distribution is that of torchvision's ``RandomCrop(size, padding)`` and
-    ``RandomHorizontalFlip()`` on one image at a time; those draw once per batch.
+    ``RandomHorizontalFlip()`` on one image at a time; on a batch, these draw only once.
 
     Args:
-        images: ``(n, channels, height, width)``.
-        padding: zeros that are added on every side before the crop, in pixels.
+        images: images ``(n, channels, height, width)``.
+        padding: width of the zeros added on every side before the crop, in pixels.
 
     Returns:
         A new tensor of the shape and dtype of ``images``.
@@ -68,10 +69,10 @@ def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffle by a seed and the epoch alone, so that a resumed run sees what an unbroken one does.
+    """Shuffle by a seed and the epoch alone, so that a resumed run keeps the order.
 
     Lightning's checkpoints keep the epoch, but not the random state from which torch's
-    RandomSampler draws its order. This sampler also takes a process's share of the order, so
+    RandomSampler draws its order. This sampler also selects a process's share of the order, so
     Lightning leaves it in place under DDP.
     """
 
@@ -83,17 +84,17 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class InMemoryDataModule(LightningDataModule):
-    """Serve ``train_set`` shuffled, and ``val_set`` in order to validate, test and predict.
+    """Serve ``train_set`` shuffled, and ``val_set`` unshuffled for validation, test and prediction.
 
-    The order of each epoch follows from torch's seed at :meth:`setup` and from the epoch. The seed
-    is kept in Lightning's checkpoints, and a run that is resumed from one goes on with its order.
+    The order of each epoch is derived from torch's seed at :meth:`setup` and from the epoch.
+    Lightning's checkpoints keep the seed, so a run that is resumed from one continues its order.
 
     Args:
-        batch_size: images per batch; under DDP, per batch and process.
-        num_workers: worker processes; 0 loads in the main process.
+        batch_size: number of images per batch; under DDP, per batch and process.
+        num_workers: number of worker processes; 0 loads in the main process.
 
     Raises:
-        ValueError: ``batch_size`` is under 1 or ``num_workers`` under 0.
+        ValueError: ``batch_size`` is less than 1, or ``num_workers`` is negative.
     """
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
@@ -108,7 +109,7 @@ class InMemoryDataModule(LightningDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Take torch's seed for the order of the train split; subclasses read the splits."""
+        """Use torch's seed for the order of the train split; subclasses read the splits."""
         seed = torch.initial_seed() % 2**63
         # Unseeded processes have seeds of their own, but must share one order.
         self.shuffle_seed = self.trainer.strategy.broadcast(seed) if self.trainer else seed
@@ -132,7 +133,7 @@ class InMemoryDataModule(LightningDataModule):
             seed=self.shuffle_seed,
         )
         if trainer:
-            # Workers fetch a resumed run's first batches before Lightning tells the epoch.
+            # Workers fetch a resumed run's first batches before Lightning sets the epoch.
             progress: Any = trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)
         return self._loader(dataset, sampler)

@@ -14,12 +14,12 @@ _HALVED = 0.05
 
 
 class TextBatch(NamedTuple):
-    """Hold a segment of every stream.
+    """A segment of every stream.
 
     Attributes:
-        inputs: indices of words, ``(time, batch)``, int64. A column goes on where the same column
-            of the preceding batch ended.
-        targets: each input's next word, of the same shape.
+        inputs: indices of words, ``(time, batch)``, int64. Each column continues where the same
+            column of the preceding batch ended.
+        targets: next word of each input, of the same shape.
         lr_scale: factor of the learning rate in this batch's step.
     """
 
@@ -29,16 +29,16 @@ class TextBatch(NamedTuple):
 
 
 class Streams(Dataset[TextBatch]):
-    """Lay a text side by side in ``batch_size`` streams, each a contiguous part of it.
+    """Lay out a text in ``batch_size`` parallel streams, each a contiguous part of it.
 
-    An index is a slice of time, as :class:`SegmentSampler` draws them. What does not fill a last
-    row is left out, which is fewer words than ``batch_size``.
+    An index is a slice of time, as :class:`SegmentSampler` draws them. The words at the end that do
+    not fill a last row, fewer than ``batch_size``, are omitted.
 
     Args:
-        words: the text as indices ``(n,)``, int64.
+        words: text as indices ``(n,)``, int64.
         batch_size: number of streams.
         bptt: length at which a segment's ``lr_scale`` is 1, in words; None for 1 at any length.
-        name: what to call the text in an error.
+        name: name of the text in an error.
 
     Raises:
         ValueError: the text is too short to give each stream two words.
@@ -58,14 +58,14 @@ class Streams(Dataset[TextBatch]):
         rows = len(words) // batch_size
         if rows < 2:
             raise ValueError(
-                f"{name} has {len(words):,} words, {batch_size} streams need at least "
-                f"{2 * batch_size:,}: reduce the batch size"
+                f"{name} has {len(words):,} words, but {batch_size} streams need at least "
+                f"{2 * batch_size:,}; reduce the batch size"
             )
         self.words = words[: rows * batch_size].view(batch_size, rows).t().contiguous()
         self.bptt = bptt
 
     def __len__(self) -> int:
-        return len(self.words) - 1  # the last word is only predicted
+        return len(self.words) - 1  # The last word is only predicted.
 
     @override
     def __getitem__(self, time: slice) -> TextBatch:
@@ -75,23 +75,24 @@ class Streams(Dataset[TextBatch]):
 
 
 class SegmentSampler(DistributedSampler[TextBatch]):
-    """Cut the streams into segments, of random lengths or of one.
+    """Cut the streams into segments of random lengths or of one length.
 
-    Random lengths are AWD-LSTM's (arXiv 1708.02182, Section 4.1): normal around ``bptt``, or around
-    half of it with probability 0.05, with a standard deviation of 5, rounded down and at least 5.
-    Their number is fixed, for a Trainer counts an epoch's batches only once, and all are stretched
-    or shrunk by one factor to make up the epoch exactly. With Penn Treebank's 46,478 words per
-    stream this changes a length by some half of a percent. (The published code draws lengths until
-    the words are used up and cuts the last one, but scales the rate by what was drawn.)
+    Random lengths follow AWD-LSTM (arXiv 1708.02182, Section 4.1): they are normal around ``bptt``,
+    or around half of it with probability 0.05, with a standard deviation of 5, rounded down and at
+    least 5. Their number is fixed, because a Trainer counts an epoch's batches only once. One
+    factor stretches or shrinks all of them to fill the epoch exactly; with Penn Treebank's 46,478
+    words per stream, this changes a length by about half a percent. (The published code draws
+    lengths until the words are used up and cuts the last one, but scales the rate by the drawn
+    length.)
 
-    The base class brings :meth:`set_epoch`, and a distributed Trainer leaves its samplers in place:
-    each process has its own streams and cuts them alike.
+    The base class provides :meth:`set_epoch`, and a distributed Trainer leaves its subclasses in
+    place: each process has its own streams and cuts them in the same way.
 
     Args:
         streams: the streams.
         bptt: length of a segment, in words.
-        seed: seed from which, with the epoch, random lengths are drawn; None for segments of
-            ``bptt`` words, the last of what remains.
+        seed: seed from which, together with the epoch, random lengths are drawn; None for segments
+            of ``bptt`` words, of which the last holds the remainder.
 
     Example:
         >>> import torch
@@ -114,7 +115,7 @@ class SegmentSampler(DistributedSampler[TextBatch]):
     def __len__(self) -> int:
         if not self.is_random:
             return -(-self.total // self.bptt)
-        mean = (1 - _HALVED / 2) * self.bptt - 0.5  # rounding down takes a half
+        mean = (1 - _HALVED / 2) * self.bptt - 0.5  # Rounding down subtracts a half on average.
         return max(1, round(self.total / mean))
 
     @override
@@ -130,7 +131,7 @@ class SegmentSampler(DistributedSampler[TextBatch]):
             start = end
 
     def _draw_lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        # A generator of its own draws an epoch's lengths again after a resume.
+        # A separate generator draws an epoch's lengths again after a resume.
         rng = np.random.default_rng((self.seed, self.epoch))
         center = np.where(rng.random(len(self)) < _HALVED, self.bptt / 2, self.bptt)
         return np.maximum(_SHORTEST, rng.normal(center, _STD).astype(np.int64))

@@ -19,7 +19,7 @@ class Vocabulary:
     """Number words: the four special tokens first, then the given words.
 
     Args:
-        words: the words in the order of their indices, each once and without the special tokens.
+        words: distinct words in the order of their indices, without the special tokens.
 
     Example:
         >>> vocabulary = Vocabulary.of([["a", "b", "a"], ["a"]], [["c", "c"]], min_frequency=2)
@@ -35,12 +35,12 @@ class Vocabulary:
 
     @classmethod
     def of(cls, *corpora: Iterable[Sequence[str]], min_frequency: int) -> "Vocabulary":
-        """Join the words that are frequent in any one of the corpora, the most frequent first.
+        """Collect the words that are frequent in any one of the corpora, the most frequent first.
 
         Args:
             corpora: tokenised sentences, one corpus per language.
-            min_frequency: how often a word must occur in one corpus; counts of a word that two
-                languages share are not added up for this.
+            min_frequency: number of times that a word must occur in one corpus; if two languages
+                share a word, its counts are not added up for this.
         """
         counts = [Counter(word for sentence in corpus for word in sentence) for corpus in corpora]
         total = sum(counts, Counter[str]())
@@ -68,27 +68,28 @@ class Vocabulary:
 def pad_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Collate encoded pairs to sources ``(n, longest source)`` and targets ``(n, longest target)``.
 
-    What is missing at the right is :data:`PAD`.
+    Shorter sentences are filled with :data:`PAD` on the right.
     """
     sources, targets = zip(*pairs, strict=True)
     return pad_sequence([*sources], True, PAD), pad_sequence([*targets], True, PAD)
 
 
 class BucketSampler(DistributedSampler[int]):
-    """Order sentences so that consecutive batches hold similar lengths, in a new order each epoch.
+    """Order sentences so that each batch holds similar lengths, in a new order for each epoch.
 
-    The sentences are shuffled, sorted by length within pools of up to 50 batches and cut into
-    batches, which are shuffled. As with every ``DistributedSampler``, the order is a function of
-    the seed and the epoch, which Lightning sets, each process gets its share of every batch, and
-    Lightning leaves the sampler in place.
+    The sentences are shuffled, sorted by length within pools of up to 50 batches, and cut into
+    batches, which are shuffled in turn. As with every ``DistributedSampler``, the order is a
+    function of the seed and of the epoch, which Lightning sets. Each process gets its share of
+    every batch, and Lightning leaves the sampler in place.
 
     Args:
-        lengths: ``(n,)``, the length of each sentence, in any unit.
-        batch_size: sentences per batch and process; a DataLoader that uses the sampler must have
-            the same. Where it does not divide their number, the last batch is smaller.
+        lengths: length of each sentence, ``(n,)``, in any unit.
+        batch_size: number of sentences per batch and process; a DataLoader that uses the sampler
+            must have the same. If it does not divide the number of sentences, the last batch is
+            smaller.
         num_replicas: number of processes.
         rank: index of this process, from 0.
-        seed: seed of the order, together with the epoch; the same on all processes.
+        seed: seed that, together with the epoch, determines the order; the same on all processes.
 
     Example:
         >>> sampler = BucketSampler(torch.tensor([3, 9, 3, 9, 3, 9]), batch_size=3)
@@ -109,10 +110,10 @@ class BucketSampler(DistributedSampler[int]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         size = self.batch_size * self.num_replicas
         shuffled = torch.randperm(len(self.lengths), generator=generator)
-        # The first few are taken twice, so that the processes can share all out evenly.
+        # The first few are taken twice, so that all processes get equally many.
         shuffled = shuffled[torch.arange(self.total_size) % len(shuffled)]
         count = math.ceil(self.total_size / size)
-        # Pools of one size, for a small last one would hold few similar lengths.
+        # All pools have the same size, because a small last one would hold few similar lengths.
         pool_size = math.ceil(count / math.ceil(count / _BATCHES_PER_POOL)) * size
         pools = torch.split(shuffled, pool_size)
         ordered = torch.cat([pool[self.lengths[pool].argsort(stable=True)] for pool in pools])

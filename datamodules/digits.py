@@ -11,22 +11,21 @@ from aida_lightning.datamodules._in_memory import InMemoryDataModule, InMemoryIm
 class DigitsDataModule(InMemoryDataModule):
     """Serve scikit-learn's 1,797 handwritten digits in the shape of CIFAR-10.
 
-    The 8×8 scans are brought to 32×32 by bilinear interpolation, repeated over three channels and
-    normalised by the train split's mean and standard deviation, so that a network for CIFAR-10
-    takes them as they are. The split is stratified by class. There is no third split: the test
-    split is the validation split.
+    The 8×8 scans are enlarged to 32×32 by bilinear interpolation, repeated over three channels and
+    normalised by the train split's mean and standard deviation, so a network for CIFAR-10 accepts
+    them unchanged. The split is stratified by class. There is no third split: the test split is the
+    validation split.
 
     Args:
-        batch_size: images per batch; under DDP, per batch and process.
-        val_fraction: share of the images that is kept for validation, between 0 and 1, both
-            excluded.
-        num_workers: worker processes; 0 loads in the main process, which is enough here.
+        batch_size: number of images per batch; under DDP, per batch and process.
+        val_fraction: share of the images to keep for validation, between 0 and 1, both excluded.
+        num_workers: number of worker processes; 0 loads in the main process, which is enough here.
         seed: seed of the split, which does not depend on the run's own seed.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed (raised by :meth:`setup`).
-        ValueError: ``val_fraction`` is not between 0 and 1, ``batch_size`` is under 1 or
-            ``num_workers`` under 0.
+        ValueError: ``val_fraction`` is not between 0 and 1, ``batch_size`` is less than 1, or
+            ``num_workers`` is negative.
 
     Example:
         >>> data = DigitsDataModule(batch_size=64)
@@ -54,7 +53,7 @@ class DigitsDataModule(InMemoryDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read, split and normalise the digits once, whatever the stage."""
+        """Read, split and normalise the digits once, for all stages."""
         super().setup(stage)
         if self.train_set is not None:
             return
@@ -75,7 +74,7 @@ class DigitsDataModule(InMemoryDataModule):
         self._take(images, labels, train, val)
 
     def _take(self, scans: Tensor, labels: Tensor, train: list[int], val: list[int]) -> None:
-        """Make the splits of ``(n, 1, 8, 8)`` scans from 0 to 16, given their indices."""
+        """Make the splits of ``(n, 1, 8, 8)`` scans, with values from 0 to 16, by their indices."""
         images = interpolate(scans, size=(32, 32), mode="bilinear")
         std, mean = torch.std_mean(images[train], correction=0)
         images = ((images - mean) / std).expand(-1, 3, -1, -1)

@@ -29,7 +29,7 @@ _SHA256 = {
 _COUNTS = {"train": 29_000, "val": 1_014, "test_2016_flickr": 1_000}
 _LANGUAGES = ("de", "en")
 _HOW_TO_GET = (
-    "pass download=True to fetch the files (1.3 MB), give as root a folder that holds "
+    "pass download=True to fetch the files (1.3 MB), pass as root a folder that holds "
     "{train,val,test_2016_flickr}.{de,en} or the same with .gz, or pass sample=True"
 )
 _Pair = tuple[Tensor, Tensor]
@@ -39,35 +39,38 @@ class Multi30kDataModule(LightningDataModule):
     """Serve Multi30k's German captions and their English translations.
 
     Sentences are tokenised by spaCy's rules for the language, which need no trained model, and then
-    lower-cased. Both languages share one vocabulary: the words that occur in the train split of
-    their language at least ``min_frequency`` times, and four special tokens (9,521 in all at the
-    defaults, with spaCy 3.8). Tokenising takes a few seconds and is done once, in :meth:`setup`.
+    lower-cased. Both languages share one vocabulary: the words that occur at least
+    ``min_frequency`` times in the train split of their language, and four special tokens (9,521 in
+    all at the defaults, with spaCy 3.8). Tokenising takes a few seconds and happens once, in
+    :meth:`setup`.
 
     A batch is a pair of int64 tensors, ``(n, longest source)`` and ``(n, longest target)``. Each
-    row goes from ``<bos>`` (2) to ``<eos>`` (3), then come ``<pad>`` (0); ``<unk>`` is 1. Train
-    batches hold sentences of similar lengths, which leaves 9 % of padding; batches drawn at random,
-    as the paper's code drew them, have more padding than words. They are made up and ordered anew
-    in each epoch, by the seed of ``seed_everything`` and the epoch.
+    row goes from ``<bos>`` (2) to ``<eos>`` (3), followed by ``<pad>`` (0); ``<unk>`` is 1. Train
+    batches hold sentences of similar lengths, so that only 9 % is padding; random batches, which
+    the paper's code drew, have more padding than words. In each epoch, the batches are composed and
+    ordered anew, from the seed of ``seed_everything`` and the epoch.
 
     Args:
-        root: folder of ``{train,val,test_2016_flickr}.{de,en}``, each plain or with ``.gz``; the
-            plain file wins where there are both.
-        batch_size: pairs per batch; under DDP, per batch and process.
-        min_frequency: occurrences that a word needs, in its language, to be in the vocabulary.
-        max_length: most words of a sentence; a pair with a longer one is left out, with a warning.
-        download: fetch the files that ``root`` lacks, and those with ``.gz`` whose checksum is
-            wrong.
-        sample: serve a small made-up corpus in place of Multi30k's, digits spelled out in German
-            and in English, which needs no files and no spaCy.
+        root: folder of ``{train,val,test_2016_flickr}.{de,en}``, each plain or with ``.gz``; if
+            both exist, the plain file is used.
+        batch_size: number of pairs per batch; under DDP, per batch and process.
+        min_frequency: number of times that a word must occur in its language to be in the
+            vocabulary.
+        max_length: largest number of words in a sentence; pairs with a longer sentence are omitted,
+            with a warning.
+        download: whether to fetch the files that ``root`` lacks, and those with ``.gz`` whose
+            checksum is wrong.
+        sample: whether to serve a small generated corpus instead of Multi30k: digits spelled out in
+            German and in English, which need no files and no spaCy.
 
     Raises:
-        FileNotFoundError: a file is missing (this and the errors below are raised by
-            :meth:`prepare_data` or :meth:`setup`).
+        FileNotFoundError: a file is missing (:meth:`prepare_data` or :meth:`setup` raises this and
+            the following errors).
         RuntimeError: a file cannot be read, or a download failed.
         ModuleNotFoundError: spaCy is not installed.
         ValueError: a file does not have Multi30k's number of lines or has an empty one,
-            ``batch_size``, ``min_frequency`` or ``max_length`` is under 1, or all pairs of a split
-            are longer than ``max_length``.
+            ``batch_size``, ``min_frequency`` or ``max_length`` is less than 1, or all pairs of a
+            split are longer than ``max_length``.
 
     Example:
         >>> data = Multi30kDataModule(sample=True, batch_size=8)
@@ -116,7 +119,7 @@ class Multi30kDataModule(LightningDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read, tokenise and number all splits once, whatever the stage."""
+        """Read, tokenise and number all splits once, for all stages."""
         if self.train_set:
             return
         splits = _make_sample() if self.sample else _read(self.root)
@@ -127,14 +130,14 @@ class Multi30kDataModule(LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """The number of words in the shared vocabulary, with the special tokens."""
+        """The number of words in the shared vocabulary, including the special tokens."""
         self._check_set_up()
         return len(self.vocabulary)
 
     @override
     def train_dataloader(self) -> DataLoader[_Pair]:
         self._check_set_up()
-        # A batch is as wide as its longest source and its longest target together.
+        # The longest source and the longest target determine the width of a batch.
         longer = torch.tensor([max(len(source), len(target)) for source, target in self.train_set])
         sampler = BucketSampler(
             longer,
@@ -166,13 +169,13 @@ class Multi30kDataModule(LightningDataModule):
         if not short:
             least = min(max(map(len, pair)) for pair in pairs)
             raise ValueError(
-                f"Invalid max_length value: {self.max_length}, no pair in {split} is that short; "
-                f"it must be at least {least}"
+                f"Invalid max_length value: {self.max_length}, it must be at least {least}, the "
+                f"length of the shortest pair in {split}"
             )
         if len(short) < len(pairs):
             rank_zero_warn(
-                f"left out {len(pairs) - len(short)} of {len(pairs)} pairs in {split}, of more "
-                f"than {self.max_length} words"
+                f"Multi30kDataModule omits {len(pairs) - len(short)} of {len(pairs)} pairs in "
+                f"{split}, which have more than {self.max_length} words"
             )
         return [
             (self.vocabulary.encode(source), self.vocabulary.encode(target))
@@ -181,7 +184,7 @@ class Multi30kDataModule(LightningDataModule):
 
     def _loader(self, pairs: list[_Pair], sampler: Sampler[int] | None = None) -> DataLoader[_Pair]:
         self._check_set_up()
-        # No workers: padding a batch that is in memory takes a millisecond.
+        # Workers are not needed: padding a batch that is in memory takes a millisecond.
         return DataLoader(
             pairs,  # type: ignore[arg-type]  # a list is a dataset
             batch_size=self.batch_size,
@@ -195,7 +198,7 @@ def _find(plain: Path) -> Path:
     for path in (plain, Path(f"{plain}.gz")):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"no file {plain} or {plain.name}.gz: {_HOW_TO_GET}")
+    raise FileNotFoundError(f"There is no file {plain} or {plain.name}.gz: {_HOW_TO_GET}")
 
 
 def _read(root: Path) -> dict[str, list[list[list[str]]]]:
@@ -211,7 +214,7 @@ def _read(root: Path) -> dict[str, list[list[list[str]]]]:
         tokenizer = spacy.blank(language).tokenizer
         for split, count in _COUNTS.items():
             lines = _read_lines(_find(root / f"{split}.{language}"), count)
-            # The rules know words by their case: to German's "A.D." is one token, "a.d." two.
+            # The rules depend on the case: in German, "A.D." is one token, but "a.d." is two.
             splits[split].append([[word.text.lower() for word in tokenizer(s)] for s in lines])
     return splits
 
@@ -219,17 +222,17 @@ def _read(root: Path) -> dict[str, list[list[list[str]]]]:
 def _read_lines(path: Path, count: int) -> list[str]:
     open_text = gzip.open if path.suffix == ".gz" else open
     try:
-        # Only "\n" ends a caption, not what else Python may take for the end of a line.
+        # Only "\n" ends a caption, and not the other line ends that Python recognizes.
         with open_text(path, "rt", encoding="utf-8", newline="\n") as file:
             lines = [line.strip() for line in file]
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
         raise RuntimeError(
-            f"cannot read {path}: {error}. Delete it and pass download=True to fetch it again"
+            f"Cannot read {path}: {error}. Delete it and pass download=True to fetch it again"
         ) from error
     if len(lines) != count:
-        raise ValueError(f"{path} has {len(lines):,} lines, Multi30k's has {count:,}")
+        raise ValueError(f"{path} must have Multi30k's {count:,} lines, got {len(lines):,}")
     if "" in lines:
-        raise ValueError(f"line {lines.index('') + 1} of {path} is empty")
+        raise ValueError(f"Line {lines.index('') + 1} of {path} is empty")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Penn Treebank by words, as Mikolov prepared it, in the paper's batches (Fig. 7)."""
+"""Penn Treebank as words, as Mikolov prepared it, in the paper's batches (Fig. 7)."""
 
 from pathlib import Path
 from typing import Any
@@ -34,34 +34,36 @@ _SAMPLE_VOCAB_SIZE = 50
 class PennTreebankDataModule(LightningDataModule):
     """Serve Penn Treebank in streams of words, as the paper's language models were trained.
 
-    Words are what blanks separate, every line ends in :data:`EOS`, and words are numbered in the
-    order in which they first occur. A split is laid side by side in ``batch_size`` contiguous
-    streams and cut into segments: batches are :class:`TextBatch`, ``(time, batch)``, and a model
-    carries its state from each to the next. In training the lengths are random around ``bptt``,
-    drawn anew for each epoch, and ``lr_scale`` is the length over ``bptt`` (arXiv 1708.02182,
-    Section 4.1). In evaluation they are ``bptt``, and every word but a stream's first is predicted
-    once.
+    Words are separated by blanks and numbered in the order in which they first occur, and every
+    line ends in :data:`EOS`. A split is divided into ``batch_size`` parallel contiguous streams and
+    cut into segments. Batches are :class:`TextBatch`, ``(time, batch)``, and a model carries its
+    state from each batch to the next. In training, the lengths are random around ``bptt``, drawn
+    anew for each epoch, and ``lr_scale`` is the length divided by ``bptt`` (arXiv 1708.02182,
+    Section 4.1). In evaluation, they are ``bptt``, and every word except a stream's first is
+    predicted once.
 
     Args:
         root: folder of ``ptb.train.txt``, ``ptb.valid.txt`` and ``ptb.test.txt``.
-        batch_size: streams in training; under DDP, per process, as the next two.
-        val_batch_size: streams in validation.
-        test_batch_size: streams in testing. With one, each word is predicted from the whole text
-            before it.
+        batch_size: number of streams in training; under DDP, per process, like the next two.
+        val_batch_size: number of streams in validation.
+        test_batch_size: number of streams in testing. With one stream, each word is predicted from
+            the whole text before it.
         bptt: length of a segment, in words.
-        seed: seed of the random lengths; None takes torch's, as ``seed_everything`` sets it. It is
-            kept in checkpoints, so that a resumed run draws the lengths of an unbroken one.
-        download: fetch those of the three files that are not in ``root`` (5.9 MB).
-        sample: serve a small generated text instead, which needs no file: 6,000, 1,000 and 500
-            words of 50, each followed by one of 4 with probabilities 1/2, 1/4, 1/8, 1/8. Guessing
-            has a perplexity of 50 there, knowing these probabilities one of 3.36.
+        seed: seed of the random lengths; None uses torch's, which ``seed_everything`` sets.
+            Checkpoints keep it, so that a resumed run draws the lengths of an unbroken one.
+        download: whether to fetch those of the three files that are not in ``root`` (5.9 MB).
+        sample: whether to serve a small generated text instead, which needs no files. It has 6,000,
+            1,000 and 500 words from a vocabulary of 50, where each word is followed by one of 4
+            with probabilities 1/2, 1/4, 1/8, 1/8. A model that guesses has a perplexity of 50
+            there, and one that knows these probabilities has 3.36.
 
     Raises:
-        FileNotFoundError: a file is missing (what is wrong with files is raised by
-            :meth:`prepare_data` or :meth:`setup`).
+        FileNotFoundError: a file is missing (:meth:`prepare_data` or :meth:`setup` raises the
+            errors that concern files).
         RuntimeError: the download failed.
-        ValueError: a file does not have the words that it should have, a batch size is under 1, or
-            ``bptt`` is under 10, half of which could not be told from the shortest segment, 5.
+        ValueError: a file does not have the expected words, a batch size is less than 1, or
+            ``bptt`` is less than 10. Half of a smaller ``bptt`` would be less than the shortest
+            segment, 5.
 
     Example:
         >>> data = PennTreebankDataModule(sample=True, batch_size=20)
@@ -101,7 +103,7 @@ class PennTreebankDataModule(LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """The number of different words with :data:`EOS`, known before a file is read."""
+        """The number of distinct words including :data:`EOS`, known before a file is read."""
         return _SAMPLE_VOCAB_SIZE if self.sample else _VOCAB_SIZE
 
     @override
@@ -117,7 +119,7 @@ class PennTreebankDataModule(LightningDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read and check all three splits once, whatever the stage."""
+        """Read and check all three splits once, for all stages."""
         if self.trainer is not None:
             # Unseeded processes have seeds of their own, but must draw the same lengths.
             self.seed = self.trainer.strategy.broadcast(self.seed)
@@ -160,13 +162,13 @@ class PennTreebankDataModule(LightningDataModule):
             )
         words = self.words[split]
         if self.trainer is not None and self.trainer.world_size > 1:
-            # Each process has its own part of the text, all of one length.
+            # Each process has its own part of the text, and all parts have the same length.
             share = len(words) // self.trainer.world_size
             words = words[share * self.trainer.global_rank :][:share]
         bptt, seed = (self.bptt, self.seed) if is_training else (None, None)
         streams = Streams(words, self.batch_sizes[split], bptt, name=f"the {split} split")
         sampler = SegmentSampler(streams, self.bptt, seed)
-        # A segment is a batch. Cutting one out costs nothing that a worker could take over.
+        # A segment is a batch, and cutting it out is too cheap for a worker to be worthwhile.
         return DataLoader(
             streams, batch_size=None, sampler=sampler, pin_memory=torch.cuda.is_available()
         )
@@ -179,9 +181,9 @@ class PennTreebankDataModule(LightningDataModule):
         if missing:
             what = "no Penn Treebank in" if self.root.is_dir() else "no Penn Treebank: no folder"
             raise FileNotFoundError(
-                f"{what} {self.root}: {', '.join(missing)} missing: pass download=True to fetch "
-                "the files (5.9 MB), give as root the folder that holds them, or pass sample=True "
-                "for a small generated text"
+                f"There is {what} {self.root} ({', '.join(missing)} missing). Pass download=True "
+                "to fetch the files (5.9 MB), pass the folder that holds them as root, or pass "
+                "sample=True for a small generated text"
             )
 
     def _read(self, split: str, indices: dict[str, int]) -> Tensor:
@@ -190,33 +192,33 @@ class PennTreebankDataModule(LightningDataModule):
             with path.open(encoding="utf-8") as file:
                 lines = list(file)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
         words = [word for line in lines for word in (*line.split(), EOS)]
         if len(words) != _TOKENS[split]:
             raise ValueError(
-                f"{path} has {len(words):,} words, with an {EOS} for each of its {len(lines):,} "
-                f"lines; Mikolov's has {_TOKENS[split]:,}. {_REMEDY}"
+                f"{path} has {len(words):,} words, including an {EOS} for each of its "
+                f"{len(lines):,} lines; Mikolov's file has {_TOKENS[split]:,}. {_REMEDY}"
             )
         known = len(indices)
         for word in words:
             indices.setdefault(word, len(indices))
         if split == "train" and len(indices) != _VOCAB_SIZE:
             raise ValueError(
-                f"{path} has {len(indices):,} different words, with {EOS}; Mikolov's has "
+                f"{path} has {len(indices):,} distinct words, including {EOS}; Mikolov's file has "
                 f"{_VOCAB_SIZE:,}. {_REMEDY}"
             )
         if split != "train" and len(indices) > known:
             new = list(indices)[known:]
             raise ValueError(
-                f"{path} has {len(new):,} words that {self._path('train').name} has not, "
-                f"{new[0]!r} for one. {_REMEDY}"
+                f"{path} has {len(new):,} words that {self._path('train').name} does not have, "
+                f"such as {new[0]!r}. {_REMEDY}"
             )
         return torch.tensor([indices[word] for word in words])
 
 
 def _generate_sample() -> dict[str, Tensor]:
     rng = np.random.default_rng(0)
-    # On a ring of the words in a mixed order, so that all are equally frequent.
+    # The words lie on a ring in a mixed order, so that all of them are equally frequent.
     ring = rng.permutation(_SAMPLE_VOCAB_SIZE)
     followers = np.empty((_SAMPLE_VOCAB_SIZE, 4), dtype=np.int64)
     for choice, distance in enumerate((1, 9, 24, 38)):

@@ -1,4 +1,4 @@
-"""LightningModules and networks of the examples and experiments."""
+"""LightningModules and networks for the examples and experiments."""
 
 from aida_lightning.example_modules.awd_lstm import AWDLSTM
 from aida_lightning.example_modules.dcgan import dcgan_critic, dcgan_generator

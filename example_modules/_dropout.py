@@ -12,11 +12,11 @@ from aida_lightning._lightning import LightningModule
 
 
 class SeededDropout(LightningModule):
-    """Draw dropout from a seed that each training batch has of its own.
+    """Draw dropout from a separate seed for each training batch.
 
-    It follows from torch's seed at the module's construction, the process, the epoch and the
-    batch's index. Lightning's checkpoints leave torch's random state out, but keep this seed: a run
-    that is resumed at the end of an epoch draws what an unbroken one draws.
+    The seed is derived from torch's seed at the module's construction, the process, the epoch and
+    the batch's index. Lightning's checkpoints omit torch's random state but keep this seed, so a
+    run that is resumed at the end of an epoch draws the same masks as an unbroken one.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class SeededDropout(LightningModule):
 
     @contextmanager
     def seeded(self, batch_idx: int) -> Iterator[None]:
-        """Seed torch for a batch of the current epoch, and put its random state back afterwards."""
+        """Seed torch for a batch of the current epoch, and restore its random state afterwards."""
         entropy = (self._dropout_seed, self.global_rank, self.current_epoch, batch_idx)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))

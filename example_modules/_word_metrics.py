@@ -1,4 +1,4 @@
-"""The evaluation of a model of words: its mean loss per word, and its perplexity."""
+"""Metrics that evaluate a model of words: its mean loss per word, and its perplexity."""
 
 import math
 
@@ -18,8 +18,8 @@ class Perplexity(MeanMetric):
 def word_metrics(stage: str) -> MetricCollection:
     """Build the metrics ``{stage}_loss`` and ``{stage}_perplexity`` over batches and processes.
 
-    They are updated by a batch's mean cross-entropy per word, a scalar in nats, and the batch's
-    number of words as its weight.
+    Update them with a batch's mean cross-entropy per word, a scalar in nats, and the batch's number
+    of words as its weight.
 
     Args:
         stage: ``"val"`` or ``"test"``.
@@ -32,7 +32,7 @@ def word_metrics(stage: str) -> MetricCollection:
         >>> {name: round(value.item(), 4) for name, value in metrics.compute().items()}
         {'val_loss': 1.3863, 'val_perplexity': 4.0}
     """
-    # What replaces a NaN is a NaN: by default it is left out, and "disable" forgets the weights.
+    # A NaN replaces each NaN: by default, NaNs are omitted, and "disable" ignores the weights.
     metrics: dict[str, Metric | MetricCollection] = {
         "loss": MeanMetric(nan_strategy=math.nan),
         "perplexity": Perplexity(nan_strategy=math.nan),

@@ -10,16 +10,16 @@ from typing_extensions import override
 from aida_lightning.datamodules._checks import check_at_least, check_probabilities
 
 State = tuple[Tensor, Tensor]
-"""An LSTM's hidden and cell state, ``(1, batch, hidden)`` each."""
+"""The hidden state and the cell state of an LSTM, each of shape ``(1, batch, hidden)``."""
 
 
 class AWDLSTMOutput(NamedTuple):
-    """Hold what :class:`AWDLSTM` returns.
+    """The output of :class:`AWDLSTM`.
 
     Attributes:
-        logits: ``(time, batch, vocab_size)``.
-        states: each layer's state after the last time step, to be carried into the next call.
-        raw: the last layer's output, ``(time, batch, embedding_size)``.
+        logits: logits ``(time, batch, vocab_size)``.
+        states: state of each layer after the last time step, to pass to the next call.
+        raw: output of the last layer, ``(time, batch, embedding_size)``.
         dropped: ``raw`` after the output dropout; the same tensor in evaluation.
     """
 
@@ -30,26 +30,27 @@ class AWDLSTMOutput(NamedTuple):
 
 
 class AWDLSTM(nn.Module):
-    """Predict each next word by LSTMs with dropped weights (arXiv 1708.02182, Section 4).
+    """Predict each next word with LSTMs whose weights are dropped (arXiv 1708.02182, Section 4).
 
-    The last layer is as wide as the embedding, whose matrix is also the output layer's. At the
-    defaults, 1, 2 or 3 layers have 5,293,200, 13,632,400 or 24,221,600 parameters. The embedding
-    is drawn from U(−0.1, 0.1), the output bias is 0, and the LSTMs keep torch's initialisation.
+    The last layer is as wide as the embedding, which shares its matrix with the output layer. With
+    the default sizes, a network of 1, 2 or 3 layers has 5,293,200, 13,632,400 or 24,221,600
+    parameters. The embedding is drawn from U(−0.1, 0.1), the output bias is 0, and the LSTMs keep
+    torch's initialisation.
 
     Args:
-        vocab_size: words in the vocabulary.
-        num_layers: number of LSTMs, one upon the other.
+        vocab_size: number of words in the vocabulary.
+        num_layers: number of stacked LSTMs.
         embedding_size: width of the embedding and of the last layer.
         hidden_size: width of the other layers.
-        input_dropout: probability to drop an element of the embedded words.
-        hidden_dropout: probability to drop an element between the layers.
-        output_dropout: probability to drop an element of the last layer's output. These three draw
-            one mask per sequence, the same at each time step.
-        word_dropout: probability to drop a word of the vocabulary, wherever it stands.
-        weight_dropout: probability to drop an element of the hidden-to-hidden weights.
+        input_dropout: probability of dropping an element of the embedded words.
+        hidden_dropout: probability of dropping an element between the layers.
+        output_dropout: probability of dropping an element of the last layer's output. These three
+            kinds of dropout draw one mask per sequence, which is the same at each time step.
+        word_dropout: probability of dropping a word of the vocabulary wherever it occurs.
+        weight_dropout: probability of dropping an element of the hidden-to-hidden weights.
 
     Raises:
-        ValueError: a size is under 1, or a probability is outside of [0, 1).
+        ValueError: a size is less than 1, or a probability is outside [0, 1).
 
     Example:
         >>> network = AWDLSTM(vocab_size=10_000, num_layers=1)
@@ -108,13 +109,13 @@ class AWDLSTM(nn.Module):
 
         Args:
             words: indices ``(time, batch)``, int64.
-            states: what the call on the preceding words returned; None starts from zeros.
+            states: states that the call on the preceding words returned; None starts from zeros.
 
         Raises:
-            ValueError: there are not as many states as layers.
+            ValueError: the number of states differs from the number of layers.
         """
         if states is not None and len(states) != len(self.lstms):
-            raise ValueError(f"got {len(states)} states for {len(self.lstms)} layers")
+            raise ValueError(f"Expected {len(self.lstms)} states, one per layer, got {len(states)}")
         hidden = self._embed(words)
         new_states: list[State] = []
         for i, lstm in enumerate(self.lstms):
@@ -127,24 +128,24 @@ class AWDLSTM(nn.Module):
 
     def _embed(self, words: Tensor) -> Tensor:
         weight = self.embedding.weight
-        # To look up one draw per word of the vocabulary is to drop the matrix's rows, without a
-        # second matrix. The output layer, though tied, loses no rows.
+        # Looking up one draw per word of the vocabulary drops the matrix's rows without a second
+        # matrix. The output layer, although tied, loses no rows.
         kept = dropout(weight.new_ones(len(weight), 1), self.word_dropout, self.training)
         return embedding(words, weight) * embedding(words, kept)
 
 
 class WeightDropLSTM(nn.LSTM):
-    """Run one layer of LSTM with elements of its hidden-to-hidden weight dropped, anew per call.
+    """Run one LSTM layer, dropping new elements of its hidden-to-hidden weight at each call.
 
-    What is dropped is a function of the parameter, so gradients reach the parameter itself.
-    (The code published with the paper makes a new parameter of the dropped weight at each step:
-    the optimizer's own is then never used, and never trained.)
+    The dropped weight is a function of the parameter, so gradients reach the parameter itself. (The
+    code published with the paper makes the dropped weight a new parameter at each step, so the
+    parameter that the optimizer holds is never used and never trained.)
 
     Args:
-        input_size: features of the input.
-        hidden_size: features of the state.
-        weight_dropout: probability to drop an element, in training; those that are kept are scaled
-            by ``1 / (1 − weight_dropout)``.
+        input_size: number of features of the input.
+        hidden_size: number of features of the state.
+        weight_dropout: probability of dropping an element in training; kept elements are scaled by
+            ``1 / (1 − weight_dropout)``.
 
     Example:
         >>> lstm = WeightDropLSTM(3, 4, weight_dropout=0.5)
@@ -164,11 +165,11 @@ class WeightDropLSTM(nn.LSTM):
         """Run over a sequence.
 
         Args:
-            input: ``(time, batch, input_size)``.
-            hx: the state to start from; None for zeros.
+            input: inputs ``(time, batch, input_size)``.
+            hx: state to start from; None for zeros.
 
         Returns:
-            The outputs ``(time, batch, hidden_size)`` and the state after the last one.
+            The outputs ``(time, batch, hidden_size)``, and the state after the last one.
         """
         if hx is None:
             zeros = input.new_zeros(1, input.size(1), self.hidden_size)
@@ -176,7 +177,7 @@ class WeightDropLSTM(nn.LSTM):
         self.check_forward_args(input, hx, None)
         weight_ih, weight_hh, bias_ih, bias_hh = self.all_weights[0]
         dropped = dropout(weight_hh, self.weight_dropout, self.training)
-        # nn.LSTM's own forward takes no other weights than the module's.
+        # nn.LSTM's own forward accepts no weights other than the module's.
         output, h, c = torch.lstm(
             input,
             hx,
@@ -195,9 +196,9 @@ def locked_dropout(input: Tensor, p: float, training: bool = True) -> Tensor:
     """Drop the same elements at each time step, and scale the others by ``1 / (1 − p)``.
 
     Args:
-        input: ``(time, batch, features)``.
-        p: probability to drop an element.
-        training: False returns ``input`` itself.
+        input: tensor ``(time, batch, features)``.
+        p: probability of dropping an element.
+        training: whether to drop elements; False returns ``input`` itself.
     """
     if not training or p == 0:
         return input

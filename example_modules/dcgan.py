@@ -8,10 +8,10 @@ from aida_lightning.datamodules._checks import check_at_least
 def dcgan_generator(latent_size: int = 100, width: int = 64) -> nn.Sequential:
     """Build the generator: five transposed 4×4 convolutions from 1×1 to 64×64 pixels.
 
-    ``latent_size``→8·width→4·width→2·width→width→3 channels, without biases, batch norm and ReLU
-    between them and a tanh at the end: 3,576,704 parameters at the defaults. The convolutions'
-    weights are drawn from N(0, 0.02²) and the norms' gains from N(1, 0.02²), as DCGAN's are
-    (arXiv 1511.06434).
+    The convolutions have ``latent_size``→8·width→4·width→2·width→width→3 channels and no biases,
+    with batch norm and ReLU between them and a tanh at the end: 3,576,704 parameters at the
+    defaults. Their weights are drawn from N(0, 0.02²) and the norms' gains from N(1, 0.02²), as in
+    DCGAN (arXiv 1511.06434).
 
     Args:
         latent_size: number of elements of a latent vector.
@@ -21,7 +21,7 @@ def dcgan_generator(latent_size: int = 100, width: int = 64) -> nn.Sequential:
         A network from ``(n, latent_size)`` latent vectors to ``(n, 3, 64, 64)`` images in ±1.
 
     Raises:
-        ValueError: an argument is under 1.
+        ValueError: an argument is less than 1.
 
     Example:
         >>> sum(p.numel() for p in dcgan_generator().parameters())
@@ -44,11 +44,11 @@ def dcgan_generator(latent_size: int = 100, width: int = 64) -> nn.Sequential:
 def dcgan_critic(width: int = 64) -> nn.Sequential:
     """Build the critic: four 4×4 convolutions of stride 2 and a linear layer.
 
-    3→width→2·width→4·width→8·width channels, without biases, LeakyReLU of slope 0.2 after each:
-    2,765,569 parameters at the default. As published, all convolutions but the first have batch
-    norm; :func:`~aida_lightning.example_modules.wgan_gp.gradient_penalty` says what that means
-    under a gradient penalty. Weights start as the generator's do; the linear layer keeps torch's
-    initialisation, as the published script does.
+    The convolutions have 3→width→2·width→4·width→8·width channels and no biases, with LeakyReLU of
+    slope 0.2 after each: 2,765,569 parameters at the default. As published, all convolutions except
+    the first have batch norm; :func:`~aida_lightning.example_modules.wgan_gp.gradient_penalty`
+    explains the consequence for a gradient penalty. The weights are initialised like the
+    generator's; the linear layer keeps torch's initialisation, as in the published script.
 
     Args:
         width: number of channels after the first layer.
@@ -57,7 +57,7 @@ def dcgan_critic(width: int = 64) -> nn.Sequential:
         A network from ``(n, 3, 64, 64)`` images to ``(n,)`` values.
 
     Raises:
-        ValueError: ``width`` is under 1.
+        ValueError: ``width`` is less than 1.
 
     Example:
         >>> sum(p.numel() for p in dcgan_critic().parameters())

@@ -1,4 +1,4 @@
-"""Fréchet distance between real and generated images: FID, or a proxy that is labelled as one."""
+"""The Fréchet distance between real and generated images: FID, or a proxy labelled as one."""
 
 from pathlib import Path
 from typing import Any
@@ -23,43 +23,45 @@ class FIDMonitor(Callback):
 
     for the means and covariances of a network's features of the real and the generated images
     (arXiv 1706.08500, eq. 6; computed by torchmetrics). At the end of the epochs that
-    ``every_n_epochs`` names, two numbers without a unit are logged:
+    ``every_n_epochs`` selects, the callback logs two numbers without a unit:
 
-    - ``fid``, with the published Inception weights; with features of another network
-      ``fid_proxy``, which is not FID and compares with no number of a paper;
+    - ``fid``, with the published Inception weights, or ``fid_proxy``, with another network's
+      features. ``fid_proxy`` is not FID and is not comparable with any published number;
     - ``fid_floor`` or ``fid_proxy_floor``, the distance between two halves of the real images. No
-      generator can be expected to pass it; it is an estimate from above, for a distance of fewer
-      images is larger.
+      generator can be expected to fall below it. It is an overestimate, because the distance
+      between fewer images is larger.
 
-    Images are rounded to 8 bits by one mapping, ``(x + 1)·127.5``; the published script of Table
-    III stretched each image by its own minimum and maximum instead, which changes real and
-    generated images alike. Inception gets them at 299×299 by bilinear interpolation. The latent
-    vectors are the same at every measurement, drawn from the module's seed where it has a
-    ``noise_seed``; other random numbers are left alone. Under DDP each process takes its share of
+    One mapping, ``(x + 1)·127.5``, rounds all images to 8 bits. The published script of Table III
+    instead stretched each image by its own minimum and maximum, which changes real and generated
+    images alike. Inception receives the images at 299×299, by bilinear interpolation. The latent
+    vectors are the same at every measurement; if the module has a ``noise_seed``, they are drawn
+    from it. Other random numbers are not affected. Under DDP, each process handles its share of
     both kinds of images, with the first process's running statistics.
 
     Args:
-        every_n_epochs: measure at the end of every n-th training epoch, and of the last that the
-            Trainer's ``max_epochs`` allows. None measures at the last alone, as in the paper.
-        num_samples: number of generated images; the paper has 64,000.
-        num_real: number of real images, the first of the training split; None for all. Distances
-            of different numbers of images do not compare.
+        every_n_epochs: number n of epochs, to measure at the end of every n-th training epoch and
+            of the last one that the Trainer's ``max_epochs`` allows. None measures only at the end
+            of the last epoch, as in the paper.
+        num_samples: number of generated images; the paper uses 64,000.
+        num_real: number of real images, taken from the start of the training split; None for all.
+            Distances for different numbers of images are not comparable.
         features: None for Inception. For a proxy, the checkpoint of an
-            :class:`~aida_lightning.example_modules.image_classifier.ImageClassifier`, whose last
-            layer's input is taken; or a module from ``(n, 3, height, width)`` uint8 images to
-            ``(n, d)``, d its ``num_features``, which is frozen and put in evaluation mode.
+            :class:`~aida_lightning.example_modules.image_classifier.ImageClassifier`, of which the
+            last layer's input is used; or a module from ``(n, 3, height, width)`` uint8 images to
+            ``(n, d)`` features, where d is its ``num_features``. The module is frozen and put into
+            evaluation mode.
         weights: file with the published Inception weights; None downloads them to torch.hub's
             folder (96 MB) if they are not there.
-        batch_size: images that pass through the networks at a time, per process.
+        batch_size: number of images that pass through the networks at a time, per process.
 
     Raises:
         ModuleNotFoundError: torch-fidelity, which has the Inception network, is not installed (this
-            and the errors below are raised when training starts).
+            and the following errors are raised when training starts).
         RuntimeError: the weights could not be downloaded.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file does not hold the published weights, the images are not in ±1, or a
             number is out of range.
-        TypeError: the module has no ``sample``.
+        TypeError: the module has no method ``sample``.
 
     Example:
         >>> class Brightness(nn.Module):
@@ -88,7 +90,10 @@ class FIDMonitor(Callback):
         check_at_least(2, num_samples=num_samples)
         check_at_least(4, num_real=num_real)  # two in each half
         if features is not None and weights is not None:
-            raise ValueError("weights= are Inception's, they have no meaning with features=")
+            raise ValueError(
+                "weights= has no meaning with features=, because the weights are Inception's; pass "
+                "one of them"
+            )
         self.every_n_epochs = every_n_epochs
         self.num_samples = num_samples
         self.num_real = num_real
@@ -103,15 +108,15 @@ class FIDMonitor(Callback):
             return
         if not callable(getattr(pl_module, "sample", None)):
             raise TypeError(
-                f"FIDMonitor needs a module with sample(n, generator), which "
-                f"{type(pl_module).__name__} has not"
+                f"FIDMonitor needs a module with a method sample(n, generator), which "
+                f"{type(pl_module).__name__} does not have"
             )
         if self.every_n_epochs is None and trainer.max_epochs == -1:
             raise ValueError(
-                "every_n_epochs=None measures at the end of the last epoch, and a Trainer without "
-                "max_epochs has none"
+                "every_n_epochs=None measures at the end of the last epoch, but a Trainer without "
+                "max_epochs has none; set one of them"
             )
-        # Now, not after the epochs that it is to judge.
+        # A missing file must fail now, and not after the epochs to be judged.
         self.metric, self.floor = self._build_metric(), None
 
     @override
@@ -126,7 +131,7 @@ class FIDMonitor(Callback):
         self._take_in_generated_images(trainer, pl_module)
         distance = self.metric.compute()
         self.metric.reset()  # of the generated images
-        # Equal on all processes already.
+        # The numbers are already equal on all processes.
         pl_module.log_dict({self.tag: distance, f"{self.tag}_floor": self.floor}, sync_dist=True)
 
     @override
@@ -134,10 +139,10 @@ class FIDMonitor(Callback):
         del self.metric  # and the memory of its network
 
     def load_features(self) -> tuple[int | nn.Module, str | None]:
-        """Load the network of the features, and raise the class's errors about files.
+        """Load the network that computes the features, and raise the class's errors about files.
 
         Returns:
-            The network and None, or Inception's 2048 features and the file of its weights.
+            The network and None, or Inception's number of features, 2048, and its weights' file.
         """
         if self.features is None:
             return 2048, inception_weights(self.weights)
@@ -147,14 +152,14 @@ class FIDMonitor(Callback):
 
     def _build_metric(self) -> FrechetInceptionDistance:
         feature, weights = self.load_features()
-        # In double precision and summed over the processes as torchmetrics has it.
+        # torchmetrics computes in double precision and sums over the processes.
         return FrechetInceptionDistance(
             feature, reset_real_features=False, feature_extractor_weights_path=weights
         ).requires_grad_(False)
 
     @torch.no_grad()
     def _take_in_real_images(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-        """Leave the real images' sums in the metric, and return the distance of their halves."""
+        """Add the real images to the metric, and return the distance between their halves."""
         metric = self.metric
         dataset: Dataset[Any] = trainer.train_dataloader.dataset  # type: ignore[union-attr]
         n = len(dataset)  # type: ignore[arg-type]
@@ -165,13 +170,13 @@ class FIDMonitor(Callback):
                 dataset,
                 batch_size=self.batch_size,
                 sampler=indices,
-                generator=torch.Generator(),  # otherwise it would draw from torch's own
+                generator=torch.Generator(),  # Otherwise, the loader would draw from torch's own.
             )
             for batch in loader:
                 images = batch[0] if isinstance(batch, list | tuple) else batch
                 metric.update(to_uint8(images.to(pl_module.device)), real=first == 0)
         floor = metric.compute()
-        # The metric's states are sums, so that the halves' add up to those of all real images.
+        # The metric's states are sums, so the halves' states add up to that of all real images.
         metric.real_features_sum += metric.fake_features_sum
         metric.real_features_cov_sum += metric.fake_features_cov_sum
         metric.real_features_num_samples += metric.fake_features_num_samples
@@ -192,13 +197,13 @@ class FIDMonitor(Callback):
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Round images in ±1 to 8 bits by one mapping for all of them.
+    """Round images in ±1 to 8 bits, with the same mapping for all of them.
 
     Args:
-        images: ``(…)``, floating-point.
+        images: floating-point images of any shape.
 
     Raises:
-        ValueError: a value is not finite, or outside of ±1 by more than rounding.
+        ValueError: a value is not finite, or it is outside ±1 by more than rounding.
 
     Example:
         >>> to_uint8(torch.tensor([-1.0, 0.0, 1.0]))
@@ -207,7 +212,7 @@ def to_uint8(images: Tensor) -> Tensor:
     least, most = images.aminmax()
     if not (least >= -1.001 and most <= 1.001):
         raise ValueError(
-            f"images must be in ±1 to be measured, these go from {least.item():.4g} to "
+            f"images must be in ±1 to be measured, but these range from {least.item():.4g} to "
             f"{most.item():.4g}"
         )
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

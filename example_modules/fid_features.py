@@ -1,4 +1,4 @@
-"""The networks whose features the Fréchet distance compares, and where their weights are from."""
+"""The networks whose features the Fréchet distance compares, and the sources of their weights."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ WEIGHTS_URLS = (
 )
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _OR_A_PROXY = (
-    "or give features=, a classifier's checkpoint or a module, for a Fréchet distance of its "
+    "or pass a classifier's checkpoint or a module as features=, for a Fréchet distance of its "
     "features, which is logged as fid_proxy"
 )
 
@@ -30,8 +30,8 @@ class ClassifierFeatures(nn.Module):
     """Compute the input of a CIFAR-10 classifier's last linear layer, for a proxy of FID.
 
     Args:
-        network: a trained classifier of ``(n, 3, 32, 32)`` images, normalised as the paper's; its
-            last linear layer is taken out.
+        network: trained classifier of ``(n, 3, 32, 32)`` images, normalised as in the paper; its
+            last linear layer is removed.
 
     Raises:
         ValueError: ``network`` has no linear layer.
@@ -41,7 +41,7 @@ class ClassifierFeatures(nn.Module):
         super().__init__()
         layers = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
         if not layers or not layers[-1][0]:
-            raise ValueError(f"{type(network).__name__} has no linear layer to take the input of")
+            raise ValueError(f"{type(network).__name__} has no linear layer whose input to use")
         name, last = layers[-1]
         self.num_features = last.in_features
         network.set_submodule(name, nn.Identity())
@@ -55,36 +55,36 @@ class ClassifierFeatures(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "ClassifierFeatures":
-        """Read the network of an ImageClassifier's checkpoint, unpickling nothing but tensors.
+        """Read the network from an ImageClassifier's checkpoint, unpickling only tensors.
 
         Args:
-            path: the checkpoint, of a classifier whose network has a name.
+            path: checkpoint of a classifier whose network was chosen by name.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no ImageClassifier's checkpoint.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is no checkpoint of an ImageClassifier.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {path} to take features from")
+            raise FileNotFoundError(f"There is no checkpoint {path} to compute features from")
         try:
             classifier = ImageClassifier.load_from_checkpoint(
                 path, map_location="cpu", weights_only=True
             )
-        except Exception as error:  # whatever is wrong with a file, from its format to its keys
-            raise ValueError(f"{path} is no ImageClassifier's checkpoint: {error}") from error
+        except Exception as error:  # Anything may be wrong, from the file's format to its keys.
+            raise ValueError(f"{path} is no checkpoint of an ImageClassifier: {error}") from error
         return cls(classifier.model)
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return features ``(n, num_features)`` of images ``(n, 3, height, width)``, uint8."""
+        """Return features ``(n, num_features)`` of uint8 images ``(n, 3, height, width)``."""
         features: Tensor = self.network(self.prepare(images))
         return features
 
 
 def inception_weights(path: str | Path | None) -> str:
-    """Return the name of a file that holds the published Inception weights.
+    """Return the path of a file that holds the published Inception weights.
 
-    Its checksum is what makes it safe to hand to torch-fidelity, which unpickles it whole.
+    The file's checksum makes it safe to pass to torch-fidelity, which unpickles all of it.
 
     Args:
         path: the file; None downloads it to torch.hub's folder if it is not there.
@@ -92,7 +92,7 @@ def inception_weights(path: str | Path | None) -> str:
     Raises:
         ModuleNotFoundError: torch-fidelity, which has the network, is not installed.
         RuntimeError: the weights could not be downloaded.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file holds something else.
     """
     if find_spec("torch_fidelity") is None:
@@ -106,14 +106,14 @@ def inception_weights(path: str | Path | None) -> str:
             download(WEIGHTS_URLS, path, WEIGHTS_SHA256)
         except RuntimeError as error:
             raise RuntimeError(
-                f"FID needs Inception's weights: {error}. Give the file as weights=, {_OR_A_PROXY}"
+                f"FID needs Inception's weights: {error}. Pass the file as weights=, {_OR_A_PROXY}"
             ) from error
         return str(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path} with Inception's weights")
+        raise FileNotFoundError(f"There is no file {path} with Inception's weights")
     if (digest := sha256_of(path)) != WEIGHTS_SHA256:
         raise ValueError(
-            f"{path} does not hold the published Inception weights, without which a distance is "
-            f"no FID: its SHA-256 is {digest}, it must be {WEIGHTS_SHA256}"
+            f"{path} does not hold the published Inception weights, without which the distance is "
+            f"not FID: its SHA-256 must be {WEIGHTS_SHA256}, got {digest}"
         )
     return str(path)

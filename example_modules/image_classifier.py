@@ -1,4 +1,4 @@
-"""A classifier with its network, its optimizer and its schedule chosen by name."""
+"""A classifier whose network, optimizer and schedule are chosen by name."""
 
 from typing import Any
 
@@ -16,17 +16,17 @@ class ImageClassifier(OptimizerMixin, LightningModule):
     """Train a network by cross-entropy on batches of images ``(n, …)`` and labels ``(n,)``.
 
     The losses are the mean cross-entropy per image, in nats; the accuracies are the share of images
-    that are classified rightly. These are logged:
+    that are classified correctly. The module logs:
 
     - at each step, ``train_loss`` of the batch;
-    - at the end of an epoch, ``train_accuracy`` of its batches as they were trained on;
+    - at the end of an epoch, ``train_accuracy`` of its batches at the time they were trained on;
     - at the end of a validation, ``val_loss`` and ``val_accuracy``;
     - at the end of a test, ``test_loss`` and ``test_accuracy``.
 
     Args:
-        model: a name in :data:`NETWORKS` or a network from ``(n, …)`` images to
-            ``(n, num_classes)`` logits. A network that is passed itself is not among the saved
-            hyperparameters: pass it again to ``load_from_checkpoint``.
+        model: name in :data:`NETWORKS`, or a network from ``(n, …)`` images to
+            ``(n, num_classes)`` logits. A network that you pass is not saved with the
+            hyperparameters, so pass it again to ``load_from_checkpoint``.
         num_classes: number of classes, and the width of a named network's last layer.
         optimizer: name of the optimizer.
         optimizer_options: keyword arguments of the optimizer, such as ``{"lr": 1e-3}``.
@@ -34,7 +34,7 @@ class ImageClassifier(OptimizerMixin, LightningModule):
         lr_scheduler_options: keyword arguments of the schedule.
 
     Raises:
-        ValueError: ``model`` is no known name.
+        ValueError: ``model`` is an unknown name.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ class ImageClassifier(OptimizerMixin, LightningModule):
         lr_scheduler_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        # Lightning saves a module's weights already, and cannot write it into hparams.yaml.
+        # Lightning saves a module's weights anyway, and cannot write a module into hparams.yaml.
         self.save_hyperparameters(ignore=["model"] if isinstance(model, nn.Module) else [])
         if isinstance(model, str):
             if model not in NETWORKS:
@@ -74,7 +74,7 @@ class ImageClassifier(OptimizerMixin, LightningModule):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``(n, num_classes)`` of images, ``(n, 3, 32, 32)`` for a named network."""
+        """Return logits ``(n, num_classes)`` for images, ``(n, 3, 32, 32)`` for a named network."""
         logits: Tensor = self.model(images)
         return logits
 

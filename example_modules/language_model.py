@@ -1,4 +1,4 @@
-"""A language model, trained as AWD-LSTM, with its optimizer and its schedule chosen by name."""
+"""A language model, trained as AWD-LSTM, whose optimizer and schedule are chosen by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,24 +24,25 @@ class LanguageModel(OptimizerMixin, SeededDropout):
     The loss of a batch is the mean cross-entropy per word, plus ``activation_reg`` times the mean
     square of the last layer's output after dropout, plus ``temporal_activation_reg`` times the mean
     square of the difference between the outputs, before dropout, of neighbouring time steps (AR and
-    TAR, arXiv 1708.02182, Section 4.6). The mean cross-entropy per word is logged alone, in nats:
+    TAR, arXiv 1708.02182, Section 4.6). The module logs only the mean cross-entropy per word, in
+    nats:
 
     - at each step, ``train_loss`` of the batch;
     - at the end of a validation, ``val_loss`` and its exponential, ``val_perplexity``;
     - at the end of a test, ``test_loss`` and its exponential, ``test_perplexity``.
 
-    A layer's state goes on from batch to batch, without its gradients, and is zero at the start of
-    an epoch. Each step's learning rate is multiplied by the ``lr_scale`` of the batch, of the last
-    one where gradients are accumulated; schedulers see the rate without it. Gradient clipping is
-    the Trainer's: the paper has ``Trainer(gradient_clip_val=0.25)``.
+    The state of a layer carries over from batch to batch, without its gradients, and is zero at the
+    start of an epoch. Each step's learning rate is multiplied by the ``lr_scale`` of the batch, or
+    of the last batch if gradients are accumulated; schedulers see the rate without this factor. The
+    Trainer clips the gradients: the paper uses ``Trainer(gradient_clip_val=0.25)``.
 
-    Dropout is drawn from a seed that checkpoints keep, the epoch and the batch's index: a run that
-    is resumed at the end of an epoch ends as an unbroken one does.
+    Dropout is drawn from the epoch, the batch's index and a seed that checkpoints keep, so a run
+    that is resumed at the end of an epoch ends like an unbroken one.
 
     Args:
-        num_layers: number of LSTMs, one upon the other.
-        vocab_size: words in the vocabulary.
-        network_options: the other keyword arguments of :class:`AWDLSTM`, such as
+        num_layers: number of stacked LSTMs.
+        vocab_size: number of words in the vocabulary.
+        network_options: other keyword arguments of :class:`AWDLSTM`, such as
             ``{"weight_dropout": 0.2}``.
         activation_reg: factor of AR, α in the source.
         temporal_activation_reg: factor of TAR, β in the source.
@@ -51,7 +52,7 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         lr_scheduler_options: keyword arguments of the schedule.
 
     Raises:
-        ValueError: a size is under 1, a probability outside of [0, 1) or a factor negative.
+        ValueError: a size is less than 1, a probability is outside [0, 1), or a factor is negative.
         TypeError: the network lacks an option.
 
     Example:
@@ -89,18 +90,18 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         self.val_metrics = word_metrics("val")
         self.test_metrics = word_metrics("test")
         self._lr_scale = 1.0
-        # Validation may interrupt an epoch of training, whose states must outlast it.
+        # Validation may interrupt a training epoch, whose states must survive it.
         self._states: dict[str, list[State]] = {}
 
     @override
     def forward(
         self, words: Tensor, states: list[State] | None = None
     ) -> tuple[Tensor, list[State]]:
-        """Return the logits of each next word, and the states to carry on.
+        """Return the logits of each next word, and the states for the next call.
 
         Args:
             words: indices ``(time, batch)``, int64.
-            states: what the call on the preceding words returned; None starts from zeros.
+            states: states that the call on the preceding words returned; None starts from zeros.
 
         Returns:
             Logits ``(time, batch, vocab_size)`` and each layer's state.
@@ -141,7 +142,7 @@ class LanguageModel(OptimizerMixin, SeededDropout):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Take a step at the scaled learning rate, and put back the rate."""
+        """Take a step at the scaled learning rate, and then restore the rate."""
         rates = [group["lr"] for group in optimizer.param_groups]
         try:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -12,15 +12,15 @@ from torchvision.models.vgg import cfgs, make_layers
 def vgg11(num_classes: int = 10, width_mult: float = 1.0) -> nn.Module:
     """Build VGG11 without batch normalisation for 32×32 images.
 
-    Eight 3×3 convolutions (64, 128, 256, 256, 512, 512, 512, 512 channels, five max-pools) and
-    three linear layers of width 512 with dropout 0.5: 9,750,922 parameters in 22 layers. The
-    convolutions' weights are drawn from N(0, σ²) with σ = sqrt(2 / (9·out_channels)), their biases
-    are 0; the linear layers keep torch's initialisation.
+    The network has eight 3×3 convolutions (64, 128, 256, 256, 512, 512, 512, 512 channels, five
+    max-pools) and three linear layers of width 512 with dropout 0.5: 9,750,922 parameters in 22
+    layers. The convolutions' weights are drawn from N(0, σ²) with σ = sqrt(2 / (9·out_channels)),
+    and their biases are 0; the linear layers keep torch's initialisation.
 
     Args:
         num_classes: width of the last layer.
-        width_mult: what the width of every other layer is multiplied by, as in torchvision's
-            ``mobilenet_v2``; rounded, and at least 1.
+        width_mult: factor of the width of every other layer, as in torchvision's ``mobilenet_v2``;
+            the resulting width is rounded, and at least 1.
 
     Returns:
         A network from ``(n, 3, 32, 32)`` images to ``(n, num_classes)`` logits.
@@ -61,8 +61,8 @@ def vgg11(num_classes: int = 10, width_mult: float = 1.0) -> nn.Module:
 def resnet34(num_classes: int = 10) -> nn.Module:
     """Build ResNet34 for 32×32 images: a 3×3 stem of stride 1, and no max-pool.
 
-    The four stages of 3, 4, 6 and 3 blocks and their initialisation are torchvision's:
-    21,282,122 parameters.
+    The four stages of 3, 4, 6 and 3 blocks and their initialisation come from torchvision. The
+    network has 21,282,122 parameters.
 
     Args:
         num_classes: width of the last layer.
@@ -87,7 +87,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "vgg11_x0_25": partial(vgg11, width_mult=0.25),
     "resnet34": resnet34,
 }
-"""The networks by name; of a width as torchvision writes it, ``x0_25`` for a quarter."""
+"""The networks by name; a suffix gives the width as in torchvision, ``x0_25`` for a quarter."""
 
 
 def _init_conv(conv: nn.Conv2d) -> None:

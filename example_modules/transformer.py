@@ -8,33 +8,34 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from typing_extensions import override
 
-# ε is that of the code that the paper's experiment was run with; torch's default is 1e-5.
+# This ε is that of the code behind the paper's experiment; torch's default is 1e-5.
 _layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class Transformer(nn.Module):
     """Map source sentences and target prefixes to logits of each next target word.
 
-    The encoder-decoder of Vaswani et al. (arXiv 1706.03762) with the norm after each residual sum.
-    The sum of embedding and sinusoidal position goes through dropout and a layer norm, without the
-    factor sqrt(d_model) on the embedding; instead the logits are multiplied by d_model^-½. One
-    matrix is source embedding, target embedding and output layer. The projections of the attention
-    have no bias, and dropout acts on the attention's weights and before each residual sum.
+    The network is the encoder-decoder of Vaswani et al. (arXiv 1706.03762) with the norm after each
+    residual sum. The sum of embedding and sinusoidal position passes through dropout and a layer
+    norm, without the factor sqrt(d_model) on the embedding; instead, the logits are multiplied by
+    d_model^-½. One matrix serves as source embedding, target embedding and output layer. The
+    projections of the attention have no bias, and dropout acts on the attention's weights and
+    before each residual sum. Matrices are initialised from Xavier's uniform distribution.
 
-    ``torch.nn.Transformer`` is not this network: it has a bias everywhere or nowhere, and it keeps
-    queries, keys and values in one parameter, which to a layerwise optimizer is one layer.
-    Matrices start from Xavier's uniform distribution.
+    ``torch.nn.Transformer`` is a different network: it has biases everywhere or nowhere, and it
+    keeps queries, keys and values in one parameter, which a layerwise optimizer treats as one
+    layer.
 
     Args:
-        vocab_size: words of both languages together.
+        vocab_size: number of words of both languages together.
         d_model: width of the embeddings and of each layer's output.
         nhead: number of attention heads, a divisor of ``d_model``.
-        num_encoder_layers: layers of the encoder.
-        num_decoder_layers: layers of the decoder.
+        num_encoder_layers: number of layers of the encoder.
+        num_decoder_layers: number of layers of the decoder.
         dim_feedforward: hidden width of the feed-forward blocks.
-        dropout: probability to drop an element, everywhere.
+        dropout: probability of dropping an element, everywhere.
         max_length: length of the longest sentence, in tokens.
-        pad_index: index of the word that fills up the right of a shorter sentence.
+        pad_index: index of the word that pads a shorter sentence on the right.
 
     Raises:
         ValueError: ``nhead`` does not divide ``d_model``, or ``d_model`` is odd.
@@ -85,12 +86,12 @@ class Transformer(nn.Module):
         """Return the logits of the word that follows each target word.
 
         Args:
-            source: ``(n, s)``, int64, each row padded on the right.
-            target: ``(n, t)``, int64, each row padded on the right.
+            source: indices ``(n, s)``, int64, each row padded on the right.
+            target: indices ``(n, t)``, int64, each row padded on the right.
 
         Returns:
-            ``(n, t, vocab_size)``; position i depends on the source and the targets up to i. The
-            logits at positions of padding have no meaning.
+            Logits ``(n, t, vocab_size)``; position i depends on the source and the targets up to i.
+            The logits at positions of padding are meaningless.
 
         Raises:
             ValueError: a sentence has more than ``max_length`` tokens.
@@ -118,7 +119,7 @@ class Transformer(nn.Module):
         length, longest = words.shape[1], len(self.positions)
         if length > longest:
             raise ValueError(
-                f"a sentence has {length} tokens, the Transformer was built with max_length="
+                f"A sentence has {length} tokens, but the Transformer was built with max_length="
                 f"{longest}"
             )
         embedded: Tensor = norm(self.dropout(self.embedding(words) + self.positions[:length]))
@@ -129,7 +130,7 @@ class Transformer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attend with several heads, without biases, by four projections that are layers each."""
+    """Attend with several heads, without biases, by four projections that are separate layers."""
 
     def __init__(self, d_model: int, nhead: int, dropout: float) -> None:
         super().__init__()

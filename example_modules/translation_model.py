@@ -1,4 +1,4 @@
-"""A model that learns to translate, with its optimizer and its schedule chosen by name."""
+"""A model that learns to translate, whose optimizer and schedule are chosen by name."""
 
 from typing import Any
 
@@ -24,19 +24,19 @@ _Batch = tuple[Tensor, Tensor]
 class InverseSqrtLR(LambdaLR):
     """Raise the learning rate linearly, then lower it with the inverse square root of the step.
 
-    At the n-th step, n from 1, the rate is ``lr · d_model^-½ · min(n^-½, n · warmup_steps^-1.5)``
-    (arXiv 1706.03762, eq. 3): the optimizer's own ``lr`` is a factor, 2 in the paper's experiment,
-    and no rate in itself. The schedule is stepped after each step of the optimizer, not after each
-    epoch.
+    At the n-th step, counted from 1, the rate is
+    ``lr · d_model^-½ · min(n^-½, n · warmup_steps^-1.5)`` (arXiv 1706.03762, eq. 3). The
+    optimizer's own ``lr`` is therefore only a factor, which is 2 in the paper's experiment. Step
+    the schedule after each step of the optimizer, not after each epoch.
 
     Args:
-        optimizer: the optimizer whose rates are set.
+        optimizer: optimizer whose rates the schedule sets.
         d_model: width of the network.
-        warmup_steps: the step at which the rate is highest.
-        last_epoch: the last step that was taken; -1 to start.
+        warmup_steps: step at which the rate is highest.
+        last_epoch: last step taken; -1 to start.
 
     Raises:
-        ValueError: ``d_model`` or ``warmup_steps`` is under 1.
+        ValueError: ``d_model`` or ``warmup_steps`` is less than 1.
 
     Example:
         >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=2.0)
@@ -64,40 +64,41 @@ class InverseSqrtLR(LambdaLR):
 class TranslationModel(OptimizerMixin, SeededDropout):
     """Train a :class:`Transformer` on pairs of sentences by cross-entropy with teacher forcing.
 
-    A batch is sources ``(n, s)`` and targets ``(n, t)``, int64, each row from ``<bos>`` to
-    ``<eos>`` and padded on the right. The loss that is minimised is label-smoothed and summed over
-    the batch's words, as the paper's was, and so weighs against ε and a clipping threshold. The
-    losses that are logged are the mean cross-entropy per word, in nats; the accuracies, which are
-    the paper's measure, are the share of words that are the most probable ones given the true words
-    before them. Padding counts nowhere.
+    A batch holds sources ``(n, s)`` and targets ``(n, t)``, int64, where each row goes from
+    ``<bos>`` to ``<eos>`` and is padded on the right. The minimised loss is label-smoothed and
+    summed over the batch's words, as in the paper, so its scale matters for ε and for a clipping
+    threshold. The logged losses are the mean cross-entropy per word, in nats. The accuracies, which
+    are the paper's measure, are the share of words that are the most probable ones given the true
+    words before them. Padding never counts. The module logs:
 
     - at each step, ``train_loss`` of the batch, label-smoothed;
-    - at the end of an epoch, ``train_accuracy`` of its batches as they were trained on;
+    - at the end of an epoch, ``train_accuracy`` of its batches at the time they were trained on;
     - at the end of a validation, ``val_loss``, its exponential ``val_perplexity``, and
       ``val_accuracy``;
     - at the end of a test, ``test_loss``, its exponential ``test_perplexity``, and
       ``test_accuracy``.
 
-    Dropout is drawn from a seed that checkpoints keep, the epoch and the batch's index: a run that
-    is resumed at the end of an epoch ends as an unbroken one does.
+    Dropout is drawn from the epoch, the batch's index and a seed that checkpoints keep, so a run
+    that is resumed at the end of an epoch ends like an unbroken one.
 
     Args:
-        vocab_size: words in the vocabulary; ``Multi30kDataModule.vocab_size`` once it is set up.
+        vocab_size: number of words in the vocabulary, such as ``Multi30kDataModule.vocab_size``
+            after its ``setup``.
         d_model: width of the Transformer.
         nhead: number of attention heads.
-        num_encoder_layers: layers of the encoder.
-        num_decoder_layers: layers of the decoder.
+        num_encoder_layers: number of layers of the encoder.
+        num_decoder_layers: number of layers of the decoder.
         dim_feedforward: hidden width of the feed-forward blocks.
-        dropout: probability to drop an element.
+        dropout: probability of dropping an element.
         label_smoothing: probability that is spread over the whole vocabulary, in [0, 1).
         optimizer: name of the optimizer.
         optimizer_options: keyword arguments of the optimizer, such as ``{"lr": 1e-3}``.
-        lr_scheduler: ``"InverseSqrtLR"`` (:class:`InverseSqrtLR`, stepped at each step), the name
-            of a schedule of torch's (stepped at each epoch); None for a constant rate.
+        lr_scheduler: ``"InverseSqrtLR"`` (:class:`InverseSqrtLR`, stepped at each step), or the
+            name of a schedule of torch's (stepped at each epoch); None for a constant rate.
         lr_scheduler_options: keyword arguments of the schedule.
 
     Raises:
-        ValueError: ``label_smoothing`` is outside of [0, 1), or the Transformer refuses its widths.
+        ValueError: ``label_smoothing`` is outside [0, 1), or the Transformer refuses its widths.
 
     Example:
         >>> options = {"optimizer_options": {"lr": 2.0}, "lr_scheduler": "InverseSqrtLR"}
@@ -140,7 +141,7 @@ class TranslationModel(OptimizerMixin, SeededDropout):
 
     @override
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Return logits ``(n, t, vocab_size)`` of the word that follows each target word."""
+        """Return the logits ``(n, t, vocab_size)`` of the word that follows each target word."""
         logits: Tensor = self.model(source, target)
         return logits
 
@@ -149,12 +150,13 @@ class TranslationModel(OptimizerMixin, SeededDropout):
         """Translate by taking the most probable word at each position (greedy decoding).
 
         Args:
-            source: ``(n, s)``, int64, each row from ``<bos>`` to ``<eos>``.
+            source: indices ``(n, s)``, int64, each row from ``<bos>`` to ``<eos>``.
             max_length: number of words after which a row without ``<eos>`` ends.
 
         Returns:
-            ``(n, t)``, int64, ``t`` at most ``max_length + 1``: each row from ``<bos>`` on, and
-            ``<pad>`` after its ``<eos>``. Dropout is as the module's mode has it: call ``eval()``.
+            Indices ``(n, t)``, int64, where ``t`` is at most ``max_length + 1``. Each row starts
+            with ``<bos>`` and has ``<pad>`` after its ``<eos>``. To turn dropout off, call
+            ``eval()`` first.
         """
         memory = self.model.encode(source)
         target = source.new_full((len(source), 1), BOS)

@@ -1,4 +1,4 @@
-"""WGAN-GP: two networks, two optimizers by name, manual optimization (arXiv 1704.00028)."""
+"""WGAN-GP: two networks, two optimizers by name, and manual optimization (arXiv 1704.00028)."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -26,20 +26,21 @@ def gradient_penalty(
     fake: Tensor,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Return how far the critic's gradients are from length 1 between real and fake images.
+    r"""Compute how far the critic's gradients between real and fake images are from length 1.
 
     .. math::
         \mathrm{mean}_i \; (\lVert \nabla_{\hat x_i} \textstyle\sum_j D(\hat x_j) \rVert_2 - 1)^2,
         \qquad \hat x_i = u_i x_i + (1 - u_i) \tilde x_i, \quad u_i \sim U(0, 1)
 
-    It can be differentiated by the critic's parameters. For a critic that looks at one image at a
-    time the gradient is that image's own, :math:`\nabla D(\hat x_i)`. Batch norm ties the images of
-    a batch together, so that it is not; for this reason Gulrajani et al. advise against batch norm
-    in the critic. The published script of Table III has it all the same, and so has this project.
+    The penalty is differentiable with respect to the critic's parameters. For a critic that sees
+    one image at a time, the gradient is that of the single image, :math:`\nabla D(\hat x_i)`. With
+    batch norm it is not, because batch norm couples the images of a batch; for this reason,
+    Gulrajani et al. advise against batch norm in the critic. The published script of Table III uses
+    it nevertheless, and so does this project.
 
     Args:
         critic: function from images ``(n, …)`` to values ``(n,)``.
-        real: real images, ``(n, …)``.
+        real: real images ``(n, …)``.
         fake: generated images of the same shape; no gradient flows to them.
         generator: source of the n numbers u, on the images' device; None for torch's own.
 
@@ -62,39 +63,41 @@ def gradient_penalty(
 class WGANGP(LightningModule):
     """Train DCGAN's networks by WGAN-GP on batches of images in ±1, ``(n, 3, 64, 64)``.
 
-    A batch is a sequence, of which the images come first. At every batch the critic takes a step on
-    ``mean D(fake) − mean D(real) + λ·penalty``; at every ``n_critic``-th, from an epoch's first,
-    the generator takes one on ``−mean D(fake)`` with the same latent vectors. These numbers, which
-    have no unit, are logged:
+    A batch is a sequence whose first item holds the images. At every batch, the critic takes a step
+    on ``mean D(fake) − mean D(real) + λ·penalty``; at every ``n_critic``-th batch, starting with
+    the first of an epoch, the generator takes a step on ``−mean D(fake)`` with the same latent
+    vectors. The module logs these numbers, which have no unit:
 
     - at each of the critic's steps, ``critic_loss``, ``wasserstein``, which is the critic's
       estimate ``mean D(real) − mean D(fake)`` of the distance, and ``gradient_penalty`` without λ;
     - at each of the generator's steps, ``generator_loss``.
 
-    Optimization is manual, so Lightning refuses its own gradient clipping and accumulation, and
-    there is no learning-rate schedule, as in the paper. ``trainer.global_step`` and ``max_steps``
-    count the steps of both optimizers. Under DDP use ``strategy="ddp_find_unused_parameters_true"``
-    (or ``"ddp_spawn_find_unused_parameters_true"``), for each optimizer's step uses one network's
-    parameters; a comparison does so by itself. Batch norm's statistics are each process's own.
+    Optimization is manual, so Lightning refuses its own gradient clipping and accumulation. As in
+    the paper, there is no learning-rate schedule. ``trainer.global_step`` and ``max_steps`` count
+    the steps of both optimizers. Under DDP, use ``strategy="ddp_find_unused_parameters_true"`` (or
+    ``"ddp_spawn_find_unused_parameters_true"``), because each optimizer's step uses only one
+    network's parameters; a comparison chooses it by itself. Each process has its own batch-norm
+    statistics.
 
-    The random numbers of a step follow from a seed that checkpoints keep, and from the epoch, the
-    batch and the process: they differ between processes, do not depend on what else draws random
-    numbers, and are the same in a resumed run as in an unbroken one.
+    The random numbers of a step are derived from a seed that checkpoints keep, the epoch, the batch
+    and the process. They differ between processes, do not depend on other random draws, and are the
+    same in a resumed run as in an unbroken one.
 
     Args:
         optimizer: name of the optimizer of both networks.
-        optimizer_options: keyword arguments of both optimizers. ``lr`` and ``betas``, if left out,
-            have the paper's values, 2e-4 and (0.5, 0.999).
+        optimizer_options: keyword arguments of both optimizers. If you omit ``lr`` and ``betas``,
+            they have the paper's values, 2e-4 and (0.5, 0.999).
         latent_size: number of elements of a latent vector.
-        width: channels of each network's widest images; 64 is the paper's, less makes it faster.
+        width: number of channels of each network's largest feature maps; the paper uses 64, and a
+            smaller width is faster.
         n_critic: number of batches per step of the generator.
         penalty_weight: λ, the factor of the gradient penalty.
-        fid: keyword arguments of a :class:`~aida_lightning.example_modules.fid.FIDMonitor` that
-            the Trainer is given; None for no monitor.
+        fid: keyword arguments of a :class:`~aida_lightning.example_modules.fid.FIDMonitor` to add
+            to the Trainer's callbacks; None for no monitor.
 
     Raises:
-        ValueError: the optimizer is not known, a number is out of range, or ``fid`` has an unknown
-            name.
+        ValueError: the optimizer is unknown, a number is out of range, or ``fid`` has an unknown
+            key.
 
     Example:
         >>> gan = WGANGP(optimizer="aida", optimizer_options={"k": 1, "eps": 1e-12}, width=4)
@@ -120,7 +123,9 @@ class WGANGP(LightningModule):
         check_at_least(0, penalty_weight=penalty_weight)
         known = inspect.signature(FIDMonitor).parameters
         if unknown := [name for name in fid or {} if name not in known]:
-            raise ValueError(f"fid has no {', '.join(unknown)}, it has {', '.join(known)}")
+            raise ValueError(
+                f"fid has no option {', '.join(unknown)}; its options are: {', '.join(known)}"
+            )
         self.save_hyperparameters()
         self.automatic_optimization = False
         accepted = inspect.signature(get_optimizer_class(optimizer)).parameters
@@ -131,10 +136,10 @@ class WGANGP(LightningModule):
         self.n_critic = n_critic
         self.penalty_weight = penalty_weight
         self.fid = fid
-        self.configure_callbacks()  # refuses its numbers here, not when training starts
+        self.configure_callbacks()  # Invalid numbers fail here, and not when training starts.
         self.generator = dcgan_generator(latent_size, width)
         self.critic = dcgan_critic(width)
-        # A buffer: checkpoints keep it, and DDP gives every process that of the first.
+        # Checkpoints keep a buffer, and DDP gives every process the one of the first.
         self.register_buffer("noise_seed", torch.tensor(torch.initial_seed() % 2**63))
 
     @override
@@ -145,14 +150,14 @@ class WGANGP(LightningModule):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Generate images as a trained GAN does, with batch norm's running statistics.
+        """Generate images with batch norm's running statistics, as a trained GAN does.
 
         Args:
             n: number of images.
             generator: source of the latent vectors, on the module's device; None for torch's own.
 
         Returns:
-            ``(n, 3, 64, 64)`` in ±1.
+            Images ``(n, 3, 64, 64)`` in ±1.
         """
         latent = self._latent(n, generator)
         training = self.generator.training
@@ -164,7 +169,7 @@ class WGANGP(LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        """Read the seed once; on a GPU, to read it at each step would wait for the device."""
+        """Read the seed once, because reading it from a GPU at each step would wait for it."""
         self._seed = int(self.noise_seed)
 
     @override
@@ -176,7 +181,7 @@ class WGANGP(LightningModule):
         critic_optimizer, generator_optimizer = cast(list[LightningOptimizer], self.optimizers())
         with torch.no_grad():
             fake = self.generator(latent)
-        # Real and fake images pass in batches of their own, so batch norm does not mix them.
+        # Real and fake images pass in separate batches, so batch norm does not mix them.
         wasserstein = self.critic(real).mean() - self.critic(fake).mean()
         penalty = gradient_penalty(self.critic, real, fake, random)
         loss = -wasserstein + self.penalty_weight * penalty
@@ -190,7 +195,7 @@ class WGANGP(LightningModule):
             self._step_generator(generator_optimizer, latent)
 
     def _step_generator(self, optimizer: LightningOptimizer, latent: Tensor) -> None:
-        self.toggle_optimizer(optimizer)  # the critic's parameters need no gradients here
+        self.toggle_optimizer(optimizer)  # The critic's parameters need no gradients here.
         loss = -self.critic(self.generator(latent)).mean()
         optimizer.zero_grad()
         self.manual_backward(loss)

@@ -53,7 +53,7 @@ def save_and_die(path, value, moment, after):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:the checkpoint .* is missing; the one before it")
+@pytest.mark.filterwarnings("ignore:the checkpoint .* is missing; the previous one")
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("links", [True, False])
 def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
         pytest.skip("there is no /dev/full")
     part = tmp_path / ".backup" / "last.ckpt.part"
     part.symlink_to(full)
-    with pytest.raises(OSError, match=r"last.ckpt cannot be written: .*; .* is the one before"):
+    with pytest.raises(OSError, match=r"last.ckpt cannot be written: .*; .* is the previous one"):
         save(path, 2)
     assert value_of(path) == 1
     assert not part.is_symlink()
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     path.write_bytes({"flipped": content, "cut": content[:-100]}.get(damage, b""))
     if damage == "missing":
         path.unlink()
-    with pytest.warns(UserWarning, match="the one before it is loaded"):
+    with pytest.warns(UserWarning, match="the previous one is loaded"):
         assert value_of(path) == 1
 
 
@@ -124,7 +124,7 @@ def test_without_a_whole_one_before_it_a_damaged_checkpoint_is_refused(tmp_path)
     path = tmp_path / "last.ckpt"
     save(path, 1)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(RuntimeError, match="is damaged, and there is no whole one before it"):
+    with pytest.raises(RuntimeError, match="is damaged, and there is no intact previous one"):
         value_of(path)
     with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt"):
         value_of(tmp_path / "nothing.ckpt")
@@ -154,7 +154,7 @@ def test_a_whole_checkpoint_that_others_put_in_its_place_is_loaded(tmp_path, way
     save(path, 4)
     assert value_of(path) == 4
     path.resolve().write_bytes(b"")
-    with pytest.warns(UserWarning, match="the one before it is loaded"):
+    with pytest.warns(UserWarning, match="the previous one is loaded"):
         assert value_of(path) == 3
 
 
@@ -235,7 +235,7 @@ def test_a_rename_that_fails_without_links_names_where_the_one_before_is(tmp_pat
 
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match=r"no rename; .*\.backup.last\.ckpt is the one before"):
+    with pytest.raises(OSError, match=r"no rename; .*\.backup.last\.ckpt is the previous one"):
         save(path, 2)
-    with pytest.warns(UserWarning, match="is missing; the one before it is loaded"):
+    with pytest.warns(UserWarning, match="is missing; the previous one is loaded"):
         assert value_of(path) == 1

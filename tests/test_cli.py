@@ -96,7 +96,7 @@ def test_a_name_in_any_case_stands_for_its_class(typed, path):
 def test_an_option_that_does_not_exist_gives_those_that_do(given):
     Path("own.yaml").write_text("optimizer: {class_path: aida, init_args: {kk: 1}}")
     Path("aida.yaml").write_text("optimizer: aida")
-    with pytest.raises(ArgumentError, match=r"Aida has no option 'kk', it has: lr, betas, .* k, "):
+    with pytest.raises(ArgumentError, match=r"no option 'kk'; its options are: lr, betas, .* k, "):
         parsed(*given)
 
 
@@ -228,7 +228,7 @@ def test_a_name_may_be_in_json():
         (["--config={optimizer: aidaa}"], "optimizer: Unknown optimizer 'aidaa', did you mean"),
         (
             ["--optimizer=aida", "--optimizer.momentum=0.9"],
-            r"Aida has no option 'momentum', it has: lr",
+            r"Aida has no option 'momentum'; its options are: lr",
         ),
         (["--optimizer=aida", "--optimizer.k=one"], "Expected a <class 'int'>"),
         (["--optimizer={aida"], "Given value: {aida"),
@@ -436,7 +436,7 @@ def test_options_that_cannot_be_are_refused_before_the_model_is_built(capsys):
     ("args", "message"),
     [
         (["--optimizer=foo"], r"optimizer: Unknown optimizer 'foo', did you mean: \w+, \w+, .*"),
-        (["--optimizer=aida", "--optimizer.kk=1"], "Aida has no option 'kk', it has: lr, .* k, .*"),
+        (["--optimizer=aida", "--optimizer.kk=1"], "Aida has no option 'kk'; .*: lr, .* k, .*"),
         (["--trainer.maxepochs=2"], ".* --trainer.maxepochs=2; did you mean: --trainer.max_ep.*"),
         (["--trainer.callbacks+=StepsizeMoniter"], "(?s:.*)Did you mean: StepsizeMonitor\\?"),
         (["--config=nowhere.yaml"], "--config: File does not exist: .*"),

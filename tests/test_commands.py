@@ -21,11 +21,14 @@ def test_every_option_reaches_the_experiment(compared):
         "--limit_train_batches 0.1 --limit_val_batches 7 --batch_size 9 --weight_decay 0.5 "
         "--lr_scheduler StepLR:step_size=2,gamma=0.5 --accelerator cpu --devices 2 --output out "
         "--monitor_every_n_steps 11 --set model.init_args.num_classes=4 metric.report=last "
-        "--keep_checkpoints --rerun --tune_seeds 7 8 --baseline sgd --target 0.9"
+        "--keep_checkpoints --rerun --tune_seeds 7 8 --baseline sgd --target 0.9 --jobs 3 "
+        "--launcher slurm --launcher_options timeout_min=240 slurm_time=04:00:00"
     )
     commands.main(text.split())
-    ((loaded, optimizers, output, keep, rerun),) = compared
+    ((loaded, optimizers, output, keep, rerun, jobs, launcher, asked),) = compared
     assert (optimizers, output, keep, rerun) == (["aida*", "sgd"], "out", True, True)
+    assert (jobs, launcher) == (3, "slurm")
+    assert asked == {"timeout_min": 240, "slurm_time": "04:00:00"}
     config = loaded.config
     trainer, data, model = (config[k]["init_args"] for k in ("trainer", "data", "model"))
     assert (trainer["max_epochs"], trainer["log_every_n_steps"]) == (3, 11)
@@ -80,7 +83,7 @@ def test_the_help_is_short(capsys, command):
     with pytest.raises(SystemExit):
         commands.main([command, "--help"])
     text = capsys.readouterr().out
-    assert len(text.splitlines()) < 85
+    assert len(text.splitlines()) < 90
     assert "default: null" not in text
 
 

@@ -80,7 +80,7 @@ def test_a_class_path_is_taken_in_place_of_a_name():
     assert get_optimizer_class("torch.optim.RMSprop") is torch.optim.RMSprop
     assert get_optimizer_class("torch.optim.Adam") is torch.optim.Adam
     assert build_optimizer("torch.optim.RMSprop", net(), lr=0.5).defaults["lr"] == 0.5
-    with pytest.raises(TypeError, match="RMSprop has no option 'k', it has: lr"):
+    with pytest.raises(TypeError, match="RMSprop has no option 'k'; its options are: lr"):
         build_optimizer("torch.optim.RMSprop", net(), k=1)
 
 
@@ -95,8 +95,8 @@ def test_a_class_path_is_taken_in_place_of_a_name():
             "torch.nowhere.Adam",
             "class 'torch.nowhere.Adam': module .torch. has no attribute .nowhere.",
         ),
-        ("torch.nn.Linear", "torch.nn.Linear is no class of optimizers, it must be a torch.optim"),
-        ("torch.optim.lr_scheduler", "torch.optim.lr_scheduler is no class of optimizers"),
+        ("torch.nn.Linear", "torch.nn.Linear must be a subclass of torch.optim.Optimizer"),
+        ("torch.optim.lr_scheduler", "lr_scheduler must be a subclass of torch.optim.Opt"),
     ],
 )
 def test_a_path_that_leads_to_no_optimizer_is_refused(path, message):
@@ -106,10 +106,10 @@ def test_a_path_that_leads_to_no_optimizer_is_refused(path, message):
 
 def test_a_lacking_option_is_named_with_those_there_are():
     with pytest.raises(
-        TypeError, match=r"Aida has no option 'momentum', it has: lr, betas, eps, .*k, xi"
+        TypeError, match=r"Aida has no option 'momentum'; its options are: lr, betas, eps, .*k, xi"
     ):
         build_optimizer("aida", net(), momentum=0.9)
-    with pytest.raises(TypeError, match="AdamPlus has no option 'k', it has: lr"):
+    with pytest.raises(TypeError, match="AdamPlus has no option 'k'; its options are: lr"):
         build_optimizer("adam+", net(), k=1)
 
 
@@ -160,7 +160,7 @@ def test_classes_and_callables_are_taken():
     optimizer = build_optimizer(factory, net(), lr=0.25)
     assert optimizer.defaults["lr"] == 0.25
     assert all(isinstance(p, nn.Parameter) for p in seen)
-    with pytest.raises(TypeError, match=r"returned None, it must be a torch.optim.Optimizer"):
+    with pytest.raises(TypeError, match=r"must return a torch.optim.Optimizer, got None"):
         build_optimizer(lambda params: None, net())
 
 
@@ -226,7 +226,7 @@ def test_layers_without_a_shape_are_refused_where_it_decides():
 @pytest.mark.parametrize("wrong", [None, 5, torch.optim.SGD([torch.ones(1)])])
 def test_what_builds_no_optimizer_is_refused(wrong):
     with pytest.raises(
-        TypeError, match=r"Invalid optimizer of type .*, it must be a name, a class"
+        TypeError, match=r"Invalid optimizer of type .*, it must be a name, an optimizer class"
     ):
         build_optimizer(wrong, net())
 
@@ -251,7 +251,7 @@ def test_the_order_of_the_bases_is_checked():
         def configure_optimizers(self):
             return None
 
-    with pytest.raises(TypeError, match="Wrong must name OptimizerMixin before LightningModule"):
+    with pytest.raises(TypeError, match="Wrong must list OptimizerMixin before LightningModule"):
 
         class Wrong(LightningModule, OptimizerMixin):
             pass
@@ -301,7 +301,9 @@ def test_sparse_gradients_are_refused_at_once_where_a_step_would_refuse_them(opt
     if not stops(lambda: other.step(lambda: torch.ones(()))):
         build_optimizer(optimizer, words)
         return
-    with pytest.raises(ValueError, match=r"does not support sparse gradients, as \['0.weight'\]"):
+    with pytest.raises(
+        ValueError, match=r"does not support sparse gradients, which \['0.weight'\]"
+    ):
         build_optimizer(optimizer, words)
 
 

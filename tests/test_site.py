@@ -118,6 +118,8 @@ def test_a_page_asks_no_other_host_for_anything(site, browser):
         ("what a YAML file may do", "promises/"),
         ("resume", "promises/"),
         ("checkpoint", "promises/"),
+        ("SLURM", "clusters/"),
+        ("cluster", "clusters/"),
     ],
 )
 def test_the_search_finds_the_page_that_tells_of_it(site, browser, query, page):

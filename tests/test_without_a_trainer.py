@@ -94,11 +94,11 @@ def test_hooks_are_removed_where_a_step_raises():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"statistics": "men"}, "there is no statistic 'men'; there are mean, std"),
+        ({"statistics": "men"}, "Unknown statistic 'men'; the statistics are mean, std"),
         ({"statistics": []}, "statistics must name at least one statistic"),
         ({"statistics": None}, "statistics must be a statistic or a list of them, got None"),
         ({"layers": 3}, "layers must be a glob or a list of them, got 3"),
-        ({"layers": "3.*"}, r"no layer that matches '3\.\*', there are: \['0.weight', '0.bias'"),
+        ({"layers": "3.*"}, r"No layer matches '3\.\*'; the layers are: \['0.weight', '0.bias'"),
     ],
 )
 def test_what_there_is_not_is_named(arguments, message):
@@ -119,7 +119,7 @@ def test_a_module_of_another_optimizer_and_what_is_none_are_refused():
         measure_step(optimizer, nn.Linear(2, 2)),
     ):
         pass
-    for arguments, needed in (((module, optimizer), "optimizer first"), ((optimizer, 3), "second")):
+    for arguments, needed in (((module, optimizer), "as first"), ((optimizer, 3), "as second")):
         with pytest.raises(TypeError, match=needed), measure_step(*arguments):
             pass
 

@@ -1,4 +1,4 @@
-"""The classes that an experiment's file names: what they have to be, and how they are written."""
+"""The classes that an experiment's file names: checks of their types, and digests of their code."""
 
 import ast
 import hashlib
@@ -21,30 +21,30 @@ _BASES = {
     "trainer": "Trainer",
     "callbacks": "Callback",
 }
-# Where packages are installed: these have versions, and are not edited between two runs.
+# The folders of installed packages, which have versions and are not edited between two runs.
 _INSTALLED = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 
 
 def base_classes(package: str) -> dict[str, Any]:
-    """Return the class that each part of an experiment derives from."""
+    """Return the base class of each part of an experiment."""
     return {key: find_in(package, f"pytorch.{name}") for key, name in _BASES.items()}
 
 
 def package_named(config: Mapping[str, Any]) -> str:
-    """Return the package that the model is of, or else another part that a file names."""
+    """Return the package of the model or, if that is unknown, of another part in a file."""
     return package_of(*(path for _, path in _named(config)))
 
 
 def check_classes(source: str, config: Mapping[str, Any], package: str) -> None:
-    """Raise unless what a file names as model, data, trainer and callbacks are classes of these.
+    """Check that a file's model, data, trainer and callbacks are classes of these kinds.
 
-    A file could name any function, which would be called while the experiment is loaded. To import
-    a class runs its module all the same.
+    Otherwise, a file could name any function, which would be called while the experiment is loaded.
+    Importing a class still runs its module.
 
     Args:
-        source: where that is said, for the message.
-        config: what an experiment's file holds, or a part of it.
-        package: which the classes have to be of.
+        source: source of the classes, for the message.
+        config: content of an experiment's file, or a part of it.
+        package: package to which the classes must belong.
 
     Raises:
         UsageError: a class path names something else.
@@ -53,18 +53,18 @@ def check_classes(source: str, config: Mapping[str, Any], package: str) -> None:
         try:
             named = resolve_name(path)
         except (ImportError, AttributeError, ValueError):
-            continue  # the parser says what is wrong
+            continue  # The parser reports what is wrong.
         if not (inspect.isclass(named) and issubclass(named, find(f"pytorch.{_BASES[key]}"))):
-            raise UsageError(f"{source}: {key}: {path} is no {_BASES[key]}, which it has to be")
+            raise UsageError(f"{source}: {key}: {path} must be a subclass of {_BASES[key]}")
         if not fits(named, package):
             raise UsageError(
                 f"{source}: {key}: {path} is a {_BASES[key]} of {package_of(named)}, but the "
-                f"experiment is one of {package}: all of its classes have to be of the same"
+                f"experiment uses {package}; all of its classes must belong to the same package"
             )
 
 
 def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the class paths of the parts; a bare name is looked for among the subclasses only."""
+    """Yield the class paths of the parts, except bare names, which only name known subclasses."""
     for key in _BASES:
         parts = config.get(key)
         for part in parts if isinstance(parts, list) else [parts]:
@@ -74,20 +74,20 @@ def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def source_digests(config: Any) -> dict[str, str]:
-    """Compute a digest of each file that the classes of an experiment are written in.
+    """Compute a digest of each file that defines classes of an experiment.
 
-    These are the modules of the classes that are named by a ``class_path`` and were not installed
-    with a package, and the modules of the same folder that they import, directly or not.
+    The files are the modules of the classes that a ``class_path`` names and that were not installed
+    with a package, and the modules of the same folder that they import, directly or indirectly.
 
     Args:
-        config: what an experiment's file holds, of mappings, lists and plain values.
+        config: content of an experiment's file, made of mappings, lists and plain values.
 
     Returns:
         A short digest by the module's name.
     """
     digests: dict[str, str] = {}
     names = [name for path in class_paths(config) if (name := _module_of(path))]
-    for name in names:  # it grows by what they import
+    for name in names:  # The list grows by the imported modules.
         file = _own_file(name)
         if file is None or name in digests:
             continue
@@ -112,7 +112,7 @@ def class_paths(config: Any) -> Iterator[str]:
 
 
 def _module_of(path: str) -> str | None:
-    """Return the module in a class path, the longest part of it that can be imported."""
+    """Return the module in a class path, which is its longest part that can be imported."""
     module = path.rpartition(".")[0]
     while module:
         try:
@@ -123,10 +123,10 @@ def _module_of(path: str) -> str | None:
 
 
 def _imports(source: bytes, package: str) -> Iterator[str]:
-    """Yield the names that a module of a package imports, of modules and of what is in them."""
+    """Yield the names that a module of a package imports, both modules and their members."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # which is the interpreter's to tell, if it ever runs it
+    except (SyntaxError, ValueError):  # The interpreter reports it, if it ever runs the module.
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -139,7 +139,7 @@ def _imports(source: bytes, package: str) -> Iterator[str]:
 
 
 def _own_file(name: str) -> Path | None:
-    """Return the file of a user's module; None for installed packages and what is no module."""
+    """Return the file of a user's module; None for installed packages and anything else."""
     if name.partition(".")[0] == "aida_lightning":
         return None
     try:
@@ -154,7 +154,7 @@ def _own_file(name: str) -> Path | None:
 
 
 def _folder(name: str) -> Path | None:
-    """Return the folder that a user's module is found in by its full name."""
+    """Return the folder from which a user's module is imported by its full name."""
     file = _own_file(name)
     if file is None:
         return None

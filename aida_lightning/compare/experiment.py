@@ -1,4 +1,4 @@
-"""A comparison of optimizers as data: one YAML file says all of it."""
+"""A comparison of optimizers as data, which one YAML file describes completely."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,27 +13,27 @@ Built = TypeVar("Built", covariant=True)
 
 
 class ModelFactory(Protocol[Built]):
-    """What builds the module of a run; what a file says of it is filled in already."""
+    """A function that builds the module of a run, with the arguments of the file filled in."""
 
     def __call__(
         self, *, optimizer: str, optimizer_options: dict[str, Any], vocab_size: int = ...
     ) -> Built:
         """Build a new module that trains with an optimizer.
 
-        A module that has a vocabulary is told the size of the data module's.
+        A module with a vocabulary receives the size of the data module's vocabulary.
         """
         ...
 
 
 class TrainerFactory(Protocol[Built]):
-    """What builds the Trainer of a run; what a file says of it is filled in already."""
+    """A function that builds the Trainer of a run, with the arguments of the file filled in."""
 
     def __call__(self, *, logger: Any, callbacks: list[Any]) -> Built:
         """Build a new Trainer."""
         ...
 
 
-# What builds the parts whose classes are Lightning's, of whichever distribution.
+# The types of the parts whose classes are Lightning's, of either distribution.
 FACTORIES: dict[str, Any] = {
     "model": ModelFactory,
     "data": Callable[[], Built],
@@ -44,11 +44,11 @@ FACTORIES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Paper:
-    """Where the numbers beside the methods are from.
+    """The source of the published numbers beside the methods.
 
     Args:
-        source: the table or figure, and the paper.
-        epochs: the epochs that each run was trained for.
+        source: table or figure, and the paper.
+        epochs: number of epochs for which each run was trained.
     """
 
     source: str
@@ -69,27 +69,27 @@ class Target:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment's file holds, with classes by class_path as LightningCLI takes them.
+    """The content of an experiment's file, with classes by class_path as in LightningCLI.
 
     Args:
         description: one line for the list of experiments.
-        model: the LightningModule, without its optimizer.
-        data: the LightningDataModule.
-        trainer: arguments of the Trainer.
-        optimizers: the methods to compare.
-        optimizer_options: options for every optimizer that takes them and has none of its own.
-        sample: keys of the file, dotted, and their values for a small first try without download.
-        callbacks: callbacks that each run gets anew.
+        model: LightningModule, without its optimizer.
+        data: LightningDataModule.
+        trainer: Trainer and its arguments.
+        optimizers: methods to compare.
+        optimizer_options: options for every optimizer that accepts them and does not set them.
+        sample: dotted keys of the file, with values for a small first try without a download.
+        callbacks: callbacks, of which each run gets new instances.
         seeds: seeds of initialisation and data order; every optimizer trains once with each.
-        tune_seeds: seeds that choose the best setting of each grid, and are not reported. The
-            chosen setting alone trains with ``seeds`` then. Without any, ``seeds`` choose, too.
-        metric: the number to compare.
-        baseline: the method that the others are compared with, by its label or by an optimizer's
-            name that it alone has; by default the first.
-        target: a value of the metric, for the steps, epochs and seconds to it.
+        tune_seeds: seeds that choose the best setting of each grid, and that are not reported. Only
+            the chosen setting then trains with ``seeds``. Without any, ``seeds`` choose too.
+        metric: number by which to compare the runs.
+        baseline: method that the others are compared with, named by its label, or by an optimizer's
+            name that it alone has; the first method by default.
+        target: value of the metric to which the steps, epochs and seconds are reported.
         figures: the paper's figures to draw.
-        paper: where the paper's numbers are from, if there are any.
-        changes: what differs from the file by the command line; a comparison notes it itself.
+        paper: source of the paper's numbers, if there are any.
+        changes: differences from the file, as made on the command line; a comparison writes them.
     """
 
     description: str

@@ -1,4 +1,4 @@
-"""The folder of a comparison and those of its runs: what is in them, and where a run goes on."""
+"""The folders of a comparison and of its runs: their content, and the point where a run resumes."""
 
 import contextlib
 import itertools
@@ -37,24 +37,24 @@ _RESULT = "result.json"
 
 
 class DamagedFileError(RuntimeError):
-    """A file that a run goes on from cannot be read."""
+    """A file that a run resumes from cannot be read."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
-            f"{path} cannot be read ({reason}): put a good copy there or move it away; without "
-            f"its {CHECKPOINT} (and the one before it, in .backup) a run starts anew"
+            f"{path} cannot be read ({reason}): put a good copy there or move it away. Without "
+            f"its {CHECKPOINT} (and the previous one, in .backup), a run starts from the beginning"
         )
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run goes on.
+    """The point where a run resumes.
 
     Args:
-        checkpoint: the checkpoint, or None for a run from the start.
-        epochs: the epochs that were trained.
-        steps: the batches after which an optimizer stepped.
-        seconds: how long they took.
+        checkpoint: checkpoint, or None for a run from the start.
+        epochs: number of trained epochs.
+        steps: number of batches after which an optimizer stepped.
+        seconds: time that they took.
     """
 
     checkpoint: Path | None = None
@@ -64,7 +64,7 @@ class ResumePoint:
 
 
 def run_folder(folder: Path, label: str, seed: int) -> Path:
-    """Return the folder of a run in that of its comparison.
+    """Return the folder of a run, inside the folder of its comparison.
 
     Example:
         >>> run_folder(Path("runs"), "Aida K=2", 0).as_posix()
@@ -82,8 +82,8 @@ def check_folder(
 ) -> None:
     """Refuse a folder that holds anything but a comparison with the same settings.
 
-    Optimizers, seeds and the metric may differ, and with ``rerun`` the sources of the classes. A
-    damaged note of the settings is no obstacle where each run has its own.
+    Optimizers, seeds and the metric may differ; with ``rerun``, so may the sources of the classes.
+    A damaged file of the settings is no obstacle if each run has its own.
 
     Raises:
         UsageError: the folder cannot be used; the message names what differs.
@@ -91,19 +91,19 @@ def check_folder(
     with _refused_access(folder):
         exists = folder.exists()
         if exists and not folder.is_dir():
-            raise UsageError(f"output: {folder} is no folder")
+            raise UsageError(f"output: {folder} is not a folder")
         holds_more = exists and {path.name for path in folder.iterdir()} - {_LOCK}
     if holds_more:
         try:
             there = yaml.safe_load((folder / _CONFIG).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             there = None
-        # Other programs write a config.yaml, too, and people do; none has the changes that we note.
+        # Other programs and people write a config.yaml, too, but none with the noted changes.
         known = isinstance(there, dict) and "changes" in there
         if not known and not any(folder.glob(f"*/seed_*/{_SETTINGS}")):
             raise UsageError(
                 f"output: {folder} exists and is not empty, and has no {_CONFIG} of a comparison; "
-                "nothing is overwritten. Give a new folder, or one of the same comparison"
+                "nothing is overwritten. Choose a new folder, or one of the same comparison"
             )
         if known:
             refuse_differences(
@@ -112,7 +112,7 @@ def check_folder(
     for optimizer in optimizers:
         for seed in seeds:
             run = run_folder(folder, optimizer.label, seed)
-            with contextlib.suppress(DamagedFileError):  # which is told when that run's turn comes
+            with contextlib.suppress(DamagedFileError):  # It is reported when that run begins.
                 if (noted := _read_settings(run)) is not None:
                     settings = run_settings(config, optimizer, seed)
                     if rerun:
@@ -123,7 +123,7 @@ def check_folder(
 def set_edited_aside(
     folder: Path, config: Mapping[str, Any], optimizers: Sequence[OptimizerChoice], seed: int
 ) -> None:
-    """Move the runs of one seed aside whose classes were edited since, into ``.replaced``."""
+    """Move the runs of one seed whose classes were edited since then into ``.replaced``."""
     for optimizer in optimizers:
         run = run_folder(folder, optimizer.label, seed)
         with contextlib.suppress(DamagedFileError):
@@ -141,7 +141,7 @@ def set_edited_aside(
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make a folder, and keep others out of it; the lock is gone when its process is."""
+    """Create a folder and lock it against other comparisons; the lock ends with its process."""
     lock = FileLock(folder / _LOCK, timeout=0)
     with _refused_access(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,15 +177,15 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     with _refused_access(folder):
         path = folder / _CONFIG
         if path.exists() and "changes:" not in path.read_text(encoding="utf-8", errors="replace"):
-            path.replace(path.with_name(f"{_CONFIG}.damaged"))  # what was left of it
+            path.replace(path.with_name(f"{_CONFIG}.damaged"))  # Keep what is left of it.
         write_whole(path, _as_yaml(config))
 
 
 def begin_run(folder: Path, settings: Mapping[str, Any]) -> ResumePoint:
-    """Make a run's folder with a note of its settings, and return where the run goes on.
+    """Create a run's folder with a file of its settings, and return where the run resumes.
 
     Raises:
-        DamagedFileError: a file of the run that is there already cannot be read.
+        DamagedFileError: an existing file of the run cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _read_settings(folder)
@@ -209,29 +209,29 @@ def resume_point(folder: Path) -> ResumePoint:
             return ResumePoint()
         checkpoint = torch.load(whole, map_location="cpu", weights_only=True, mmap=True)
         return ResumePoint(path, **checkpoint["callbacks"][Resumable.__qualname__])
-    except Exception as error:  # torch raises nearly anything
+    except Exception as error:  # torch raises errors of nearly any kind.
         reason = (str(error).splitlines() or [""])[0]
         raise DamagedFileError(path, f"{type(error).__name__}: {reason}") from error
 
 
 def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
-    """Mark a run as finished, and remove what only its going on had needed."""
+    """Mark a run as finished, and remove the checkpoint that was only needed to resume."""
     write_whole(folder / _RESULT, json.dumps(asdict(result), indent=2, default=str))
     if not keep_checkpoint:
         DurableCheckpointIO().remove_checkpoint(folder / CHECKPOINT)
 
 
 def finished_run(folder: Path, metric: Metric, target: Target | None = None) -> RunResult | None:
-    """Return the result of a run that is finished, or None.
+    """Return the result of a finished run, or None for any other run.
 
-    By another metric or target than it was finished with, it is measured again, from its event
-    files.
+    If the metric or the target is not the one that the run was finished with, the run is measured
+    again from its event files.
     """
     try:
         _read_settings(folder)
         result = _read_result(folder)
     except DamagedFileError:
-        return None  # the run's begin tells
+        return None  # The error is reported when the run begins.
     if result is None:
         return None
     known = measured_by(result, metric)
@@ -241,7 +241,7 @@ def finished_run(folder: Path, metric: Metric, target: Target | None = None) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("error", DamagedEventsWarning)
             measured = measure_run(folder, metric, target)
-    except DamagedEventsWarning as error:  # a number of a part of the points would be another one
+    except DamagedEventsWarning as error:  # Some points alone would give another number.
         if known:
             return replace(result, message=f"the way to the target is not measured: {error}")
         message = f"{metric.name} is not measured: {error}. The result by {result.metric} is kept"
@@ -262,25 +262,25 @@ def write_whole(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise OSError(
-            f"{path} cannot be written: {error}. What was there before is kept, and so is all that "
-            "the runs wrote; make room, and call the same command again to go on"
+            f"{path} cannot be written: {error}. The previous file and everything that the runs "
+            "wrote are kept; free disk space, and run the same command again to resume"
         ) from error
 
 
 @contextlib.contextmanager
 def _refused_access(folder: Path) -> Iterator[None]:
-    """Name a folder that cannot be looked into, written to or locked."""
+    """Name a folder that cannot be read, written to or locked."""
     try:
         yield
     except Timeout as error:
         raise UsageError(
-            f"output: another comparison is at work in {folder}: wait until it has ended, or give "
-            "another folder. If there is none, the folder's file system may not support locks"
+            f"output: another comparison is running in {folder}: wait until it has ended, or "
+            "choose another folder. If none is running, the file system may not support locks"
         ) from error
     except NotImplementedError as error:
         raise UsageError(
-            f"output: {folder} cannot be locked, its file system may not support it ({error}): "
-            "give a folder on another one"
+            f"output: {folder} cannot be locked, because its file system may not support locks "
+            f"({error}); choose a folder on another one"
         ) from error
     except OSError as error:
         raise UsageError(f"output: {error}") from error
@@ -293,7 +293,7 @@ def _as_yaml(content: Mapping[str, Any]) -> str:
 def _read_settings(folder: Path) -> dict[str, Any] | None:
     def parse(text: str) -> dict[str, Any]:
         settings: dict[str, Any] = yaml.safe_load(text)
-        settings["seed"]  # the last of them: nothing is cut off
+        settings["seed"]  # This is the last setting, so nothing is cut off.
         return settings
 
     return _read_file(folder / _SETTINGS, parse)

@@ -1,4 +1,4 @@
-"""Experiments by name or path: found, read, changed by options, and checked."""
+"""The loading of experiments by name or path: they are read, changed by options, and checked."""
 
 import json
 import re
@@ -35,11 +35,11 @@ _CONFIGS = Path(str(files("aida_lightning.compare") / "configs"))
 
 @dataclass(frozen=True)
 class LoadedExperiment:
-    """An experiment, and the text that it can be loaded from again.
+    """An experiment, with the text from which it can be loaded again.
 
     Args:
-        name: the name of its file without the ending.
-        config: its file's content, every default written out.
+        name: name of the file without the extension.
+        config: content of the file, with all defaults written out.
     """
 
     name: str
@@ -49,7 +49,7 @@ class LoadedExperiment:
     def experiment(self) -> Experiment:
         """The experiment, ready to build its parts."""
         parser = _parser(self.package)
-        config = parser.parse_object(deepcopy(self.config))  # which it would write to
+        config = parser.parse_object(deepcopy(self.config))  # The parser changes its input.
         return Experiment(**vars(parser.instantiate(config)))
 
     @property
@@ -59,13 +59,13 @@ class LoadedExperiment:
 
     @property
     def trainer_options(self) -> dict[str, Any]:
-        """The arguments of the Trainer, every default written out."""
+        """The arguments of the Trainer, with all defaults written out."""
         options: dict[str, Any] = self.config["trainer"]["init_args"]
         return options
 
 
 def list_experiments() -> dict[str, str]:
-    """Return the one line of each experiment that is shipped, by its name."""
+    """Return the one-line description of each shipped experiment, by its name."""
     paths = sorted(_CONFIGS.glob("*.yaml"), key=lambda path: path.stem)
     return {path.stem: str(_read_content(path)["description"]) for path in paths}
 
@@ -74,10 +74,10 @@ def find_experiment(name: str) -> Path:
     """Find the file of an experiment.
 
     Args:
-        name: the name of one that is shipped, or the path of a YAML file.
+        name: name of a shipped experiment, or the path of a YAML file.
 
     Raises:
-        UsageError: there is neither; the message has the nearest names.
+        UsageError: neither exists; the message suggests the nearest names.
     """
     shipped = _CONFIGS / f"{name}.yaml"
     if shipped.is_file():
@@ -87,7 +87,7 @@ def find_experiment(name: str) -> Path:
     known = [path.stem for path in sorted(_CONFIGS.glob("*.yaml"))]
     nearest = get_close_matches(name, known, n=3, cutoff=0.5) or known
     raise UsageError(
-        f"experiment: {name!r} is neither a file nor one of those that are shipped; "
+        f"experiment: {name!r} is neither a file nor a shipped experiment; "
         f"did you mean: {', '.join(nearest)}?"
     )
 
@@ -95,17 +95,17 @@ def find_experiment(name: str) -> Path:
 def load_experiment(
     name: str, overrides: Mapping[str, Any] | None = None, sample: bool = False
 ) -> LoadedExperiment:
-    """Read and check an experiment, of which nothing is built yet.
+    """Read and check an experiment, without building any part of it.
 
     Args:
-        name: the name of one that is shipped, or the path of a YAML file.
-        overrides: values by dotted key that replace those of the file, as
+        name: name of a shipped experiment, or the path of a YAML file.
+        overrides: values by dotted key that replace those of the file, such as
             `{"trainer.max_epochs": 1}`.
-        sample: make the changes that the file has under `sample`.
+        sample: whether to make the changes that the file has under `sample`.
 
     Raises:
-        UsageError: there is no such file, or it or a value is not allowed; the message names the
-            file, the key, the value and what would be right.
+        UsageError: the file does not exist, or the file or a value is invalid; the message names
+            the file, the key, the value, and what would be valid.
 
     Example:
         >>> loaded = load_experiment("digits_vgg11", {"trainer.max_epochs": 1})
@@ -131,7 +131,9 @@ def load_experiment(
     with _refused_as(f"{path} as changed on the command line", given):
         if sample:
             if not in_file.sample:
-                raise UsageError(f"{path}: sample: the experiment has none, name the data itself")
+                raise UsageError(
+                    f"{path}: sample: the experiment has no sample; set `data` instead"
+                )
             content = _changed(parser, content, in_file.sample)
         unchanged = parser.parse_object(content.as_dict())
         config = parser.parse_object(_changed(parser, content, changes).as_dict())
@@ -141,7 +143,7 @@ def load_experiment(
         noted = _differences(in_file, config)
     before = {short_key(key): value for key, value in config.changes.items()}
     if "data.class_path" in noted:
-        before.pop("data", None)  # other data than the sample that a comparison was of
+        before.pop("data", None)  # The data is no longer the sample of an earlier comparison.
     config.changes = before | noted
     _settle_trainer(config.trainer.init_args, resolve_name(config.model.class_path))
     with warnings.catch_warnings():
@@ -172,7 +174,7 @@ def load_plan(path: Path) -> tuple[Experiment, dict[str, Any]]:
 
 
 def _without_unwritable(content: Any) -> Any:
-    """Leave out the defaults that jsonargparse cannot write: the class has them itself."""
+    """Omit the defaults that jsonargparse cannot write, because the class has them anyway."""
     if isinstance(content, dict):
         return {
             key: _without_unwritable(value)
@@ -183,7 +185,7 @@ def _without_unwritable(content: Any) -> Any:
 
 
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what changes by dotted key say of the parts of a file."""
+    """Return the values that changes by dotted key set for the parts of a file."""
     nested: dict[str, Any] = {}
     for key, value in changes.items():
         part, _, rest = key.partition(".")
@@ -194,7 +196,7 @@ def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parser(package: str) -> ArgumentParser:
-    """Return a parser of experiments whose classes are of a package."""
+    """Return a parser of experiments whose classes belong to a package."""
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     for key, base in base_classes(package).items():
         default: dict[str, Any] = {"default": []} if key == "callbacks" else {"required": True}
@@ -206,7 +208,7 @@ def _parser(package: str) -> ArgumentParser:
 def _experiment_name(path: Path) -> str:
     if path.stem != "config":
         return path.stem
-    # A comparison's own; its folder has the name of the experiment, and a digest perhaps.
+    # A comparison's own file: the folder has the experiment's name, perhaps with a digest.
     return re.sub(r"-[0-9a-f]{8}$", "", path.absolute().parent.name)
 
 
@@ -214,11 +216,11 @@ def _changed(parser: ArgumentParser, content: Namespace, changes: Mapping[str, A
     """Return a file's content, without defaults, after changes by dotted key."""
     content = content.clone()
     if isinstance(content.get("paper"), Namespace):
-        content.paper = vars(content.paper)  # else jsonargparse takes no key below it
+        content.paper = vars(content.paper)  # Otherwise, jsonargparse accepts no key below it.
     for key in changes:
         _take_out(content, key)
     metric = content.get("metric.name", Metric.name)
-    if changes.get("metric.name", metric) != metric:  # and another title and unit
+    if changes.get("metric.name", metric) != metric:  # Another metric has another title and unit.
         _take_out(content, "metric.title")
         _take_out(content, "metric.percent")
     arguments = [f"--{key}={_as_text(value)}" for key, value in changes.items()]
@@ -226,36 +228,36 @@ def _changed(parser: ArgumentParser, content: Namespace, changes: Mapping[str, A
 
 
 def _differences(before: Namespace, after: Namespace) -> dict[str, str]:
-    """Return the keys whose values differ, with their values after."""
+    """Return the keys whose values differ, with their new values."""
     old, new = flat(before.as_dict()), flat(after.as_dict())
     return {
         short_key(key): _as_text(new.get(key))
         for key in {**old, **new}
-        # What another class does not take is told by its class path.
+        # If another class lacks an option, its class path says so.
         if old.get(key) != new.get(key) and (key in new or ".init_args." not in key)
     }
 
 
 def _take_out(content: Any, key: str) -> None:
-    """Take out what a change replaces, for jsonargparse would merge the two."""
+    """Remove what a change replaces, because jsonargparse would merge the two."""
     values = vars(content) if isinstance(content, Namespace) else content
     if not isinstance(values, dict):
         return
     name, dot, rest = key.partition(".")
-    if name not in values and "init_args" in values:  # keys may leave it out
+    if name not in values and "init_args" in values:  # Keys may omit `init_args`.
         _take_out(values["init_args"], key)
     elif dot:
         _take_out(values.get(name), rest)
-    elif name != "class_path":  # another class keeps the options that it has too
+    elif name != "class_path":  # Another class keeps the options that it shares.
         values.pop(name, None)
 
 
 def _settle_trainer(options: Namespace, model: Any) -> None:
-    """Set what Lightning would choose by itself, and not as a comparison needs it."""
+    """Set the options for which Lightning's own choice does not suit a comparison."""
     if options.devices == "auto":
         options.devices = 1
     if options.strategy == "auto" and options.devices not in (1, "1", [0]):
-        # The usual "ddp" would start the whole comparison again in every process.
+        # The usual "ddp" would restart the whole comparison in every process.
         options.strategy = "ddp_spawn"
         if getattr(model, "find_unused_parameters", False):
             options.strategy += "_find_unused_parameters_true"
@@ -272,7 +274,7 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read as YAML: {error}") from error
     keys = Experiment.__dataclass_fields__
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: an experiment is a mapping with the keys {', '.join(keys)}")
+        raise UsageError(f"{path}: an experiment must be a mapping with the keys {', '.join(keys)}")
     for key in content:
         if key not in keys:
             raise UsageError(f"{path}: unknown key {key!r}, it must be one of {', '.join(keys)}")
@@ -281,7 +283,7 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _refused_as(source: str, given: Mapping[str, Any]) -> Iterator[None]:
-    """Name the source of a value that is refused, and the nearest of the keys that there are."""
+    """Name the source of a refused value, and the nearest of the known keys."""
     try:
         yield
     except ArgumentError as error:
@@ -290,7 +292,7 @@ def _refused_as(source: str, given: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _nearest(message: str, given: Mapping[str, Any]) -> str:
-    """Return the nearest keys that there are for each key in a message that there is not."""
+    """Return the nearest known keys for each unknown key in a message."""
     classes = [Experiment, Paper, Metric, Target, Method, Published, *find("pytorch.Trainer")]
     with suppress(AttributeError, ImportError, ValueError):
         classes += [resolve_name(path) for path in class_paths(given)]

@@ -1,4 +1,4 @@
-"""What the weights of a run depend on, compared and digested."""
+"""The settings that determine the weights of a run: their comparison and their digest."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 from aida_lightning.compare.classes import source_digests
 from aida_lightning.compare.methods import OptimizerChoice, UsageError
 
-# What may differ when a run goes on, for example on another machine; short keys.
+# The short keys of settings that may differ when a run resumes, for example on another machine.
 INCIDENTAL = {
     "data.root",
     "data.download",
@@ -33,14 +33,14 @@ def flat(content: Any, key: str = "") -> dict[str, Any]:
 
 
 def short_key(key: str) -> str:
-    """Return a dotted key without `init_args`, which it may leave out."""
+    """Return a dotted key without `init_args`, which keys may omit."""
     return key.replace(".init_args.", ".")
 
 
 def run_settings(
     config: Mapping[str, Any], optimizer: OptimizerChoice, seed: int
 ) -> dict[str, Any]:
-    """Return all that the weights of a run depend on, of an experiment's resolved file."""
+    """Return the settings in an experiment's resolved file that determine a run's weights."""
     settings = {
         **{key: config[key] for key in ("model", "data", "trainer")},
         "callbacks": config.get("callbacks", []),
@@ -53,13 +53,13 @@ def run_settings(
 
 
 def common_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what all runs of an experiment have in common, of its resolved file."""
+    """Return the settings in an experiment's resolved file that all of its runs share."""
     keys = ("model", "data", "trainer", "callbacks", "optimizer_options")
     return {key: config.get(key) for key in keys}
 
 
 def settings_digest(config: Mapping[str, Any]) -> str:
-    """Return eight letters that follow from what all runs of an experiment have in common."""
+    """Return a digest, of eight hexadecimal digits, of the settings that all runs share."""
     settings = _decisive(common_settings(config))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -68,7 +68,7 @@ def refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, A
     """Refuse a folder that holds something with other settings.
 
     Raises:
-        UsageError: a setting differs that is not incidental; the message names it.
+        UsageError: a setting that is not incidental differs; the message names it.
     """
     old, new = _decisive(there), _decisive(here)
     differences = [
@@ -79,17 +79,17 @@ def refuse_differences(what: str, there: Mapping[str, Any], here: Mapping[str, A
     if differences:
         raise UsageError(
             f"output: {what} with other settings, which is kept: {'; '.join(differences)}. "
-            "Give another folder"
+            "Choose another folder"
         )
     if edited := edited_sources(there, here):
         raise UsageError(
-            f"output: {what} of classes that were edited since, which is kept: "
-            f"{', '.join(edited)}. Give another folder, or --rerun to train it again"
+            f"output: {what} whose classes were edited since then, which is kept: "
+            f"{', '.join(edited)}. Choose another folder, or pass --rerun to train it again"
         )
 
 
 def edited_sources(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return the modules whose source is another one now; none where it was not noted."""
+    """Return the modules whose source has changed; none if the sources were not noted."""
     old, new = there.get("sources") or {}, here.get("sources") or {}
     return [name for name in {**old, **new} if old and old.get(name) != new.get(name)]
 

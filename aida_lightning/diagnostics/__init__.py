@@ -1,4 +1,4 @@
-"""What an optimizer's state says about its steps, and statistics of a layer's tensors."""
+"""What an optimizer's state reveals about its steps, and statistics of a layer's tensors."""
 
 from aida_lightning.diagnostics import family, foreign, torch_optimizers  # noqa: F401  # to register them
 from aida_lightning.diagnostics.rates import effective_learning_rate

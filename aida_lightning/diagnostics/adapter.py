@@ -1,4 +1,4 @@
-"""What is registered for a class all at once."""
+"""The adapter, which registers all functions of an optimizer's class at once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from aida_lightning.diagnostics.state import NoStepsize, momentum, stepsize
 
 @dataclass(frozen=True)
 class Adapter:
-    """How to read the state of an optimizer; called with a class, it registers for that.
+    """The functions that read an optimizer's state; a call with a class registers them for it.
 
     Args:
-        stepsize: computes the adaptive stepsizes, or says why there are none.
-        learning_rate: computes the effective learning rate, from the optimizer, the group, the
-            state and the learning rate.
-        momentum: finds the momentum.
+        stepsize: function that computes the adaptive stepsizes, or the reason why there are none.
+        learning_rate: function that computes the effective learning rate from the optimizer, the
+            group, the state and the learning rate.
+        momentum: function that returns the momentum.
     """
 
     stepsize: Callable[..., Tensor] | str
@@ -27,7 +27,7 @@ class Adapter:
     momentum: Callable[..., Tensor | None] = momentum.default
 
     def __call__(self, cls: type) -> None:
-        """Register for a class what no one else has registered for it."""
+        """Register for a class those functions that nobody else has registered for it."""
         known = self.stepsize
         stepsize.add(cls, NoStepsize(known) if isinstance(known, str) else torch.no_grad()(known))
         learning_rate.add(cls, self.learning_rate)

@@ -1,4 +1,4 @@
-"""What is known of the package's own optimizers: the family and its baselines."""
+"""The functions that read the state of the package's own optimizers: the family and baselines."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def _(
 
 
 def msvag(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-    r"""Compute :math:`\gamma`, the damping of each element by its noise, 0 where it is 0/0.
+    r"""Compute :math:`\gamma`, the damping of each element by its noise; 0/0 counts as 0.
 
     Balles and Hennig, arXiv 1705.07774.
     """
@@ -68,4 +68,4 @@ def msvag(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) ->
 
 Adapter(adam)(Yogi)
 Adapter(msvag)(MSVAG)
-Adapter("one rate moves all elements of a layer, a fraction of its norm")(Fromage)
+Adapter("one rate, a fraction of the layer's norm, moves all elements of a layer")(Fromage)

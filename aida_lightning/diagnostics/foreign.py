@@ -1,6 +1,7 @@
-"""What is known of the optimizers of other packages, none of which is imported.
+"""The functions that read the state of other packages' optimizers, without importing any of them.
 
-An option that changes what the stepsizes multiply, such as ``cautious``, does not change them.
+An option that changes what the stepsizes multiply, such as ``cautious``, does not change the
+stepsizes.
 """
 
 from collections.abc import Callable
@@ -27,8 +28,8 @@ from aida_lightning.diagnostics.formulas import (
 from aida_lightning.diagnostics.rates import debiased_rate, given_rate, step_of
 from aida_lightning.diagnostics.torch_optimizers import ADAM, ONE_RATE, ORTHOGONAL
 
-SIGN = "its update is a sign, of one size for all elements"
-MATRIX = "a matrix multiplies its momentum, not a factor of each element"
+SIGN = "its update is a sign, which has the same size for all elements"
+MATRIX = "a matrix multiplies its momentum, instead of one factor per element"
 
 
 def maybe_rectified(
@@ -41,7 +42,7 @@ def maybe_rectified(
 ) -> Tensor:
     """Compute the stepsizes of ``plain`` or, with the option ``rectify``, of ``rectified_adam``.
 
-    Where a rectified optimizer has the option ``amsgrad``, it makes no use of it.
+    A rectified optimizer that has the option ``amsgrad`` ignores it.
     """
     if option(optimizer, group, "rectify", False):
         return rectified_adam(optimizer, {**group, "amsgrad": False}, state, **options)
@@ -62,7 +63,7 @@ def schedule_free(optimizer: Optimizer, group: Entries, state: Entries) -> Tenso
 
 def averaged(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / (\sqrt{v / c^2 + 10^{-15}} + \epsilon)`, as ``schedule_free``."""
-    if group["ams_bound"]:  # whose largest second moment is of the corrected ones
+    if group["ams_bound"]:  # It keeps the largest of the corrected second moments.
         corrected = state["max_exp_avg_sq"]
     else:
         corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** group["step"])
@@ -78,8 +79,8 @@ def warmed_up_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any
 def relative_step_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
     r"""Compute :math:`\min(10^{-2}, 1 / \sqrt t)`, or :math:`\eta` without ``relative_step``.
 
-    With ``warmup_init`` it is :math:`\min(10^{-6} t, 1 / \sqrt t)`. The two factors that a layer's
-    elements share, its root mean square and that which clips, are not among it.
+    With ``warmup_init``, the rate is :math:`\min(10^{-6} t, 1 / \sqrt t)`. It excludes the two
+    factors that a layer's elements share: the layer's root mean square and the clipping factor.
     """
     if not group["relative_step"]:
         return lr
@@ -102,13 +103,13 @@ def bounded_factored(optimizer: Any, group: Entries, state: Entries) -> Tensor:
 
 def trusted_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) -> Any:
     r"""Compute :math:`\eta / (1 - \beta_1^t)` times the trust ratio of the layer."""
-    # The step that a rectified one waits through leaves no ratio.
+    # A rectified optimizer that waits leaves no ratio in its state.
     ratio = 1.0 if group["adam"] else state.get("trust_ratio", 1.0)
     return debiased_rate(optimizer, group, state, lr) * ratio
 
 
 def blockwise(state: Entries, n: int) -> Tensor:
-    """Return a moment of bitsandbytes, of the 8 bits of codes and the maxima of blocks of them."""
+    """Return a moment of bitsandbytes, from codes of 8 bits and the maximum of each block."""
     values: Tensor = state[f"state{n}"]
     if values.dtype != torch.uint8:
         return values
@@ -120,9 +121,9 @@ def blockwise(state: Entries, n: int) -> Tensor:
 
 
 def low_bit_adam(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
-    """Compute ``adam``'s stepsizes from the second moment as it is held, in 8 or in 32 bits.
+    """Compute ``adam``'s stepsizes from the second moment as it is stored, in 8 or in 32 bits.
 
-    The step itself took the moment from before it was rounded to 8 bits.
+    The step itself used the moment before it was rounded to 8 bits.
     """
     return adam(optimizer, group, {"step": state["step"], "exp_avg_sq": blockwise(state, 2)})
 
@@ -142,7 +143,7 @@ def no_momentum(optimizer: Optimizer, group: Entries, state: Entries) -> None:
 
 
 def latest_step(group: Entries, states: Any) -> int:
-    """Return the count of steps of a group whose last layer alone counts them."""
+    """Return the number of steps of a group in which only the last layer counts them."""
     counts: list[int] = [states[param]["step"] for param in group["params"] if param in states]
     return max(counts)
 
@@ -159,7 +160,7 @@ def fused_rate(optimizer: Optimizer, group: Entries, state: Entries, lr: Any) ->
     return debiased_rate(optimizer, group, {**state, "step": t}, lr)
 
 
-# By the path of a class, or of the module or package that it is in.
+# Keyed by the path of a class, or of its module or package.
 NONE = {
     ONE_RATE: [
         "apex.optimizers.fused_sgd",
@@ -225,7 +226,7 @@ ADAPTERS = {
             "lamb.Lamb": Adapter(partial(maybe_rectified, plain=uncorrected), trusted_rate),
             "radam.RAdam": Adapter(rectified_adam, debiased_rate),
             "schedulefree.ScheduleFreeAdamW": Adapter(averaged, warmed_up_rate),
-            "sgd.AccSGD": Adapter(ONE_RATE, momentum=no_momentum),  # whose buffer holds weights
+            "sgd.AccSGD": Adapter(ONE_RATE, momentum=no_momentum),  # The buffer holds weights.
             "yogi.Yogi": Adapter(adam, debiased_rate),
         }.items()
     },

@@ -1,6 +1,6 @@
 """Formulas of adaptive stepsizes, several of which belong to more than one optimizer.
 
-Each takes the optimizer, the group and the state of one layer, and returns a real tensor.
+Each formula takes the optimizer, the group and the state of one layer, and returns a real tensor.
 """
 
 from typing import Any
@@ -26,8 +26,8 @@ def adam(
 ) -> Tensor:
     r"""Compute :math:`s = 1 / (\sqrt{v} / c + \epsilon)` with :math:`c = \sqrt{1 - \beta_2^t}`.
 
-    Of AMSGrad :math:`v` is the largest second moment so far. Without ``bias_correction`` in the
-    group :math:`c = 1`. Kingma and Ba, arXiv 1412.6980, algorithm 1; Reddi, Kale and Kumar, arXiv
+    For AMSGrad, :math:`v` is the largest second moment so far. If ``bias_correction`` is off in the
+    group, :math:`c = 1`. Kingma and Ba, arXiv 1412.6980, algorithm 1; Reddi, Kale and Kumar, arXiv
     1904.09237, algorithm 2.
 
     ``v`` is the name of the second moment in the state. ``eps_first`` adds :math:`\epsilon` before
@@ -56,9 +56,9 @@ def rectified_adam(
 ) -> Tensor:
     r"""Compute :math:`s = r c / (\sqrt{v} + \epsilon)` with the rectification :math:`r`.
 
-    While the average is too short, of a length of 5 or less, the step does not adapt: :math:`s =
-    1`, or 0 for an optimizer that waits (``degenerated_to_sgd=False``). Liu, Jiang, He, Chen, Liu,
-    Gao and Han, arXiv 1908.03265, algorithm 2.
+    While the average is too short (a length of 5 or less), the step does not adapt: :math:`s = 1`,
+    or :math:`s = 0` for an optimizer that waits (``degenerated_to_sgd=False``). Liu, Jiang, He,
+    Chen, Liu, Gao and Han, arXiv 1908.03265, algorithm 2.
     """
     beta2, t = group["betas"][1], double(step_of(group, state))
     longest = 2 / (1 - beta2) - 1
@@ -78,7 +78,7 @@ def rectified_adam(
 
 
 def adamax(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
-    r"""Compute :math:`s = 1 / u`, where :math:`u` is the decaying maximum, with :math:`\epsilon`.
+    r"""Compute :math:`s = 1 / u`, where the decaying maximum :math:`u` includes :math:`\epsilon`.
 
     Kingma and Ba, arXiv 1412.6980, algorithm 2.
     """
@@ -96,9 +96,9 @@ def adagrad(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
 def rmsprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / (\sqrt{v} + \epsilon)`, which multiplies the gradient.
 
-    If ``centered``, :math:`v` is less the squared average gradient. With a momentum the gradients
-    are summed up after they were multiplied. Hinton, lecture 6e; Graves, arXiv 1308.0850, equations
-    38 to 45.
+    If ``centered``, the squared average gradient is subtracted from :math:`v`. With a momentum, the
+    optimizer sums the gradients after this multiplication. Hinton, lecture 6e; Graves, arXiv
+    1308.0850, equations 38 to 45.
     """
     v = real(state["square_avg"])
     if group["centered"]:
@@ -108,17 +108,18 @@ def rmsprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
 
 
 def adadelta(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
-    r"""Compute :math:`s = \sqrt{u + \epsilon} / \sqrt{v + \epsilon}`, to multiply the gradient.
+    r"""Compute :math:`s = \sqrt{u + \epsilon} / \sqrt{v + \epsilon}`; it multiplies the gradient.
 
-    :math:`u` is the average of squared updates with the last one among them, for the one before is
-    not kept: the step itself took :math:`u` from before. Zeiler, arXiv 1212.5701, algorithm 1.
+    :math:`u` is the average of squared updates, including the last one. The step itself used the
+    average from before that update, which the optimizer does not keep. Zeiler, arXiv 1212.5701,
+    algorithm 1.
     """
     u, v = real(state["acc_delta"]), real(state["square_avg"])
     return u.add(group["eps"]).div_(v.add(group["eps"])).sqrt_()
 
 
 def rprop(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
-    """Return the stepsizes themselves, which multiply the gradient's sign, without a learning rate.
+    """Return the stepsizes in the state, which multiply the gradient's sign; no learning rate does.
 
     Riedmiller and Braun, ICNN 1993.
     """
@@ -129,7 +130,8 @@ def factored(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
     r"""Compute :math:`s = 1 / \sqrt{v}` with :math:`v = r c^T / \operatorname{mean}(r)`.
 
     :math:`r` and :math:`c` are the means of a matrix's squared gradients in rows and in columns;
-    of a vector :math:`v` is held as it is. Shazeer and Stern, arXiv 1804.04235, algorithms 4 and 5.
+    for a vector, the state holds :math:`v` itself. Shazeer and Stern, arXiv 1804.04235, algorithms
+    4 and 5.
     """
     s: Tensor
     if "exp_avg_sq_row" not in state:
@@ -142,10 +144,10 @@ def factored(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
 
 
 def torch_adafactor(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
-    r"""Compute :math:`s = 1 / \max(\sqrt{v}, \epsilon_1)` with :math:`v` as ``factored`` has it.
+    r"""Compute :math:`s = 1 / \max(\sqrt{v}, \epsilon_1)` with :math:`v` as in ``factored``.
 
-    Two more factors, which a layer's elements share, are not among them: :math:`\max(\epsilon_2,
-    \operatorname{RMS}(x))`, and that which clips the update's root mean square at :math:`d`.
+    The stepsizes exclude two factors that a layer's elements share: :math:`\max(\epsilon_2,
+    \operatorname{RMS}(x))`, and the factor that clips the update's root mean square at :math:`d`.
     """
     held = state["variance" if "variance" in state else "row_var"]
     eps = torch.finfo(held.dtype).eps if group["eps"][0] is None else group["eps"][0]
@@ -157,7 +159,7 @@ def torch_adafactor(optimizer: Optimizer, group: Entries, state: Entries) -> Ten
 
 
 def option(optimizer: Optimizer, group: Entries, name: str, default: Any) -> Any:
-    """Return an option, which some optimizers hold in their groups, and some themselves."""
+    """Return an option, which some optimizers keep in their groups and others as an attribute."""
     return group.get(name, getattr(optimizer, name, default))
 
 

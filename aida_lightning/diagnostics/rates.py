@@ -1,4 +1,4 @@
-"""The learning rate that multiplies the momentum, or the gradient, and its stepsizes."""
+"""The learning rate that multiplies the momentum, or the gradient, and the stepsizes."""
 
 from typing import Any
 
@@ -16,20 +16,20 @@ def effective_learning_rate(
 ) -> float | Tensor:
     r"""Return :math:`\eta / (1 - \beta_1^t)`, the factor of :math:`m \, s` in the last update.
 
-    For NAdam it is :math:`\eta \, \mu_{t+1} / (1 - \prod_{i \le t+1} \mu_i)` with its momenta
-    :math:`\mu`. The table on the page on reading the charts has those of other optimizers.
+    For NAdam, it is :math:`\eta \, \mu_{t+1} / (1 - \prod_{i \le t+1} \mu_i)` with the optimizer's
+    momenta :math:`\mu`. For other optimizers, see the table on the page about reading the charts.
 
     Args:
-        group: the parameter group that the layer is in. Without ``betas`` there is no correction
-            of the momentum's bias, and the learning rate itself is returned.
+        group: parameter group of the layer. If it has no ``betas``, the momentum's bias is not
+            corrected, and the function returns the learning rate itself.
         state: ``optimizer.state[parameter]`` of the layer.
-        lr: the learning rate of that update. None, the default, takes the group's present one.
-        optimizer: the optimizer, whose class may have a rule of its own. None, the default, leaves
-            it at the group's and the state's entries.
+        lr: learning rate of that update. None, the default, uses the group's current one.
+        optimizer: the optimizer, whose class may have its own rule. With None, the default, the
+            group and the state alone determine the result.
 
     Returns:
-        A float; or a 0-dim tensor on the device, which is not read on the host, if the learning
-        rate is a tensor or the step is one on a GPU.
+        A float. If the learning rate is a tensor, or the step is a tensor on a GPU: a 0-dim tensor
+        on the device, which the host does not read.
 
     Example:
         >>> round(effective_learning_rate({"lr": 1e-3, "betas": (0.9, 0.999)}, {"step": 1}), 6)
@@ -48,7 +48,7 @@ def bias_corrected(
     if "betas" not in group or t is None:
         return lr
     beta1 = group["betas"][0]
-    if "mu_product" in state:  # NAdam's own schedule of beta1, of which the next is looked ahead to
+    if "mu_product" in state:  # NAdam schedules beta1 and looks ahead to its next value.
         beta1 = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * group["momentum_decay"]))
         looked_ahead: float | Tensor = lr * beta1 / (1 - on_host(state["mu_product"]) * beta1)
         return looked_ahead
@@ -65,7 +65,7 @@ def given_rate(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any
 
 
 def no_rate(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any], lr: Any) -> float:
-    """Return 1, for the learning rate does not enter."""
+    """Return 1, because the learning rate does not enter the step."""
     return 1.0
 
 
@@ -87,19 +87,19 @@ def relative_rate(
 def debiased_rate(
     optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any], lr: Any
 ) -> Any:
-    r"""Compute :math:`\eta / (1 - \beta_1^t)` unless the group's options leave out the division."""
+    r"""Compute :math:`\eta / (1 - \beta_1^t)`, or :math:`\eta` if an option turns that off."""
     if group.get("adam_debias") or not group.get("bias_correction", True):
         return lr
     return bias_corrected(optimizer, group, state, lr)
 
 
 def step_of(group: dict[str, Any], state: dict[str, Any]) -> Any:
-    """Return the count of steps, which some optimizers keep in the group; None without one."""
+    """Return the number of steps, which some optimizers keep in the group; None without one."""
     return on_host(state["step"] if "step" in state else group.get("step"))
 
 
 def on_host(number: Any) -> Any:
-    """Return a tensor's number where it is on the host, and in float64 on a device."""
+    """Return a tensor's number if it is on the host, or a float64 tensor if it is on a device."""
     if not isinstance(number, Tensor):
         return number
     return number.item() if number.device.type == "cpu" else number.double().squeeze()

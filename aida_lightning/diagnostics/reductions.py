@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# With fewer elements one call of torch.var_mean takes less time than several calls.
+# With fewer elements, one call of torch.var_mean takes less time than several calls.
 _FEW = 4096
 
 
@@ -13,12 +13,12 @@ def mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the mean and the population variance over all elements.
 
     Args:
-        values: a real tensor of any shape with at least one element.
+        values: real tensor of any shape with at least one element.
 
     Returns:
         Two 0-dim tensors on the device of ``values``, in its dtype or, for half precision, in
-        float32. The variance is that of the differences from the mean, so that a spread far below
-        the mean is not lost.
+        float32. The variance is computed from the differences from the mean, so that a spread far
+        below the mean is not lost.
 
     Example:
         >>> import torch
@@ -29,13 +29,13 @@ def mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
     if values.device.type != "cpu" or values.numel() < _FEW:
         variance, mean = torch.var_mean(values, correction=0)
         return mean, variance
-    # On a CPU torch.var_mean takes the elements one by one; several sums with vector instructions
-    # are much faster. What the rounded mean is off by corrects both results.
+    # On a CPU, torch.var_mean takes the elements one by one; several sums with vector instructions
+    # are much faster. The error of the rounded mean corrects both results.
     mean = values.mean()
     differences = values - mean
     off = differences.mean()
     variance = differences.square_().mean() - off.square()
-    return mean + off, variance.clamp_(min=0)  # rounding could leave it below
+    return mean + off, variance.clamp_(min=0)  # Rounding could make it negative.
 
 
 def quantiles(values: Tensor, probabilities: Sequence[float]) -> list[Tensor]:
@@ -44,11 +44,11 @@ def quantiles(values: Tensor, probabilities: Sequence[float]) -> list[Tensor]:
     The numbers are those of ``torch.quantile``, which refuses more than 2^24 elements in torch 2.6.
 
     Args:
-        values: a real tensor of any shape and size with at least one element.
-        probabilities: each in [0, 1].
+        values: real tensor of any shape and size with at least one element.
+        probabilities: probabilities in [0, 1].
 
     Returns:
-        A 0-dim tensor per probability; NaN where there is a NaN among the values.
+        One 0-dim tensor per probability; NaN if any of the values is NaN.
 
     Example:
         >>> import torch
@@ -71,8 +71,8 @@ def share_at_least(values: Tensor, bound: float) -> Tensor:
     """Compute the share of elements, in [0, 1], that are at or above a bound.
 
     Args:
-        values: a real tensor of any shape with at least one element.
-        bound: what to compare with.
+        values: real tensor of any shape with at least one element.
+        bound: smallest value that counts.
 
     Returns:
         A 0-dim tensor in float32.
@@ -86,13 +86,13 @@ def share_at_least(values: Tensor, bound: float) -> Tensor:
 
 
 def norm(values: Tensor) -> Tensor:
-    """Compute the Euclidean norm over all elements, in float32 or, of float64, in float64.
+    """Compute the Euclidean norm over all elements, in float32 or, for float64, in float64.
 
     Args:
-        values: a real or complex tensor of any shape.
+        values: real or complex tensor of any shape.
 
     Returns:
-        A 0-dim real tensor; infinite where a sum of squares exceeds the dtype's range.
+        A 0-dim real tensor, which is infinite if the sum of squares exceeds the dtype's range.
 
     Example:
         >>> import torch
@@ -107,12 +107,12 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Compute the cosine of the angle between two tensors, each taken as one vector.
 
     Args:
-        a: a real or complex tensor with at least one element.
-        b: a tensor of the same shape.
+        a: real or complex tensor with at least one element.
+        b: tensor of the same shape.
 
     Returns:
-        A 0-dim tensor in [-1, 1]; 0 where either is zero throughout. Each vector is scaled by its
-        largest element first, so that squares neither overflow nor vanish.
+        A 0-dim tensor in [-1, 1], which is 0 if either vector is zero. Each vector is first scaled
+        by its largest element, so that squares neither overflow nor vanish.
 
     Example:
         >>> import torch
@@ -129,13 +129,13 @@ def histogram(values: Tensor, bins: int) -> Tensor:
     """Count the elements in bins of equal width from the smallest element to the largest.
 
     Args:
-        values: a real tensor of any shape and size with at least one element.
-        bins: the number of bins.
+        values: real tensor of any shape and size with at least one element.
+        bins: number of bins.
 
     Returns:
-        The counts, a tensor of shape (bins,) in int64. An element at an inner edge belongs to the
-        bin above it, and equal elements are all in the first one. Where some values are not
-        finite, there are no bins of equal width, and only the sum of the counts has a meaning.
+        The counts, an int64 tensor of shape (bins,). An element at an inner edge belongs to the bin
+        above it. If all elements are equal, they belong to the first bin. If some values are not
+        finite, no bins of equal width exist, and only the sum of the counts is meaningful.
 
     Example:
         >>> import torch
@@ -144,7 +144,7 @@ def histogram(values: Tensor, bins: int) -> Tensor:
     """
     values = at_least_float32(values).flatten()
     low, high = values.aminmax()
-    # 0 / 0 where all are equal.
+    # This is 0 / 0 if all elements are equal.
     places = ((values - low) * (bins / (high - low))).nan_to_num(nan=0.0).long()
     # Not torch.histc, which reads the range on the host and has no deterministic form on a GPU.
     counts, one = places.new_zeros(bins), places.new_ones(1)
@@ -152,7 +152,7 @@ def histogram(values: Tensor, bins: int) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Return a tensor of half precision in float32, and any other as it is.
+    """Return a half-precision tensor in float32, and any other tensor unchanged.
 
     Example:
         >>> import torch
@@ -163,7 +163,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def real(values: Tensor) -> Tensor:
-    """Return a complex tensor as a real one with a last dimension of 2, and any other as it is.
+    """Return a complex tensor as a real one with a last dimension of 2, and any other unchanged.
 
     Example:
         >>> import torch
@@ -174,7 +174,7 @@ def real(values: Tensor) -> Tensor:
 
 
 def dense(values: Tensor) -> Tensor:
-    """Return the values that a tensor of a class with few bits stands for, and any other as it is.
+    """Return a quantized tensor's values, and any other tensor unchanged.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What an optimizer's state tells of its last step: pure functions, chosen by its class."""
+"""Pure functions that read an optimizer's last step from its state, chosen by its class."""
 
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -14,25 +14,27 @@ from aida_lightning.diagnostics.reductions import dense
 def stepsize(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
     r"""Compute the elementwise adaptive stepsizes of one layer from an optimizer's state.
 
-    They are the :math:`s` of :math:`x \leftarrow x - \eta \, m / (1 - \beta_1^t) \, s`, without the
-    learning rate and without the correction of the momentum's bias. Of an optimizer without a
-    momentum they multiply the gradient. The page on reading the charts has a table of the classes
-    that are known. To add another, register a function for it, here or by an entry point of the
-    group ``aida_lightning.stepsize``. The entry point's name is the dotted path of the class, or of
-    a module or package that it is in; its value is a module that registers the functions, and that
-    is imported when an optimizer of such a class is met.
+    They are the :math:`s` in :math:`x \leftarrow x - \eta \, m / (1 - \beta_1^t) \, s`, without the
+    learning rate and without the correction of the momentum's bias. If the optimizer has no
+    momentum, they multiply the gradient. The page about reading the charts lists the known classes.
+
+    To add a class, register a function for it with ``stepsize.register``, or provide an entry point
+    in the group ``aida_lightning.stepsize``. The entry point's name is the dotted path of the
+    class, of its module or of its package. Its value is a module that registers the functions; it
+    is imported when such an optimizer is first used.
 
     Args:
-        optimizer: the optimizer; its class chooses the function.
-        group: the parameter group that the layer is in.
-        state: ``optimizer.state[parameter]`` of the layer, which is not empty. Neither it nor the
-            group may be changed.
+        optimizer: the optimizer, whose class chooses the function.
+        group: parameter group of the layer.
+        state: ``optimizer.state[parameter]`` of the layer, which must not be empty. A registered
+            function must change neither the state nor the group.
 
     Returns:
-        A real tensor on the state's device, of any shape.
+        A real tensor of any shape, on the state's device.
 
     Raises:
-        NotImplementedError: neither the class nor any of its bases is known, or it has none.
+        NotImplementedError: neither the class nor any of its bases is known, or the optimizer has
+            no adaptive stepsizes.
 
     Example:
         >>> import torch
@@ -45,12 +47,13 @@ def stepsize(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any])
         True
     """
     raise NotImplementedError(
-        f"{type(optimizer).__name__} has no adaptive stepsizes that are known"
+        f"{type(optimizer).__name__} has no known adaptive stepsizes; register a function for its "
+        "class with `aida_lightning.stepsize.register`"
     )
 
 
 def has_stepsize(optimizer: Optimizer) -> bool:
-    """Tell whether ``stepsize`` knows the optimizer's class, and that it has adaptive stepsizes.
+    """Tell whether the optimizer is known to have adaptive stepsizes, which ``stepsize`` computes.
 
     Example:
         >>> import torch
@@ -62,10 +65,11 @@ def has_stepsize(optimizer: Optimizer) -> bool:
 
 
 def why_none(optimizer: Optimizer) -> str | None:
-    """Say why an optimizer of a class that is known has no adaptive stepsizes.
+    """Return the reason why an optimizer of a known class has no adaptive stepsizes.
 
     Returns:
-        A part of a sentence; None where it has some, or where its class is not known.
+        The reason, as a clause; None if the optimizer has adaptive stepsizes or its class is
+        unknown.
 
     Example:
         >>> import torch
@@ -78,10 +82,10 @@ def why_none(optimizer: Optimizer) -> str | None:
 
 @dataclass(frozen=True)
 class NoStepsize:
-    """What is registered with ``stepsize`` for a class that has no adaptive stepsizes.
+    """The entry to register with ``stepsize`` for a class that has no adaptive stepsizes.
 
     Args:
-        why: a part of a sentence, the reason.
+        why: reason, as a clause.
 
     Example:
         >>> import torch
@@ -95,7 +99,7 @@ class NoStepsize:
     why: str
 
     def __call__(self, optimizer: Optimizer, *args: Any) -> NoReturn:
-        """Raise with the reason."""
+        """Raise a NotImplementedError that gives the reason."""
         raise NotImplementedError(
             f"{type(optimizer).__name__} has no adaptive stepsizes: {self.why}"
         )
@@ -103,20 +107,20 @@ class NoStepsize:
 
 @ByClass
 def momentum(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]) -> Tensor | None:
-    r"""Return the moving average, or sum, of gradients that the optimizer's step goes along.
+    r"""Return the momentum: the moving average, or sum, of gradients that the step follows.
 
-    It has the gradient's shape and sign; with ``maximize`` that of the gradient turned round. The
-    first tensor of the names ``exp_avg``, ``momentum_buffer`` and ``momentum`` is taken, unless
-    another function is registered for the class. RMSprop's is the sum of gradients that the
-    stepsizes have multiplied already, AdaFactor's the average of whole updates.
+    It has the gradient's shape and sign; with ``maximize``, it has the opposite sign. Unless
+    another function is registered for the class, it is the first tensor in the state that is named
+    ``exp_avg``, ``momentum_buffer`` or ``momentum``. For RMSprop, it is the sum of gradients that
+    are already multiplied by the stepsizes; for AdaFactor, it is the average of whole updates.
 
     Args:
-        optimizer: the optimizer; its class chooses the function.
-        group: the parameter group that the layer is in.
+        optimizer: the optimizer, whose class chooses the function.
+        group: parameter group of the layer.
         state: ``optimizer.state[parameter]`` of the layer.
 
     Returns:
-        A tensor, which is not to be changed; None where there is none.
+        A tensor, which must not be changed, or None if the optimizer has no momentum.
 
     Example:
         >>> import torch
@@ -133,19 +137,19 @@ def momentum(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any])
 
 @ByClass
 def stepsize_ceiling(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
-    r"""Return the largest value that an adaptive stepsize can have, by the options of its group.
+    r"""Return the largest value that an adaptive stepsize can have with the options of its group.
 
-    It is :math:`\sqrt{(1 - \beta_2) / \epsilon}` for the family, which adds :math:`\epsilon` to
-    :math:`v` at every step. AdaBelief and Adam+ add it to the denominator as well, so that their
-    ceiling is just below; that of SETAdam is :math:`1 / ((1 - \tau) \sqrt \epsilon)`. To add an
+    For the family, it is :math:`\sqrt{(1 - \beta_2) / \epsilon}`, because :math:`\epsilon` is added
+    to :math:`v` at every step. AdaBelief and Adam+ add it to the denominator as well, so their
+    ceiling is slightly lower. That of SETAdam is :math:`1 / ((1 - \tau) \sqrt \epsilon)`. To add an
     optimizer, register a function for its class.
 
     Args:
-        optimizer: the optimizer; its class chooses the function.
+        optimizer: the optimizer, whose class chooses the function.
         group: the parameter group.
 
     Returns:
-        The ceiling, or None where none is known of the class.
+        The ceiling, or None if none is known for the class.
 
     Example:
         >>> import torch
@@ -165,21 +169,23 @@ def last_update(
     param: Tensor,
     lr: float | Tensor | None = None,
 ) -> Tensor | None:
-    r"""Compute from a layer's state what its last step added to the parameter.
+    r"""Compute, from a layer's state, what the last step added to the parameter.
 
-    It is :math:`-\eta \, m / (1 - \beta_1^t) \, s`, plus the part of a decoupled weight decay. Only
-    the family's is known. In half precision it is the update from before :math:`x` was rounded.
+    The update is :math:`-\eta \, m / (1 - \beta_1^t) \, s`, plus the part of a decoupled weight
+    decay. By default, only the family's classes are known. In half precision, the result is the
+    update before :math:`x` was rounded.
 
     Args:
-        optimizer: the optimizer; its class chooses the function.
-        group: the parameter group that the layer is in.
-        state: ``optimizer.state[parameter]`` of the layer, which is not empty.
-        param: the parameter, which no one has changed since.
-        lr: the learning rate of that update. None, the default, takes the group's present one.
+        optimizer: the optimizer, whose class chooses the function.
+        group: parameter group of the layer.
+        state: ``optimizer.state[parameter]`` of the layer, which must not be empty.
+        param: the parameter, which must not have changed since the step.
+        lr: learning rate of that update. None, the default, uses the group's current one.
 
     Returns:
-        A real tensor of the parameter's shape (complex parameters: a last dimension of 2 is added),
-        or None where the class is not known. Only a copy from before the step helps then.
+        A real tensor of the parameter's shape (with an additional last dimension of 2 for a complex
+        parameter), or None if the class is unknown. In that case, the update can only be computed
+        from a copy of the parameter from before the step.
 
     Example:
         >>> import torch

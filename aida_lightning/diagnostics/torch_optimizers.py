@@ -1,4 +1,4 @@
-"""What is known of torch's own optimizers."""
+"""The functions that read the state of torch's own optimizers."""
 
 from torch import optim
 
@@ -11,7 +11,7 @@ ORTHOGONAL = "its update is orthogonalized"
 
 ADAPTERS = {
     "Adam": ADAM,
-    "AdamW": ADAM,  # no Adam itself in older torch
+    "AdamW": ADAM,  # In older torch, AdamW is no subclass of Adam.
     "NAdam": ADAM,
     "RAdam": Adapter(formulas.rectified_adam),
     "Adamax": Adapter(formulas.adamax),
@@ -23,10 +23,10 @@ ADAPTERS = {
     "SGD": Adapter(ONE_RATE),
     "ASGD": Adapter(ONE_RATE),
     "Muon": Adapter(ORTHOGONAL),
-    "LBFGS": Adapter("its step goes along one direction for all parameters together"),
-    "SparseAdam": Adapter("it moves the rows of a sparse gradient alone, and keeps not which"),
+    "LBFGS": Adapter("its step follows one direction for all parameters together"),
+    "SparseAdam": Adapter("it moves only the rows of a sparse gradient and does not record which"),
 }
 
 for name, adapter in ADAPTERS.items():
-    if hasattr(optim, name):  # Muon is in no older torch.
+    if hasattr(optim, name):  # Older torch has no Muon.
         adapter(getattr(optim, name))

@@ -1,1 +1,1 @@
-"""Event files: the tags in them, how they are written and read, and the runs that they tell of."""
+"""Event files: the tags in them, their writing and reading, and the runs that they describe."""

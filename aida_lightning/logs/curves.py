@@ -16,8 +16,8 @@ from aida_lightning.logs.events import attempt_of, event_files, read_events
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-# Lightning writes these at every start, or beside every other metric: that one of them comes again
-# at an earlier step does not say that a run was resumed.
+# Lightning writes these at every start, or beside every other metric, so a repetition at an earlier
+# step does not show that a run was resumed.
 _ACCOMPANYING_TAGS = {tags.HYPERPARAMETER_METRIC, tags.EPOCH}
 
 _Points: TypeAlias = list[tuple[int, float, float]]  # step, value, seconds
@@ -28,10 +28,10 @@ class Curve:
     """The points of one tag, by increasing step.
 
     Args:
-        steps: the optimizer steps at which a value was logged, each of them once, of shape (n,).
-        values: the values logged there, of shape (n,); NaN and infinities may be among them.
-        seconds: the seconds since the run began, of shape (n,), without those between an
-            interruption and the run's going on; empty where they are not known.
+        steps: distinct optimizer steps at which a value was logged, of shape (n,).
+        values: values logged at these steps, of shape (n,), which may include NaN and infinities.
+        seconds: seconds since the run began, of shape (n,), less the time between an interruption
+            and the run's resumption; empty where they are not known.
     """
 
     steps: IntArray
@@ -42,16 +42,16 @@ class Curve:
 def read_scalars(folder: str | Path) -> dict[str, Curve]:
     """Read all scalars of one run, without sampling any away.
 
-    Where a run logged a step twice, the later value counts. A run that was resumed from an earlier
-    step replaces all that the abandoned stretch had logged from that step on, in every tag. That
-    step is the one that the run noted for TensorBoard, or else the first that comes again. A last
-    record that was cut off when the run was killed is left out.
+    If a run logged a step twice, the later value counts. A run that was resumed from an earlier
+    step replaces everything that the abandoned part had logged from that step on, in every tag.
+    That step is the one that the run noted for TensorBoard or, without a note, the first repeated
+    step. A last record that was cut off when the run was killed is omitted.
 
     Args:
-        folder: the folder that holds the run's event files.
+        folder: folder that holds the run's event files.
 
     Returns:
-        The curve of each tag; the tags are in the order in which they appear first.
+        The curve of each tag, in the order in which the tags first appear.
     """
     merged: dict[str, _Points] = {}
     files = [_read_file(path) for path in event_files(folder)]
@@ -84,14 +84,14 @@ def read_scalars(folder: str | Path) -> dict[str, Curve]:
 
 
 def epochs_at(steps: IntArray, epoch: Curve) -> FloatArray:
-    """Compute how many epochs were done after some optimizer steps, fractions included.
+    """Compute the number of epochs, including fractions, that were done after some optimizer steps.
 
-    Lightning numbers both from 0: a metric logged at step ``s`` stands beside
-    ``epoch = s // n``, where an epoch has ``n`` steps, and ``(s + 1) / n`` epochs are done then.
+    Lightning numbers both from 0: if an epoch has ``n`` steps, a metric logged at step ``s`` is
+    logged beside ``epoch = s // n``, and ``(s + 1) / n`` epochs are done at this point.
 
     Args:
         steps: indices of optimizer steps, of shape (n,).
-        epoch: the "epoch" that Lightning logged beside its metrics.
+        epoch: curve of the "epoch" that Lightning logged beside its metrics.
 
     Returns:
         The numbers of epochs, of shape (n,).
@@ -110,7 +110,7 @@ def epochs_at(steps: IntArray, epoch: Curve) -> FloatArray:
     last = np.append(np.flatnonzero(np.diff(index) > 0), len(index) - 1)
     ends = np.concatenate([[0.0], done[last]])
     numbers = np.concatenate([[0.0], index[last] + 1.0])
-    if len(last) > 1:  # The last epoch may have been cut short: as fast as the one before it.
+    if len(last) > 1:  # The last epoch may have been cut short, so it gets its predecessor's pace.
         pace = (numbers[-2] - numbers[-3]) / (ends[-2] - ends[-3])
         numbers[-1] = min(numbers[-1], numbers[-2] + (ends[-1] - ends[-2]) * pace)
     return np.asarray(np.interp(steps + 1.0, ends, numbers), dtype=np.float64)
@@ -120,7 +120,7 @@ def epochs_at(steps: IntArray, epoch: Curve) -> FloatArray:
 class _File:
     name: str
     started: float = math.inf
-    restart: int | None = None  # the step from which on it replaces what the run had logged
+    restart: int | None = None  # the step from which it replaces what the run had logged
     points: dict[str, _Points] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""The layout of TensorBoard's Custom Scalars tab: the layers as lines of few charts."""
+"""The layout of TensorBoard's Custom Scalars tab, which shows the layers as lines in few charts."""
 
 import re
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from aida_lightning.logs.events import read_folder
 from aida_lightning.logs.tags import MARGINS, MEAN, STD
 from aida_lightning.logs.writing import log_layout, tags_of
 
-# The lines of a run have one colour and are told apart by their markers, of which there are few.
+# The lines of a run share one colour and differ only in their markers, of which there are few.
 LINES_PER_CHART = 6
 # The page loads all charts of a category at once when it is opened.
 CHARTS_PER_CATEGORY = 12
@@ -30,18 +30,18 @@ Path: TypeAlias = tuple[str, ...]
 
 _OURS = re.compile(r"(?P<title>.+?)(, (runs|layers) compared)?(, layers \d+–\d+)?")
 
-# All that the monitors of a run log, for its one layout.
+# The paths that all monitors of a run have logged, because a run has a single layout.
 _shown: WeakKeyDictionary[TensorBoardLogger, dict[Path, None]] = WeakKeyDictionary()
 
 
 def show(logger: TensorBoardLogger, paths: Iterable[Path]) -> None:
-    """Write a layout that has charts of all numbers logged, if some of them are new to it.
+    """Write a layout with charts of all logged numbers, if the layout lacks some of them.
 
-    Categories that someone else's layout has are kept, and come first.
+    Categories of someone else's layout are kept and come first.
 
     Args:
         logger: the logger.
-        paths: the parts of the names of the numbers, as :func:`log_scalars` takes them.
+        paths: parts of the names of the numbers, as :func:`log_scalars` accepts them.
     """
     shown = _shown.setdefault(logger, {})
     new = dict.fromkeys(path for path in paths if path not in shown)
@@ -61,13 +61,13 @@ def show(logger: TensorBoardLogger, paths: Iterable[Path]) -> None:
 def build_layout(logger: TensorBoardLogger, paths: Iterable[Path]) -> Layout:
     """Build the bands from mean - std to mean + std, and two views of each statistic.
 
-    In one view each layer has a chart, whose colours are the runs. In the other the layers of a run
-    share few charts. No category has more than ``CHARTS_PER_CATEGORY`` charts, and the first one
-    alone is open.
+    In one view, each layer has a chart, whose colours are the runs. In the other, the layers of a
+    run share a few charts. No category has more than ``CHARTS_PER_CATEGORY`` charts, and only the
+    first one is open.
 
     Args:
-        logger: the logger, which makes tags of names.
-        paths: the parts of the names of the numbers to show.
+        logger: logger that turns names into tags.
+        paths: parts of the names of the numbers to show.
     """
     bands: list[Category] = []
     runs: list[Category] = []
@@ -112,7 +112,7 @@ def _title(logger: TensorBoardLogger, names: Path) -> str:
 
 
 def _categories(title: str, parts: list[tuple[list[str], list[Chart]]]) -> list[Category]:
-    """Make a category of each part's charts, named by its layers' numbers if there are several."""
+    """Make one category per part, with its layers' numbers in the title if there are several."""
     if len(parts) == 1:
         return [Category(title=title, chart=parts[0][1])]
     ends = [*accumulate(len(layers) for layers, _ in parts)]
@@ -123,14 +123,14 @@ def _categories(title: str, parts: list[tuple[list[str], list[Chart]]]) -> list[
 
 
 def _line_chart(logger: TensorBoardLogger, names: Path, layers: list[str]) -> Chart:
-    # Regular expressions, matched from a tag's start on: layers.1 would find layers.10 as well.
+    # TensorBoard matches regular expressions at a tag's start: layers.1 would match layers.10, too.
     tags = [f"^{re.escape(tag)}$" for tag in _tags(logger, [(*names, layer) for layer in layers])]
     title = layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]}"
     return Chart(title=title, multiline=MultilineChartContent(tag=tags))
 
 
 def _margin_chart(logger: TensorBoardLogger, optimizer: Path, layer: str) -> Chart:
-    # Unlike those of lines these are plain tags, which TensorBoard's page escapes by itself.
+    # Unlike line charts, margin charts take plain tags, which TensorBoard's page escapes itself.
     tags = _tags(logger, [(*optimizer, tag, layer) for tag in (MEAN, *MARGINS)])
     series = MarginChartContent.Series(**dict(zip(("value", "lower", "upper"), tags, strict=True)))
     return Chart(title=layer, margin=MarginChartContent(series=[series]))
@@ -141,14 +141,14 @@ def _tags(logger: TensorBoardLogger, paths: Iterable[Path]) -> list[str]:
 
 
 def _chunks(items: list[T], most: int) -> list[list[T]]:
-    """Divide a list into as few parts as can be of at most so many items, as evenly as can be."""
+    """Divide a list as evenly as possible into the fewest parts of at most ``most`` items."""
     count = -(-len(items) // most)
     edges = [index * len(items) // count for index in range(count + 1)]
     return [items[start:end] for start, end in pairwise(edges)]
 
 
 def last_layout(logger: TensorBoardLogger) -> Layout:
-    """Read the layout that TensorBoard shows of a run at present; an empty one if there is none."""
+    """Read the layout that TensorBoard currently shows for a run, or an empty one without any."""
     logger.experiment.flush()
     layout = Layout()
     for event in read_folder(logger.log_dir):

@@ -18,18 +18,18 @@ _ATTEMPT = re.compile(r"\.attempt-(\d+)$")
 
 
 class EventsError(ValueError):
-    """No run that can be drawn was found; the message says what was looked for, and where."""
+    """No suitable run was found; the message says what was searched for, and where."""
 
 
 class DamagedEventsWarning(UserWarning):
-    """An event file lost events in its middle; the message names the file and what was read."""
+    """An event file lost events in its middle; the message names the file and the events read."""
 
 
 def event_files(folder: str | Path) -> list[str]:
     """List the event files in a folder, in the order in which TensorBoard reads them.
 
     Args:
-        folder: a path or the address of a folder on any file system that fsspec knows; one that
+        folder: path of a folder, or its address on any file system that fsspec knows; a folder that
             does not exist has no files.
     """
     filesystem, path = url_to_fs(str(folder))
@@ -42,7 +42,7 @@ def event_files(folder: str | Path) -> list[str]:
 
 
 def attempt_of(file: str | Path) -> int:
-    """Read from an event file's name which attempt at the run wrote it; 0 if it does not tell.
+    """Return the number of the attempt that wrote an event file, from its name; 0 without one.
 
     Example:
         >>> attempt_of("events.out.tfevents.1700000000.host.1.0.attempt-2")
@@ -53,19 +53,19 @@ def attempt_of(file: str | Path) -> int:
 
 
 def next_suffix(folder: str | Path) -> str:
-    """Return what the name of a folder's next event file has to end with.
+    """Return the suffix of the name of a folder's next event file.
 
-    It counts the attempts at a run, whose files a clock that was set back would bring out of order.
+    It counts the attempts at a run, because a clock that is set back would put their files out of
+    order.
     """
     return f".attempt-{1 + max(map(attempt_of, event_files(folder)), default=0)}"
 
 
 def read_events(file: str | Path) -> Iterator[Event]:
-    """Read the events of a file in their order.
+    """Read the events of a file in order.
 
-    A last record that was cut off when the run was killed is left out. Where the file is damaged
-    before its end, the events whose checksums are wrong are left out, all others are read, and a
-    warning says so.
+    A last record that was cut off when the run was killed is omitted. If the file is damaged before
+    its end, the events with wrong checksums are omitted with a warning, and all others are read.
 
     Warns:
         DamagedEventsWarning: the file is damaged.
@@ -73,13 +73,13 @@ def read_events(file: str | Path) -> Iterator[Event]:
     filesystem, path = url_to_fs(str(file))
     content = memoryview(filesystem.cat_file(path))
     position, count, damaged = 0, 0, False
-    suspect = False  # something was lost: it was a cut, unless a whole record follows
+    suspect = False  # Something was lost: the file was cut off, unless a whole record follows.
     while position + _HEADER.size <= len(content):
         header = content[position : position + _HEADER.size]
         length, checksum = _HEADER.unpack(header)
         if checksum != _masked_checksum(header[:8]):
-            damaged |= not suspect  # a cut leaves no whole header that is wrong
-            suspect, position = True, position + 1  # a later byte begins the next record
+            damaged |= not suspect  # A cut leaves no whole header with a wrong checksum.
+            suspect, position = True, position + 1  # The next record begins at a later byte.
             continue
         begin = position + _HEADER.size
         end = begin + length + _CHECKSUM.size
@@ -94,8 +94,8 @@ def read_events(file: str | Path) -> Iterator[Event]:
         yield event
     if damaged:
         warnings.warn(
-            f"{path} is damaged: {count} of its events were read, others are lost. What is shown "
-            "of the run may lack points",
+            f"{path} is damaged: {count} of its events were read, and others are lost. The curves "
+            "of this run may lack points",
             DamagedEventsWarning,
             stacklevel=2,
         )
@@ -117,6 +117,6 @@ def _decode(record: memoryview, checksum: memoryview) -> Event | None:
 
 
 def _masked_checksum(content: memoryview) -> int:
-    """Compute CRC-32C, rotated and shifted as TensorFlow's records have it."""
+    """Compute the CRC-32C, rotated and shifted as in TensorFlow's records."""
     checksum: int = google_crc32c.value(bytes(content))
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""A logged number that runs are compared by, and what to call it."""
+"""The logged number by which runs are compared, and its title."""
 
 import re
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ Better = Literal["max", "min"]
 
 @dataclass(frozen=True)
 class Metric:
-    """The number that a comparison is about.
+    """The number by which a comparison judges its runs.
 
     Args:
-        name: the tag that the module logs it under.
-        title: what tables and figures call it; by default its name in words.
-        better: whether more is better, ``"max"``, or less, ``"min"``.
-        report: which of a run's values a paper's number stands for, the best or the last.
-        over_seeds: whether that number is the mean over the seeds or the best of them.
-        percent: whether it is logged as a fraction and shown in percent. By default it is if its
-            name ends with "accuracy".
+        name: tag under which the module logs the number.
+        title: title of the number in tables and figures; by default, its name in words.
+        better: ``"max"`` if higher is better, or ``"min"`` if lower is better.
+        report: value of a run that corresponds to a paper's number, the best or the last.
+        over_seeds: whether a paper's number is the mean over the seeds or the best of them.
+        percent: whether the number is logged as a fraction and shown in percent; by default, this
+            is so if its name ends with "accuracy".
     """
 
     name: str = "val_accuracy"
@@ -30,10 +30,10 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """What it is called."""
+        """The title in tables and figures."""
         return self.title or re.sub("^val_", "validation_", self.name).replace("_", " ")
 
     @property
     def in_percent(self) -> bool:
-        """Whether it is shown in percent."""
+        """Whether the number is shown in percent."""
         return self.name.endswith("accuracy") if self.percent is None else self.percent

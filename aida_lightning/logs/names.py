@@ -1,4 +1,4 @@
-"""Names of metrics as the clients of Lightning's loggers keep them, so that no two become one."""
+"""Names of metrics that the clients of Lightning's loggers keep, so that no two become one."""
 
 import re
 from collections.abc import Iterable
@@ -11,37 +11,39 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from aida_lightning._lightning import CometLogger, Logger, MLFlowLogger
 from aida_lightning._private import prefix_of
 
-# How many changed names are shown, of all that are as long as a module's.
+# The number of changed names that a message shows, since they are as long as a module's.
 MOST_SHOWN = 5
 
 
 class _Limits(NamedTuple):
-    """What a client does not keep of a name: what matches a pattern, and more characters."""
+    """The limits of a client: a pattern of characters that it loses, and the longest name."""
 
     lost: str | None
     longest: int
 
 
 _LIMITS: dict[Any, _Limits] = {
-    # Its Lightning logger drops other characters, and its client refuses what is no normal path.
+    # Lightning's logger drops other characters, and the client refuses names that are not normal
+    # paths.
     MLFlowLogger: _Limits(
         r"[^a-zA-Z0-9_/. -]|(?<![^/])/|/\Z|(?<![^/])\.{1,2}(?![^/])|\A\.\.", longest=250
     ),
-    CometLogger: _Limits(None, longest=100),  # it cuts the end off
+    CometLogger: _Limits(None, longest=100),  # The client truncates longer names.
 }
 _ESCAPE = r"_x[0-9A-F]+_"
 _told: WeakKeyDictionary[Logger, set[str]] = WeakKeyDictionary()
 
 
 def kept_names(logger: Logger, names: Iterable[str]) -> dict[str, str]:
-    """Return what to call names so that a logger's client keeps them apart, and tell it once.
+    """Map names to names that a logger's client keeps apart, and report each change once.
 
-    A name that it keeps is returned as it is. Of another one each character that it would lose is
-    written as ``_x3A_``, after its code point, and what is too long has a checksum for its middle.
+    A name that the client keeps is unchanged. In any other name, each character that the client
+    would lose is written by its code point, such as ``_x3A_``, and the middle of a name that is too
+    long is replaced by a checksum.
 
     Args:
-        logger: one of Lightning's loggers, or another one, which is given all names as they are.
-        names: the names, without the prefix that the logger puts before them.
+        logger: one of Lightning's loggers, or any other, for which all names are unchanged.
+        names: names without the prefix that the logger adds.
     """
     limits = next((limits for cls, limits in _LIMITS.items() if isinstance(logger, cls)), None)
     if limits is None:
@@ -53,7 +55,7 @@ def kept_names(logger: Logger, names: Iterable[str]) -> dict[str, str]:
 
 
 def _escaped(name: str, lost: str | None) -> str:
-    # What reads as an escape is escaped as well: no two names are then written alike.
+    # Text that looks like an escape is escaped as well, so that no two names become equal.
     if lost is None or not re.search(f"{lost}|{_ESCAPE}", name):
         return name
     return re.sub(f"{lost}|_(?=x)", lambda found: "".join(f"_x{ord(c):X}_" for c in found[0]), name)
@@ -73,6 +75,6 @@ def _tell(logger: Logger, changed: dict[str, str]) -> None:
     if new:
         more = f", and {len(new) - MOST_SHOWN} more" if len(new) > MOST_SHOWN else ""
         rank_zero_info(
-            f"{type(logger).__name__} would not keep these names apart from others, and is given "
+            f"{type(logger).__name__} would not keep these names apart from others, so it gets "
             f"{', '.join(new[:MOST_SHOWN])}{more}."
         )

@@ -1,4 +1,4 @@
-"""Histograms and figures, given to each logger by its client's own calls where it has some."""
+"""Histograms and figures, logged by the calls of each logger's client, if it has any."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ Picture: TypeAlias = NDArray[np.uint8]  # of shape (height, width, 3)
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many of a layer's elements are between edges.
+    """The numbers of a layer's elements in bins.
 
     Attributes:
-        edges: the limits of the bins, one more than there are bins.
-        counts: the number of elements in each bin.
-        mean: the elements' mean.
-        variance: their variance, divided by their number.
+        edges: limits of the bins, one more than there are bins.
+        counts: number of elements in each bin.
+        mean: mean of the elements.
+        variance: population variance of the elements.
     """
 
     edges: Sequence[float]
@@ -39,19 +39,19 @@ class Histogram:
 
 
 class Writer(NamedTuple):
-    """How a logger is given what is no number, all of a step by name; None where it cannot be."""
+    """The functions that log a step's histograms and figures by name; None if not supported."""
 
     histograms: Callable[[Any, Mapping[str, Histogram], int], None] | None = None
     figures: Callable[[Any, Mapping[str, Picture], int], None] | None = None
 
 
 def writer_of(logger: Logger) -> Writer:
-    """Return how a logger is given histograms and figures; one of an unknown class takes none."""
+    """Return the functions that log histograms and figures; an unknown logger supports neither."""
     return next((writer for cls, writer in WRITERS.items() if isinstance(logger, cls)), Writer())
 
 
 def takers(what: str) -> list[str]:
-    """Return the names of the loggers that take histograms, or figures.
+    """Return the names of the loggers that support histograms, or figures.
 
     Example:
         >>> takers("histograms")
@@ -85,7 +85,7 @@ def _tensorboard_figures(logger: Any, named: Mapping[str, Picture], step: int) -
         logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
 
-# A client's package is imported where its logger is in use, which has imported it before.
+# A client's package is imported only where its logger, which has imported it before, is in use.
 
 
 def _wandb_histograms(logger: Any, named: Mapping[str, Histogram], step: int) -> None:
@@ -113,7 +113,7 @@ def _comet_histograms(logger: Any, named: Mapping[str, Histogram], step: int) ->
     from comet_ml.data_structure import Histogram as CometHistogram
 
     for name, histogram in zip(_prefixed(logger, named, "_"), named.values(), strict=True):
-        # Its bins are its own, each 1.1 times as wide as the one before.
+        # Comet uses its own bins, each 1.1 times as wide as the one before.
         edges, its = np.array(histogram.edges), CometHistogram()
         its.add((edges[1:] + edges[:-1]) / 2, histogram.counts)
         logger.experiment.log_histogram_3d(its, name, step=step)
@@ -123,12 +123,12 @@ def _comet_figures(logger: Any, named: Mapping[str, Picture], step: int) -> None
     from PIL import Image
 
     for name, picture in zip(_prefixed(logger, named, "_"), named.values(), strict=True):
-        # It takes an array for a file's name first, which os.stat deprecates.
+        # Comet first treats an array as a file name, which os.stat deprecates.
         logger.experiment.log_image(Image.fromarray(picture), name, step=step)
 
 
 def _prefixed(logger: Logger, names: Mapping[str, Any], join: str) -> list[str]:
-    """Give names as the client keeps them, with the prefix that the logger gives to metrics."""
+    """Return names that the client keeps, with the prefix that the logger adds to metrics."""
     prefix = f"{prefix}{join}" if (prefix := prefix_of(logger)) else ""
     return [*kept_names(logger, [f"{prefix}{name}" for name in names]).values()]
 
@@ -136,6 +136,6 @@ def _prefixed(logger: Logger, names: Mapping[str, Any], join: str) -> list[str]:
 WRITERS: dict[Any, Writer] = {
     TensorBoardLogger: Writer(_tensorboard_histograms, _tensorboard_figures),
     WandbLogger: Writer(_wandb_histograms, _wandb_figures),
-    MLFlowLogger: Writer(figures=_mlflow_figures),  # it has no histograms
+    MLFlowLogger: Writer(figures=_mlflow_figures),  # MLflow has no histograms.
     CometLogger: Writer(_comet_histograms, _comet_figures),
 }

@@ -1,4 +1,4 @@
-"""What a killed run logged after the checkpoint that another goes on from."""
+"""The removal of points that a killed run logged after the checkpoint that is resumed from."""
 
 from collections.abc import Collection
 
@@ -14,23 +14,25 @@ from aida_lightning.logs.writing import log_restart
 def drop_orphans(
     logger: TensorBoardLogger, next_step: int, saved_at: float, ours: Collection[str]
 ) -> None:
-    """Have TensorBoard drop what a killed run logged after the checkpoint that is resumed from.
+    """Make TensorBoard drop what a killed run logged after the checkpoint that is resumed from.
 
-    Nothing is dropped where that would hide more: where something had been logged at such a late
-    step before the checkpoint was saved, by someone who counts something else than steps; and
-    where nothing of it is going to be logged again, as of the test of a run that had ended.
+    Nothing is dropped if that would hide more than it should. This is so if a number had been
+    logged at such a late step before the checkpoint was saved, by code that counts something other
+    than steps, or if none of the points are going to be logged again, such as the test of a
+    finished run.
 
     Args:
-        logger: the logger of the run that goes on, in the folder of the one that was killed.
-        next_step: the first step that is going to be logged again.
-        saved_at: when the checkpoint was saved, in seconds as ``time.time`` gives them.
-        ours: parts of the tags that will be logged again, as those that were before the checkpoint.
+        logger: logger of the resumed run, in the folder of the killed one.
+        next_step: first step that is going to be logged again.
+        saved_at: time when the checkpoint was saved, in seconds as returned by ``time.time``.
+        ours: parts of tags that will be logged again, in addition to those logged before the
+            checkpoint.
     """
     later: list[tuple[int, float, str]] = []
     before: set[str] = set()
     logger.experiment.flush()
     for event in read_folder(logger.log_dir):
-        if event.session_log.status == SessionLog.START:  # dropped by an earlier resumption
+        if event.session_log.status == SessionLog.START:  # An earlier resumption dropped them.
             later = [entry for entry in later if entry[0] < event.step]
         elif event.step >= next_step:
             later += [(event.step, event.wall_time, value.tag) for value in event.summary.value]
@@ -39,10 +41,10 @@ def drop_orphans(
     for step, wall_time, tag in later:
         if wall_time <= saved_at:
             rank_zero_warn(
-                f"StepsizeMonitor leaves in {logger.log_dir} what was logged there after the "
-                "checkpoint that this run resumes from, which will appear twice in TensorBoard: "
-                f"{tag!r} had been logged at step {step} before the checkpoint of step {next_step} "
-                "was saved, and would be dropped as well."
+                f"StepsizeMonitor keeps the points in {logger.log_dir} that were logged after the "
+                "checkpoint that this run resumes from, so they will appear twice in TensorBoard: "
+                f"{tag!r} was logged at step {step} before the checkpoint of step {next_step} was "
+                "saved, and would be dropped as well."
             )
             return
     # The Trainer logs the epoch beside everything.

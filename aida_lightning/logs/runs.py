@@ -1,4 +1,4 @@
-"""Runs found below folders, with their labels, and what the StepsizeMonitor logged of them."""
+"""Runs found below folders, with their labels and the stepsizes that the monitor logged."""
 
 import re
 from collections import Counter
@@ -19,9 +19,9 @@ class LoggedRun:
     """One run and all its scalars.
 
     Args:
-        label: what to call the run; the seeds of one optimizer share it.
-        path: the folder of its event files.
-        scalars: the curve of each tag.
+        label: label of the run, which the seeds of one optimizer share.
+        path: folder of the run's event files.
+        scalars: curve of each tag.
     """
 
     label: str
@@ -39,10 +39,11 @@ class MonitoredRun:
     """The adaptive stepsizes of one optimizer in one run, as ``StepsizeMonitor`` logged them.
 
     Args:
-        label: what to call the run; the seeds of one optimizer share it.
-        path: the folder of its event files.
-        statistics: the curve of each layer, by the statistic's tag, such as ``stepsize_mean``.
-        epoch: the "epoch" that Lightning logs beside its metrics, or None if it was not logged.
+        label: label of the run, which the seeds of one optimizer share.
+        path: folder of the run's event files.
+        statistics: curve of each layer, by the statistic's tag, such as ``stepsize_mean``.
+        epoch: curve of the "epoch" that Lightning logs beside its metrics; None if it was not
+            logged.
     """
 
     label: str
@@ -69,12 +70,12 @@ class MonitoredRun:
 def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
     """Find every folder that holds event files, and derive its label from its path alone.
 
-    A comparison writes ``<label>/seed_<n>`` with underscores for the spaces: such runs get the
-    label, preceded by the folders above it where two comparisons share it. Any other run, such as
-    ``lightning_logs/version_3``, gets its path relative to the given folder.
+    A comparison writes ``<label>/seed_<n>``, with underscores for spaces. Such runs get this label,
+    preceded by the folders above it if two comparisons share it. The label of any other run, such
+    as ``lightning_logs/version_3``, is its path relative to the given folder.
 
     Args:
-        logdirs: the folders to search, at any depth.
+        logdirs: folders to search, at any depth.
 
     Returns:
         The label of each run's folder, in the order of the given folders, then of the paths.
@@ -82,14 +83,14 @@ def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
     Raises:
         EventsError: a folder does not exist or holds no event files.
     """
-    groups: dict[Path, Path] = {}  # of each run: the folder that its seeds share, or its own
-    names: dict[Path, tuple[str, ...]] = {}  # of each group: from short to unmistakable
+    groups: dict[Path, Path] = {}  # by run: the folder that its seeds share, or its own
+    names: dict[Path, tuple[str, ...]] = {}  # by group: its names, from short to unambiguous
     for logdir in map(Path, logdirs):
         if not logdir.is_dir():
             raise EventsError(f"{logdir}: no such folder")
         root = logdir.resolve()
         folders = {file.parent for file in root.glob("**/*tfevents*") if file.is_file()}
-        # Those whose names begin with a dot hold what was set aside.
+        # Folders whose names begin with a dot hold runs that were set aside.
         shown = (f for f in folders if not any(p[0] == "." for p in f.relative_to(root).parts))
         runs = sorted(shown, key=_natural_key)
         if not runs:
@@ -117,7 +118,7 @@ def find_runs(logdirs: Iterable[str | Path]) -> dict[Path, str]:
 
 
 def folder_titles(folders: Iterable[str | Path]) -> dict[Path, str]:
-    """Name folders by the ends of their paths, which are as long as it takes to tell them apart.
+    """Name folders by the ends of their paths, as long as necessary to tell them apart.
 
     Example:
         >>> [*folder_titles(["a/runs", "b/runs"]).values()]
@@ -146,24 +147,24 @@ def read_monitored_runs(logdirs: Sequence[str | Path]) -> list[MonitoredRun]:
     """Read all runs below some folders that had the ``StepsizeMonitor``.
 
     Args:
-        logdirs: the folders to search, at any depth.
+        logdirs: folders to search, at any depth.
 
     Returns:
         The runs, in the order in which ``find_runs`` finds them.
 
     Raises:
-        EventsError: a folder does not exist or holds no event files, or no run in them has the
-            monitor's tags.
+        EventsError: a folder does not exist or holds no event files, or no run has the monitor's
+            tags.
     """
     return monitored_runs(read_runs(logdirs))
 
 
 def monitored_runs(runs: Sequence[LoggedRun]) -> list[MonitoredRun]:
-    """Pick what the ``StepsizeMonitor`` logged.
+    """Select the scalars that the ``StepsizeMonitor`` logged.
 
-    Where several optimizers of a run share a layer, each of them counts as a run of its own, with
-    the optimizer's name in its label. Optimizers that share no layer, such as those of a GAN's two
-    networks, are one run together.
+    If several optimizers of a run share a layer, each of them counts as a separate run, with the
+    optimizer's name in its label. Optimizers that share no layer, such as those of a GAN's two
+    networks, count as one run together.
 
     Raises:
         EventsError: no run has the monitor's tags.
@@ -191,7 +192,7 @@ def monitored_runs(runs: Sequence[LoggedRun]) -> list[MonitoredRun]:
 
 
 def choose_labels(labels: Iterable[str], globs: Sequence[str] | None) -> list[str]:
-    """Pick labels by globs, in any case, with blanks or underscores; None picks all.
+    """Select labels by globs, in any case, with spaces or underscores; None selects all.
 
     Raises:
         EventsError: a glob matches none of the labels.

@@ -1,8 +1,8 @@
-"""The choice of some of many layers, for what can show no more."""
+"""The choice of some of many layers, for displays that cannot show more."""
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Choose at most so many places of a sequence, evenly spread, its first and last among them.
+    """Choose at most ``most`` of ``count`` places, evenly spread, including the first and the last.
 
     Example:
         >>> evenly(9, 3), evenly(2, 3)

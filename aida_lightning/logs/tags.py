@@ -1,4 +1,4 @@
-"""Every tag that this package writes, and the pattern by which those of the monitor are found."""
+"""All tags that this package writes, and the pattern that finds the monitor's tags."""
 
 import re
 from typing import NamedTuple
@@ -12,8 +12,8 @@ MAX = "stepsize_max"
 CEILING_SHARE = "stepsize_ceiling_share"
 EFFECTIVE_MEAN = "stepsize_effective_mean"
 EFFECTIVE_STD = "stepsize_effective_std"
-# The lower and upper edges of the margin charts, which TensorBoard wants as tags of their own. In
-# its Scalars tab they are the last group.
+# The lower and upper edges of the margin charts, which TensorBoard requires as separate tags. In
+# its Scalars tab, they are the last group.
 MARGINS = ("z_stepsize_band/lower", "z_stepsize_band/upper")
 _EARLIER_MARGINS = (f"{MEAN}_minus_std", f"{MEAN}_plus_std")
 # Statistics of a layer's step.
@@ -23,7 +23,7 @@ WEIGHT_NORM = "weight_norm"
 GRADIENT_NORM = "gradient_norm"
 GRADIENT_COSINE = "gradient_cosine"
 OF_THE_STEP = (UPDATE_RATIO, UPDATE_NORM, WEIGHT_NORM, GRADIENT_NORM, GRADIENT_COSINE)
-# Histograms ("/<layer>" follows) and images ("/mean" and "/std" do).
+# Histograms ("/<layer>" follows) and images ("/mean", "/std" or "/heatmap" follows).
 STEPSIZES = "stepsizes"
 
 # The triangle of a layer's momentum and gradient; "/<layer>" follows.
@@ -36,12 +36,12 @@ EPOCH = "epoch"
 HYPERPARAMETER_METRIC = "hp_metric"
 STATE_BYTES = "optimizer_state_bytes"
 DIVERGED = "loss_is_not_finite"
-# What follows the name of a metric that could only be approximated, and the best that it can be.
+# The suffixes of a metric that could only be approximated, and of the best value that it can reach.
 PROXY = "_proxy"
 FLOOR = "_floor"
 
 _MONITOR = re.compile(
-    r"(?:(?P<optimizer>.+)/)?(?:[^/]+-)?"  # a logger's prefix ends with a hyphen
+    r"(?:(?P<optimizer>.+)/)?(?:[^/]+-)?"  # A logger's prefix ends with a hyphen.
     rf"(?P<statistic>(?!(?:{'|'.join(_EARLIER_MARGINS)})/)stepsize_\w+|{'|'.join(OF_THE_STEP)})"
     r"/(?P<layer>.+)"
 )
@@ -51,9 +51,9 @@ class MonitorTag(NamedTuple):
     """The parts of a tag that the ``StepsizeMonitor`` wrote.
 
     Attributes:
-        optimizer: the optimizer's name, or None where the run had only one.
-        statistic: the tag without the names beside it, such as ``stepsize_mean``.
-        layer: the layer's name.
+        optimizer: name of the optimizer, or None if the run had only one.
+        statistic: tag without the names around it, such as ``stepsize_mean``.
+        layer: name of the layer.
     """
 
     optimizer: str | None
@@ -62,7 +62,7 @@ class MonitorTag(NamedTuple):
 
 
 def parse_monitor_tag(tag: str) -> MonitorTag | None:
-    """Split a tag of the monitor into its parts; return None for others and for margins.
+    """Split a tag of the monitor into its parts; return None for other tags and for margins.
 
     Example:
         >>> parse_monitor_tag("Adam/stepsize_mean/head.weight")
@@ -73,7 +73,7 @@ def parse_monitor_tag(tag: str) -> MonitorTag | None:
 
 
 def is_loss(tag: str) -> bool:
-    """Tell whether a metric is a loss by its name, with or without Lightning's suffixes.
+    """Tell from its name whether a metric is a loss, with or without Lightning's suffixes.
 
     Example:
         >>> is_loss("train_loss_epoch"), is_loss("val_accuracy")

@@ -1,4 +1,4 @@
-"""What is written to TensorBoard past the methods of its SummaryWriter."""
+"""The writing of events that TensorBoard's SummaryWriter has no methods for."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,8 +34,8 @@ _KINDS = {
 def log_scalars(logger: Logger, scalars: Mapping[tuple[str, ...], float], step: int) -> None:
     """Log numbers under names of several parts, joined by the logger's own separator.
 
-    To TensorBoard they go as one event. Of each point that saves an event of its own, its step, its
-    time and two checksums, and most of the time that it takes to write one.
+    For TensorBoard, all numbers form one event. This saves each point a separate event with its
+    step, its time and two checksums, and most of the time that writing takes.
     """
     if not scalars:
         return
@@ -52,7 +52,7 @@ def log_scalars(logger: Logger, scalars: Mapping[tuple[str, ...], float], step: 
 
 
 def log_layout(logger: TensorBoardLogger, layout: Layout) -> None:
-    """Write the layout of the Custom Scalars tab; of all in a run TensorBoard shows the last."""
+    """Write the layout of the Custom Scalars tab, of which TensorBoard shows a run's last one."""
     tensor = TensorProto(
         dtype="DT_STRING",
         string_val=[layout.SerializeToString()],
@@ -68,8 +68,8 @@ def log_layout(logger: TensorBoardLogger, layout: Layout) -> None:
 
 
 def log_restart(logger: TensorBoardLogger, step: int) -> None:
-    """Have TensorBoard drop all that the run has logged so far at a step or after it."""
-    # Its server takes a run's first START for the start of the run, and only others for restarts.
+    """Make TensorBoard drop everything that the run has logged so far at or after a step."""
+    # Its server treats a run's first START as the start of the run, and only others as restarts.
     for _ in range(2):
         _add_event(logger, Event(session_log=SessionLog(status=SessionLog.START)), step)
 
@@ -83,15 +83,15 @@ def log_hyperparameters(
 ) -> None:
     """Write the row of a run in the HParams tab, and the columns of all runs.
 
-    The metrics are those that the run logs anyhow, so that no point is written here. Of the columns
-    that several runs have written, TensorBoard shows those of one of them.
+    The run logs the metrics anyway, so no point is written here. If several runs have written
+    columns, TensorBoard shows those of one of them.
 
     Args:
-        logger: the run's logger.
-        name: what to call the row.
-        run: the hyperparameters of the run: numbers, booleans and texts by name.
-        runs: those of all runs, in which a hyperparameter may be missing.
-        metrics: what to call each metric, by its tag.
+        logger: logger of the run.
+        name: name of the row.
+        run: hyperparameters of the run: numbers, booleans and strings by name.
+        runs: hyperparameters of all runs, of which some may be missing in a run.
+        metrics: title of each metric, by its tag.
     """
     columns = []
     for key in dict.fromkeys(key for values in runs for key in values):
@@ -118,14 +118,14 @@ def log_hyperparameters(
 
 
 def log_success(logger: TensorBoardLogger) -> None:
-    """Mark a run in the HParams tab as one that came to its end."""
+    """Mark a run as finished in the HParams tab."""
     end = SessionEndInfo(status=hparams.STATUS_SUCCESS, end_time_secs=time.time())
     content = HParamsPluginData(session_end_info=end)
     _log_to_hparams(logger, hparams_metadata.SESSION_END_INFO_TAG, content)
 
 
 def tags_of(logger: TensorBoardLogger, names: Iterable[str]) -> list[str]:
-    """Give the tags that Lightning and the SummaryWriter make of metrics' names."""
+    """Return the tags that Lightning and the SummaryWriter make of metrics' names."""
     prefix = f"{name}{logger.LOGGER_JOIN_CHAR}" if (name := prefix_of(logger)) else ""
     tags = [f"{prefix}{name}" for name in names]
     if _is_tensorboard_x(logger.experiment):
@@ -140,7 +140,7 @@ def _log_to_hparams(logger: TensorBoardLogger, tag: str, content: HParamsPluginD
 
 
 def _logs_as_lightning_does(logger: TensorBoardLogger) -> bool:
-    # Someone's own log_metrics may do more; and tensorboardX may mirror every scalar to Comet.
+    # A user's own log_metrics may do more, and tensorboardX may mirror every scalar to Comet.
     own = [cls.log_metrics for cls in find("fabric.loggers.tensorboard.TensorBoardLogger")]
     overridden = type(logger).log_metrics not in own
     return not overridden and not has_comet(logger.experiment)
@@ -148,7 +148,7 @@ def _logs_as_lightning_does(logger: TensorBoardLogger) -> bool:
 
 def _add_event(logger: TensorBoardLogger, event: Any, step: int) -> None:
     writer = logger.experiment
-    if _is_tensorboard_x(writer):  # which takes messages of its own classes only
+    if _is_tensorboard_x(writer):  # It accepts only messages of its own classes.
         from tensorboardX.proto.event_pb2 import Event as OtherEvent
 
         event = OtherEvent.FromString(event.SerializeToString())

@@ -1,4 +1,4 @@
-"""What is measured of an optimizer's step, layer by layer, with a Trainer or without one."""
+"""The measures of an optimizer's step, layer by layer, with or without a Trainer."""
 
 from aida_lightning.measuring._step import measure_step
 

@@ -1,4 +1,4 @@
-"""Where an optimizer's steps begin and end, whatever its class."""
+"""Hooks at the start and the end of an optimizer's steps, whatever its class."""
 
 import traceback
 from collections import Counter
@@ -16,12 +16,12 @@ class StepHooks:
     """Call functions before and after each step of an optimizer.
 
     Args:
-        optimizer: the optimizer. One that has not called ``torch.optim.Optimizer.__init__`` has no
-            hooks; its ``step`` is wrapped while these are attached.
-        before: is called before a step.
-        given: is called when the gradients are there that a step takes, which its closure computes
-            where it has one.
-        after: is called after a step, with the parameters whose gradient it had to take.
+        optimizer: the optimizer. If it has not called ``torch.optim.Optimizer.__init__``, it has no
+            hooks of its own, and its ``step`` is wrapped while these are attached.
+        before: function to call before a step.
+        given: function to call when the gradients for a step are available; if the step has a
+            closure, the closure computes them.
+        after: function to call after a step, with the parameters whose gradient the step used.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class StepHooks:
     ) -> None:
         self._optimizer = optimizer
         self._before, self._given, self._after = before, given, after
-        self._depth = 0  # of the steps that are under way, a subclass's and that of its base
-        self._level = 0  # how many calls deep the first of them was begun
+        self._depth = 0  # number of nested steps in progress: a subclass's and its base's
+        self._level = 0  # call depth at which the first of them began
         self._took: set[Tensor] | None = None
         self._handles: list[Any] = []
 
@@ -53,10 +53,10 @@ class StepHooks:
         self._handles = []
 
     def begin(self, _: Any, args: Any, kwargs: Any) -> Any:
-        """Note the start of a step; return its arguments, with a closure that is watched."""
+        """Note the start of a step, and return its arguments with the closure wrapped."""
         level = _level()
-        # torch calls the hooks again where a subclass's step calls that of its base. A step that is
-        # begun no deeper follows one that raised.
+        # torch calls the hooks again if a subclass's step calls its base's. A step that begins no
+        # deeper than the first follows one that raised.
         if self._depth and level > self._level:
             self._depth += 1
             return None
@@ -91,16 +91,16 @@ class StepHooks:
 
 
 def _is_closure(place: int | str, argument: object) -> bool:
-    """Tell whether a step's argument may be its closure, by its place or name and its kind."""
+    """Tell whether a step's argument may be its closure, judging by its place or name and type."""
     if isinstance(argument, FunctionType | MethodType | partial):
         return True
-    # The first is the optimizer itself.
+    # The first argument is the optimizer itself.
     other = isinstance(argument, nn.Module | Optimizer | type)
     return place in (1, "closure") and callable(argument) and not other
 
 
 def _level() -> int:
-    """Return how many calls deep the caller is."""
+    """Return the call depth of the caller."""
     return sum(1 for _ in traceback.walk_stack(None))
 
 
@@ -109,7 +109,7 @@ def _with_gradient(optimizer: Optimizer) -> set[Tensor]:
 
 
 class _Listener:
-    """Takes hooks off a wrapped ``step``, and the wrapper with the last of them."""
+    """The handle that removes hooks from a wrapped ``step``, and the wrapper with the last ones."""
 
     def __init__(self, optimizer: Any, hooks: StepHooks) -> None:
         self._optimizer, self._hooks = optimizer, hooks
@@ -119,7 +119,7 @@ class _Listener:
     def remove(self) -> None:
         self._listeners.remove(self._hooks)
         step = vars(self._optimizer).get("step")
-        # Someone else may have wrapped it again.
+        # Someone else may have wrapped the step again.
         if not self._listeners and getattr(step, "listeners", None) is self._listeners:
             if step.own is None:
                 del self._optimizer.step
@@ -128,11 +128,11 @@ class _Listener:
 
 
 def _listen(optimizer: Any, hooks: StepHooks) -> _Listener:
-    """Have hooks called around the ``step`` of an optimizer without hooks of torch's."""
+    """Call hooks around the ``step`` of an optimizer that lacks torch's hooks."""
     if not hasattr(vars(optimizer).get("step"), "listeners"):
         step, listeners = optimizer.step, list[StepHooks]()
 
-        @wraps(step)  # LR schedulers look for a mark that theirs leaves on it.
+        @wraps(step)  # LR schedulers look for the mark that they leave on the step.
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             given = (optimizer, *args), kwargs
             for each in listeners:
@@ -179,7 +179,7 @@ def named(optimizers: Iterable[Any]) -> dict[str, Optimizer]:
 
 
 def _add(optimizer: Any, found: list[Optimizer]) -> None:
-    """Add an optimizer and what it holds, in the place of a wrapper of Lightning what is in it."""
+    """Add an optimizer and those that it holds; of a wrapper of Lightning's, add the content."""
     if any(optimizer is other for other in found):
         return
     if not any(cls.__name__ in _WRAPPERS for cls in type(optimizer).__mro__):
@@ -198,5 +198,6 @@ def _optimizers_in(value: Any) -> Iterator[Optimizer]:
             yield from _optimizers_in(item)
 
 
-# They are of a class that is made of these and of the optimizer's, and share what it holds.
+# A wrapper's class derives from one of these and from the optimizer's class; the wrapper shares the
+# optimizer's attributes.
 _WRAPPERS = ("LightningOptimizer", "_FabricOptimizer")

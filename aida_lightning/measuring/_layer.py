@@ -1,4 +1,4 @@
-"""What is measured of one layer right after a step, on its device."""
+"""The measures of one layer right after a step, on its device."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from aida_lightning.diagnostics import effective_learning_rate, has_stepsize, reductions
 from aida_lightning.measuring._registered import last_update, momentum, stepsize, stepsize_ceiling
 
-# Stepsizes at the ceiling differ by what v rounds, which adds up over 1 / (1 - beta2) steps.
+# Stepsizes at the ceiling differ by v's rounding errors, which add up over 1 / (1 - beta2) steps.
 AT_THE_CEILING = 1 - 1e-3
 HISTOGRAM_BINS = 128
 
@@ -26,15 +26,15 @@ Source: TypeAlias = Literal[
 
 @dataclass
 class LayerStep:
-    """One layer right after a step; several measures share what is cached."""
+    """One layer right after a step, with cached tensors that several measures share."""
 
     optimizer: Optimizer
     group: dict[str, Any]
     state: dict[str, Any]
     param: Tensor
-    gradient: Tensor | None  # what the optimizer was given, as long as it is there
+    gradient: Tensor | None  # the gradient that the optimizer received, if it is still there
     lr: Number
-    before: Tensor | None = None  # the parameter before the step, where it was kept
+    before: Tensor | None = None  # the parameter before the step, if a copy was kept
 
     @cached_property
     def stepsizes(self) -> Tensor:
@@ -64,14 +64,14 @@ class LayerStep:
         update = last_update(self.optimizer, self.group, self.state, param, self.lr)
         if update is not None and update.shape != (shape := reductions.real(param).shape):
             raise TypeError(
-                f"the function that is registered with `last_update.register` for "
+                f"The function that is registered with `last_update.register` for "
                 f"{type(self.optimizer).__name__} must return a tensor of the shape {[*shape]}, "
                 f"got {[*update.shape]}"
             )
         return update
 
     def has(self, source: Source) -> bool:
-        """Tell whether the layer has what a measure is taken of."""
+        """Tell whether the layer has the source of a measure."""
         if source in ("stepsizes", "ceiling"):
             known = bool(self.state) and has_stepsize(self.optimizer)
             return known and (source == "stepsizes" or self.ceiling() is not None)
@@ -80,7 +80,7 @@ class LayerStep:
         return True
 
     def of(self, source: Source) -> Tensor:
-        """Return the tensor that a measure is taken of, which the layer has."""
+        """Return the tensor of a source that the layer has."""
         tensor: Tensor = getattr(self, source)
         return tensor
 
@@ -111,9 +111,9 @@ class LayerStep:
 
 
 class Measure(NamedTuple):
-    """What is measured, and of what.
+    """A measure: its source, and the function that takes it.
 
-    It is a tensor that is left on the device, or a float; None where there is none to be had.
+    The function returns a float, a tensor that stays on the device, or None if there is no measure.
     """
 
     source: Source
@@ -148,15 +148,15 @@ MEASURES: dict[str, Measure] = {
 
 
 def source_of(measure: str) -> Source:
-    """Return what a measure is taken of."""
+    """Return the source of a measure."""
     return MEASURES[measure].source if measure in MEASURES else "stepsizes"
 
 
 def take_measures(layer: LayerStep, names: Collection[str]) -> Row:
-    """Take measures of one layer without a wait for the device, leaving out those it has not."""
+    """Take those measures that a layer has, without waiting for the device."""
     names = [name for name in names if layer.has(source_of(name))]
     taken = {name: MEASURES[name].take(layer) for name in names if name in MEASURES}
-    # All quantiles at once, for they sort the layer.
+    # All quantiles are taken at once, because they need the layer sorted.
     if probabilities := {name: int(name[1:]) / 100 for name in names if name not in MEASURES}:
         found = reductions.quantiles(layer.stepsizes, [*probabilities.values()])
         taken |= zip(probabilities, found, strict=True)
@@ -164,7 +164,7 @@ def take_measures(layer: LayerStep, names: Collection[str]) -> Row:
 
 
 def to_host(rows: Iterable[Mapping[str, Number]]) -> list[dict[str, Any]]:
-    """Bring measures to the host in one transfer per device: floats, and lists of 1-dim tensors.
+    """Bring measures to the host in one transfer per device, as floats or, for vectors, lists.
 
     Example:
         >>> to_host([{"mean": torch.tensor(2.0), "learning_rate": 0.5}])

@@ -1,4 +1,4 @@
-"""What is measured of layers that processes share: of each part, then merged over the processes."""
+"""The measures of layers that processes share, taken of each part and merged over processes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +19,8 @@ from aida_lightning.optim._sharding import (
     whole_of,
 )
 
-# What is measured of each part and merged, in this order, and what it is of no elements.
+# The measures that are taken of each part and merged, in this order, with their values for no
+# elements.
 _OF_NO_ELEMENTS = {
     "count": 0.0,
     "mean": 0.0,
@@ -34,10 +35,10 @@ _OF_NO_ELEMENTS = {
     "momentum_norm": 0.0,
     "gradient_cosine": 0.0,
 }
-# These are no measures of the elements. All others are measured of the whole layer, which each
+# These measures do not depend on the elements. All others are taken of the whole layer, which each
 # process gathers.
 _OF_THE_STEP = ("ceiling", "learning_rate", "step", "beta2")
-# What else has to be known of each part to merge a measure.
+# The other measures of each part that are needed to merge a measure.
 _WEIGHTS = {
     **dict.fromkeys(("mean", "ceiling_share"), ("count",)),
     "variance": ("count", "mean"),
@@ -50,10 +51,10 @@ def measure_shared(
 ) -> dict[Tensor, Row]:
     """Measure layers that processes share, in one all-gather per mesh dimension.
 
-    All processes have to call it, with the same layers in the same order.
+    All processes must call this function, with the same layers in the same order.
 
     Args:
-        layers: by parameter; None for a parameter that has not taken a step.
+        layers: layers by parameter; None for a parameter that has not taken a step.
         names: names of measures.
     """
     needed = {name for of in names for name in (of, *_WEIGHTS.get(of, ()))}
@@ -83,12 +84,12 @@ def _can_merge(layer: LayerStep, name: str) -> bool:
             return False
         shared = filter(is_distributed, layer.state.values())
         return all(value.shape == layer.param.shape for value in shared)
-    # Without a copy the update follows from stepsizes that may be averaged over the layer.
+    # Without a copy, the update follows from stepsizes that may be averaged over the layer.
     return source != "update" or layer.before is not None
 
 
 def _measure_part(layer: LayerStep, names: Collection[str]) -> Row:
-    """Measure what can be merged, of the part of a layer that is here."""
+    """Take the measures that can be merged, of the part of a layer that this process holds."""
     gradient = layer.gradient
     part = replace(
         layer,
@@ -104,7 +105,7 @@ def _measure_part(layer: LayerStep, names: Collection[str]) -> Row:
 
 
 def _measure_whole(layer: LayerStep, names: Collection[str]) -> Row:
-    """Measure what cannot be merged, of a layer that all processes gather where that is needed."""
+    """Take the measures that cannot be merged, of a layer that all processes gather if needed."""
     if {*names} <= {*_OF_THE_STEP}:
         return take_measures(layer, names)
     whole = replace(
@@ -120,12 +121,12 @@ def _measure_whole(layer: LayerStep, names: Collection[str]) -> Row:
 def _merge(
     params: Sequence[Any], parts: Mapping[Any, Row], columns: Sequence[str]
 ) -> dict[Any, dict[str, Tensor]]:
-    """Merge what each process has measured of its parts.
+    """Merge the measures that each process has taken of its parts.
 
     Args:
-        params: all parameters that are measured and shared, in the same order in every process.
-        parts: measures of the elements that are here, of each parameter that has taken a step.
-        columns: the names of all measures that may be among them.
+        params: all measured parameters that are shared, in the same order in every process.
+        parts: measures of this process's elements, for each parameter that has taken a step.
+        columns: names of all measures that ``parts`` may hold.
 
     Returns:
         The same measures of the whole layers. They are merged as (n, mean, M2), so that a spread
@@ -133,7 +134,7 @@ def _merge(
     """
     merged = {}
     for mesh in dict.fromkeys(param.device_mesh for param in params if columns):
-        if mesh.get_coordinate() is None:  # this process is outside of the mesh
+        if mesh.get_coordinate() is None:  # This process is outside the mesh.
             continue
         of_mesh = [param for param in params if param.device_mesh == mesh]
         dimensions = sorted({d for param in of_mesh for d in split_dimensions(param)})

@@ -1,4 +1,4 @@
-"""The names by which a module's layers are logged and chosen, without those of wrappers."""
+"""The names by which a module's layers are logged and chosen, without the parts of wrappers."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ _PARAMETRIZED = re.compile(r"\bparametrizations\.([^.]+)\.original\d*$")
 
 
 def names_of(module: nn.Module) -> dict[Tensor, list[str]]:
-    """List the names of each parameter, the one that it is logged as first.
+    """List the names of each parameter, starting with the name under which it is logged.
 
-    The others are those of a tied parameter's further places, and of what a parametrization makes.
+    The others name the further places of a tied parameter, or the result of a parametrization.
 
     Example:
         >>> from torch import nn
@@ -43,7 +43,7 @@ def names_of(module: nn.Module) -> dict[Tensor, list[str]]:
 
 
 def matching(names: Mapping[Tensor, Sequence[str]], pattern: str) -> set[Tensor]:
-    """Return the parameters that have the pattern as a name; if none has, those that it matches.
+    """Return the parameters with the pattern as a name or, if there are none, those it matches.
 
     Example:
         >>> import torch
@@ -61,9 +61,9 @@ def matching(names: Mapping[Tensor, Sequence[str]], pattern: str) -> set[Tensor]
 def weights(module: nn.Module) -> set[Tensor]:
     """Return the weights of a module's parts, without their biases and gains.
 
-    They are the tensors of 2 or more dimensions but the gains of weight normalization, and one of
-    a single dimension that is called ``weight``, where its part has no other and is no norm. A norm
-    has "norm" in the name of its class, of a base, or of its place.
+    The weights are the tensors of 2 or more dimensions, except for the gains of weight
+    normalization, and each one-dimensional ``weight`` whose part has no other weight and is no
+    norm. A norm has "norm" in the name of its class, of a base class, or of its place.
 
     Example:
         >>> from torch import nn
@@ -88,10 +88,10 @@ def weights(module: nn.Module) -> set[Tensor]:
 
 
 def as_list(name: str, value: object, kind: str) -> list[str]:
-    """Return one string or several as a list.
+    """Return one or several strings as a list.
 
     Raises:
-        ValueError: the value is another thing, or an empty list.
+        ValueError: the value is neither a string nor a list of them, or it is an empty list.
     """
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, Iterable) or not all(isinstance(s, str) for s in strings):

@@ -1,4 +1,4 @@
-"""The functions that users register for optimizers of their own, whose results are checked."""
+"""Checks of the results of functions that users register for their own optimizers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +11,13 @@ from aida_lightning import diagnostics
 
 
 def stepsize(optimizer: Optimizer, *args: Any) -> Tensor:
-    """Call ``diagnostics.stepsize``, which returns a real tensor."""
+    """Call ``diagnostics.stepsize``, which must return a real tensor."""
     result: Tensor = _call(diagnostics.stepsize, "a dense real tensor", _is_real, optimizer, *args)
     return result
 
 
 def last_update(optimizer: Optimizer, *args: Any) -> Tensor | None:
-    """Call ``diagnostics.last_update``, which returns a real tensor or None."""
+    """Call ``diagnostics.last_update``, which must return a real tensor or None."""
     allowed = "a dense real tensor or None"
     result: Tensor | None = _call(
         diagnostics.last_update, allowed, lambda x: x is None or _is_real(x), optimizer, *args
@@ -26,7 +26,7 @@ def last_update(optimizer: Optimizer, *args: Any) -> Tensor | None:
 
 
 def stepsize_ceiling(optimizer: Optimizer, *args: Any) -> float | None:
-    """Call ``diagnostics.stepsize_ceiling``, which returns a number or None."""
+    """Call ``diagnostics.stepsize_ceiling``, which must return a number or None."""
     result: float | None = _call(
         diagnostics.stepsize_ceiling,
         "a float or None",
@@ -38,7 +38,7 @@ def stepsize_ceiling(optimizer: Optimizer, *args: Any) -> float | None:
 
 
 def momentum(optimizer: Optimizer, *args: Any) -> Tensor | None:
-    """Call ``diagnostics.momentum``, which returns a tensor or None."""
+    """Call ``diagnostics.momentum``, which must return a tensor or None."""
     result: Tensor | None = _call(
         diagnostics.momentum,
         "a tensor or None",
@@ -65,7 +65,7 @@ def _call(
 
 
 def _is_real(result: object) -> bool:
-    """Tell whether a function's result is a dense tensor of real numbers that can be measured."""
+    """Tell whether a function's result is a dense real tensor with values."""
     return (
         isinstance(result, torch.Tensor)
         and result.is_floating_point()

@@ -16,7 +16,7 @@ from aida_lightning.measuring._layer import Row, source_of, to_host
 
 @dataclass(frozen=True)
 class Statistic:
-    """What is logged as ``<tag>/<layer>``, from which measures, and by which formula."""
+    """A number logged as ``<tag>/<layer>``, with the measures and the formula that give it."""
 
     tag: str
     measures: tuple[str, ...]
@@ -24,11 +24,11 @@ class Statistic:
 
     @property
     def of_stepsizes(self) -> bool:
-        """Whether an optimizer has to have adaptive stepsizes for it."""
+        """Whether an optimizer needs adaptive stepsizes to have this statistic."""
         return any(source_of(name) in ("stepsizes", "ceiling") for name in self.measures)
 
     def compute(self, numbers: Mapping[str, Any]) -> float | None:
-        """Compute the statistic from measures on the host; None where one of them is missing."""
+        """Compute the statistic from measures on the host; None if one of them is missing."""
         needed = [numbers.get(name) for name in self.measures]
         return None if None in needed else self.formula(*needed)
 
@@ -60,7 +60,7 @@ STATISTICS: dict[str, Statistic] = {
     "gradient_norm": Statistic(tags.GRADIENT_NORM, ("gradient_norm",)),
     "gradient_cosine": Statistic(tags.GRADIENT_COSINE, ("gradient_cosine",)),
 }
-# What is logged instead where none of the statistics asked for can be had of an optimizer.
+# The statistics that are logged if an optimizer has none of the requested ones.
 WITHOUT_STEPSIZES = [
     STATISTICS[name]
     for name in ("update_ratio", "update_norm", "weight_norm", "gradient_norm", "gradient_cosine")
@@ -69,10 +69,10 @@ _QUANTILE = re.compile(r"q(?!00)\d{2}|median")
 
 
 def choose_statistics(names: Iterable[str]) -> list[Statistic]:
-    """Look the names up, in their order; ``"median"`` and ``"q01"`` to ``"q99"`` are quantiles.
+    """Look up statistics by name; ``"median"`` and ``"q01"`` to ``"q99"`` are quantiles.
 
     Raises:
-        ValueError: there is no statistic of a name, or no name.
+        ValueError: a name is unknown, or there are no names.
     """
     chosen = []
     for name in names:
@@ -82,8 +82,8 @@ def choose_statistics(names: Iterable[str]) -> list[Statistic]:
             chosen.append(STATISTICS[name])
         else:
             raise ValueError(
-                f"there is no statistic {name!r}; there are {', '.join(STATISTICS)}, median, and "
-                "q01 to q99 for quantiles"
+                f"Unknown statistic {name!r}; the statistics are {', '.join(STATISTICS)}, median, "
+                "and q01 to q99 for quantiles"
             )
     if not chosen:
         raise ValueError("statistics must name at least one statistic")
@@ -91,7 +91,7 @@ def choose_statistics(names: Iterable[str]) -> list[Statistic]:
 
 
 def to_be_had(statistics: Collection[Statistic], optimizer: Optimizer) -> list[Statistic]:
-    """Return those of the statistics that an optimizer's class allows; if none, others."""
+    """Return the requested statistics that an optimizer has or, without any, the default ones."""
     if has_stepsize(optimizer):
         return [*statistics]
     return [s for s in statistics if not s.of_stepsizes] or WITHOUT_STEPSIZES
@@ -101,7 +101,7 @@ def to_be_had(statistics: Collection[Statistic], optimizer: Optimizer) -> list[S
 class Point:
     """One layer at one step, on the host: its measures by name, and its statistics by tag.
 
-    ``optimizer`` is empty where there is only one.
+    ``optimizer`` is empty if there is only one.
     """
 
     optimizer: str
@@ -110,18 +110,18 @@ class Point:
     statistics: dict[str, float]
 
     def path(self, tag: str) -> tuple[str, ...]:
-        """Return the parts of the name that a number of the layer is logged as."""
+        """Return the parts of the name under which a number of the layer is logged."""
         return (self.optimizer, tag, self.layer) if self.optimizer else (tag, self.layer)
 
 
 def points_of(
     samples: Mapping[str, Mapping[str, Row]], statistics: Mapping[str, Collection[Statistic]]
 ) -> list[Point]:
-    """Bring samples to the host, in one transfer per device, and compute statistics of them.
+    """Bring samples to the host, in one transfer per device, and compute their statistics.
 
     Args:
-        samples: the rows of layers, by optimizer and layer.
-        statistics: the statistics to compute, by optimizer.
+        samples: rows of measures, by optimizer and layer.
+        statistics: statistics to compute, by optimizer.
     """
     names = [(optimizer, layer) for optimizer, rows in samples.items() for layer in rows]
     on_host = to_host(row for rows in samples.values() for row in rows.values())
@@ -134,5 +134,5 @@ def points_of(
 
 
 def scalars_of(points: Iterable[Point]) -> dict[tuple[str, ...], float]:
-    """Name the numbers to log."""
+    """Map the name of each number to log, in parts, to the number."""
     return {point.path(tag): number for point in points for tag, number in point.statistics.items()}

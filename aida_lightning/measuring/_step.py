@@ -1,4 +1,4 @@
-"""The measures of one optimizer's step, for the monitor and for loops without a Trainer."""
+"""The measures of an optimizer's step, for the monitor and for loops without a Trainer."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,11 +26,11 @@ from aida_lightning.optim._sharding import is_distributed
 
 @dataclass
 class StepMeasures:
-    """Measures layers of one optimizer after a step.
+    """Measure layers of one optimizer after a step.
 
     Args:
         optimizer: the optimizer.
-        measures: names of what to measure.
+        measures: names of the measures to take.
     """
 
     optimizer: Optimizer
@@ -38,13 +38,14 @@ class StepMeasures:
     _before: dict[Tensor, Tensor] = field(default_factory=dict)
     _gradients: dict[Tensor, Tensor] = field(default_factory=dict)
 
-    _has_update: bool = True  # by the function that is registered for it, if there is one
+    _has_update: bool = True  # as far as known; False once the registered function returned None
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether gradients are measured that the step may change in place.
+        """Whether the measures need gradients that the step may change in place.
 
-        Of torch's only the momentum of Nesterov does, by foreach; of ours none.
+        Of torch's optimizers, only SGD with Nesterov momentum changes them, in its foreach
+        implementation; the package's own never do.
         """
         author = getattr(type(self.optimizer).step, "__module__", "").partition(".")[0]
         nesterov = any(group.get("nesterov") for group in self.optimizer.param_groups)
@@ -53,25 +54,25 @@ class StepMeasures:
 
     @property
     def needs_copies(self) -> bool:
-        """Whether something is measured that only a copy from before the step tells."""
+        """Whether a measure needs a copy of the parameters from before the step."""
         known = last_update.dispatch(type(self.optimizer)) is not last_update.dispatch(object)
         measured = any(source_of(name) == "update" for name in self.measures)
         return measured and not (known and self._has_update)
 
     def is_lost_after_step(self, measures: Iterable[str]) -> bool:
-        """Tell whether some measures can be taken right after a step alone."""
+        """Tell whether some of the measures can only be taken right after a step."""
         sources = {source_of(name) for name in measures}
         of_copies = "update" in sources and self.needs_copies
         return of_copies or not sources.isdisjoint({"gradient", "momentum"})
 
     def copy(self, layers: Collection[Tensor]) -> None:
-        """Keep a copy of the layers from before a step, where something needs it."""
+        """Keep a copy of the layers from before a step, if a measure needs it."""
         if self.needs_copies:
             params = (param for param in params_of(self.optimizer) if param in layers)
             self._before = {param: param.detach().clone() for param in params}
 
     def copy_gradients(self, layers: Collection[Tensor]) -> None:
-        """Keep a copy of the gradients that the step is given, where it may change them."""
+        """Keep a copy of the gradients that the step receives, if it may change them."""
         if self.needs_gradients:
             params = (param for param in params_of(self.optimizer) if param in layers)
             self._gradients = {p: p.grad.detach().clone() for p in params if p.grad is not None}
@@ -90,13 +91,14 @@ class StepMeasures:
     ) -> dict[str, Row]:
         """Take the measures of the last step, on the device.
 
-        Every process has to call it where processes share layers.
+        If processes share layers, every process must call this method.
 
         Args:
-            layers: the names of the parameters to measure; those of others are left out.
-            took: the parameters whose gradient the step took.
-            lrs: the learning rates of the step, by the groups' ``id``; by default the present ones.
-            with_gradient: whether the gradients still are those that the step took.
+            layers: parameters to measure, with their names; those of other optimizers are skipped.
+            took: parameters whose gradient the step used.
+            lrs: learning rates of the step, by the ``id`` of the group; by default, the current
+                ones.
+            with_gradient: whether the gradients are still those that the step used.
         """
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
         rows: dict[Tensor, Row] = {}
@@ -138,28 +140,30 @@ def measure_step(
 ) -> Iterator[dict[str, float]]:
     """Measure the last step that an optimizer takes within the context.
 
-    They are the numbers that a ``StepsizeMonitor`` logs, for Lightning Fabric and for loops
-    without a Trainer. They are there when the context has ended; without a step, none is. A step
-    costs what it costs there: a pass over the layers and one transfer to the host. Where processes
-    share layers, all of them have to enter the context at the same step.
+    The numbers are those that a ``StepsizeMonitor`` logs, for Lightning Fabric and for loops
+    without a Trainer. They are available when the context has ended; if the optimizer took no step,
+    there are none. A measured step costs the same as in the monitor: one pass over the layers and
+    one transfer to the host. If processes share layers, all of them must enter the context at the
+    same step.
 
     Args:
-        optimizer: the optimizer, Fabric's wrapper of it, or a list of several. Those that one holds
-            are measured too.
-        module: the module, or Fabric's wrapper of it, which names the layers.
-        statistics: names of statistics, as the ``StepsizeMonitor`` has them. If an optimizer has
-            none of them for want of adaptive stepsizes, its update's are measured instead.
-        layers: names of parameters or globs of them. None chooses the weights, as the
-            ``StepsizeMonitor`` does but for its ``max_layers``.
+        optimizer: the optimizer, Fabric's wrapper of it, or a list of several. Optimizers that one
+            of them holds are measured too.
+        module: the module that names the layers, or Fabric's wrapper of it.
+        statistics: names of statistics, as in the ``StepsizeMonitor``. If an optimizer has no
+            adaptive stepsizes and therefore none of these statistics, those of its updates are
+            measured instead.
+        layers: names of parameters or globs that match them. None chooses the weights, like the
+            ``StepsizeMonitor`` but without its ``max_layers``.
 
     Yields:
-        A dictionary, which is filled at the end: the numbers by ``stepsize_mean/<layer>`` and so
-        on; with several optimizers their names come first.
+        A dictionary that is filled when the context ends. It maps ``stepsize_mean/<layer>`` and so
+        on to the numbers. With several optimizers, the optimizer's name comes first.
 
     Raises:
-        TypeError: the optimizer or the module is none.
-        ValueError: there is no statistic of a name, no layer that a glob matches, or the optimizer
-            holds none of the module's parameters.
+        TypeError: the first argument is no optimizer, or the second is no module.
+        ValueError: a statistic is unknown, a glob matches no layer, or the optimizers hold none of
+            the module's parameters.
 
     Example:
         >>> import torch
@@ -176,9 +180,9 @@ def measure_step(
     optimizers = [*optimizer] if isinstance(optimizer, Sequence) else [optimizer]
     for given in optimizers:
         if not hasattr(given, "param_groups"):
-            raise TypeError(f"measure_step needs an optimizer first, got {given!r}")
+            raise TypeError(f"measure_step needs an optimizer as first argument, got {given!r}")
     if not isinstance(module, nn.Module):
-        raise TypeError(f"measure_step needs a torch.nn.Module second, got {module!r}")
+        raise TypeError(f"measure_step needs a torch.nn.Module as second argument, got {module!r}")
     held = {param for given in optimizers for param in params_of(given)}
     watched = _layers_of(
         module, held, layers if layers is None else as_list("layers", layers, "glob")
@@ -206,15 +210,15 @@ def measure_step(
 def _layers_of(
     module: nn.Module, held: Collection[Tensor], globs: Sequence[str] | None
 ) -> dict[Tensor, str]:
-    """Map the layers to measure to their names, of those that the optimizers hold."""
+    """Map those of the optimizers' layers that are to be measured to their names."""
     names = names_of(module)
     there = [own[0] for own in names.values()]
     if not held & names.keys():
-        raise ValueError(f"the optimizers hold none of the module's parameters, which are: {there}")
+        raise ValueError(f"The optimizers hold none of the module's parameters, which are: {there}")
     chosen: set[Tensor] = set()
     for pattern in globs or ():
         if not (found := matching(names, pattern)):
-            raise ValueError(f"there is no layer that matches {pattern!r}, there are: {there}")
+            raise ValueError(f"No layer matches {pattern!r}; the layers are: {there}")
         chosen |= found
     if globs is None:
         trained = {param for param in names if param in held and param.requires_grad}
@@ -223,7 +227,7 @@ def _layers_of(
 
 
 class _MeasuredStep:
-    """Holds the measures of the last step that an optimizer has taken."""
+    """The measures of the last step that an optimizer has taken."""
 
     def __init__(
         self, optimizer: Optimizer, layers: Mapping[Tensor, str], statistics: list[Statistic]

@@ -1,6 +1,6 @@
 """Take the documentation's pictures of TensorBoard: train two runs, serve them, and look.
 
-    python docs/images/make_screenshots.py [--epochs 2] [--output docs/images]
+    python docs/images/make_screenshots.py [--epochs 7] [--output docs/images]
 
 It needs the extras `examples` and `browser`, and chromium and chromedriver on the path.
 """
@@ -25,7 +25,7 @@ from aida_lightning.example_modules import ImageClassifier
 # The picture's name, the tab's, and how long the page takes to draw, in seconds.
 TABS = {
     "custom_scalars": ("custom_scalars", 8),
-    "scalars": ("scalars", 8),
+    "scalars": ("scalars&tagFilter=stepsize_mean", 8),
     "images": ("images", 8),
     "histograms": ("histograms", 12),
 }
@@ -37,22 +37,21 @@ ARGUMENTS = (
 
 
 def train(folder: str, epochs: int) -> None:
-    """Train VGG11 on the digits by Aida with K=1 and with K=2."""
+    """Train a narrow VGG11 on the digits by Aida with K=1 and with K=2."""
     for k in (1, 2):
         seed_everything(0, verbose=False)
         trainer = Trainer(
             max_epochs=epochs,
             accelerator="cpu",
             logger=TensorBoardLogger(folder, name="", version=f"Aida_K={k}"),
-            callbacks=[StepsizeMonitor(every_n_steps=3, figures=True, histograms=True)],
+            callbacks=[StepsizeMonitor(every_n_steps=7, figures=True, histograms=True)],
             enable_checkpointing=False,
             enable_model_summary=False,
-            log_every_n_steps=3,
+            log_every_n_steps=7,
         )
         options = {"k": k, "fused": True}
-        trainer.fit(
-            ImageClassifier(optimizer="aida", optimizer_options=options), DigitsDataModule()
-        )
+        module = ImageClassifier("vgg11_x0_25", optimizer="aida", optimizer_options=options)
+        trainer.fit(module, DigitsDataModule(batch_size=32))
 
 
 def take_pictures(folder: str, output: Path) -> None:
@@ -84,7 +83,7 @@ def take_pictures(folder: str, output: Path) -> None:
 def main() -> None:
     """Train and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -80,9 +80,9 @@ def test_an_optimizer_without_stepsizes_has_its_update_logged_and_one_line_says_
     assert sorted(scalars["update_ratio/head.weight"]) == [*range(12)]
     (line,) = [r.message for r in caplog.records if "StepsizeMonitor" in r.message]
     assert line == (
-        "StepsizeMonitor: SGD has no adaptive stepsizes, since one learning rate moves all "
-        f"elements of a layer; it logs {', '.join(OF_THE_STEP)} if there is a momentum instead of "
-        "stepsize_mean, stepsize_std."
+        "StepsizeMonitor: SGD has no adaptive stepsizes, because one learning rate moves all "
+        f"elements of a layer; it logs {', '.join(OF_THE_STEP)} (if there is a momentum) instead "
+        "of stepsize_mean, stepsize_std."
     )
 
 
@@ -101,10 +101,10 @@ class Unknown(torch.optim.Optimizer):
 
 
 def test_a_class_that_is_not_known_is_named_with_its_module(tmp_path):
-    with pytest.warns(UserWarning, match="StepsizeMonitor knows no") as caught:
+    with pytest.warns(UserWarning, match="StepsizeMonitor does not know") as caught:
         fit(tmp_path, Net(Unknown, lr=0.1), StepsizeMonitor(every_n_steps=1))
     (told,) = [str(w.message) for w in caught if "StepsizeMonitor" in str(w.message)]
-    assert f"no adaptive stepsizes of {__name__}.Unknown; it logs update_ratio" in told
+    assert f"the adaptive stepsizes of {__name__}.Unknown; it logs update_ratio" in told
     assert "update_norm/head.weight" in read(tmp_path)
 
 
@@ -164,7 +164,7 @@ class WithoutHooks(GoesBack, torch.optim.Optimizer):
         return self.take(closure)
 
 
-@pytest.mark.filterwarnings("ignore:StepsizeMonitor knows no")
+@pytest.mark.filterwarnings("ignore:StepsizeMonitor does not know")
 @pytest.mark.parametrize("wrapper", [Lookahead, WithoutHooks])
 def test_an_optimizer_and_the_one_that_it_holds_are_watched_by_name(tmp_path, wrapper):
     module, expected = Net(), InFloat64()
@@ -193,7 +193,7 @@ class Several(torch.optim.Optimizer):
         return loss
 
 
-@pytest.mark.filterwarnings("ignore:StepsizeMonitor knows no")
+@pytest.mark.filterwarnings("ignore:StepsizeMonitor does not know")
 def test_optimizers_in_one_are_watched_under_their_names(tmp_path):
     module = Net()
     module.configure_optimizers = lambda: Several(
@@ -397,8 +397,8 @@ def test_a_step_before_the_logged_batch_is_said_to_have_no_update(tmp_path, capl
 
     with caplog.at_level(logging.INFO):
         fit(tmp_path, EveryFourth(), StepsizeMonitor())
-    (line,) = [r.message for r in caplog.records if "StepsizeMonitor has no" in r.message]
-    assert "update_norm, gradient_norm, gradient_cosine of a step of SGD" in line
+    (line,) = [r.message for r in caplog.records if "StepsizeMonitor logs no" in r.message]
+    assert "update_norm, gradient_norm, gradient_cosine for a step that SGD" in line
     assert "every_n_steps=n" in line
 
 
@@ -411,7 +411,7 @@ def test_an_update_that_no_function_tells_is_that_of_a_copy(tmp_path):
     assert sorted(read(tmp_path)["update_norm/head.weight"]) == [*range(1, 12)]
 
 
-@pytest.mark.filterwarnings("ignore:StepsizeMonitor knows no")
+@pytest.mark.filterwarnings("ignore:StepsizeMonitor does not know")
 def test_an_optimizer_in_nested_containers_and_without_defaults_is_watched(tmp_path):
     class Nested(Several):
         def __init__(self, *inner):

@@ -137,7 +137,7 @@ def test_a_glob_that_matches_no_layer_is_told_with_the_nearest(tmp_path):
         fit(tmp_path, Stack(), monitor)
     (message,) = [str(one.message) for one in told if "custom_scalars" in str(one.message)]
     assert "matches 'layer.12'" in message
-    assert message.endswith("the nearest are: layers.12, layers.2, layers.1")
+    assert message.endswith("the nearest names are: layers.12, layers.2, layers.1")
 
 
 def test_categories_of_an_earlier_version_give_way_and_those_of_users_stay(tmp_path):

@@ -44,7 +44,7 @@ def test_an_optimizer_that_is_exchanged_goes_on_with_the_count(tmp_path, caplog,
     assert sorted(read(tmp_path)[TAG]) == [n + late * (n > 12) for n in [4, 9, 14, 19, 24, 29, 34]]
     told = [record for record in caplog.messages if "StepsizeMonitor" in record]
     assert told == [
-        f"StepsizeMonitor follows the optimizers that the Trainer holds now: {name.capitalize()}."
+        f"StepsizeMonitor follows the optimizers that the Trainer now holds: {name.capitalize()}."
     ]
 
 

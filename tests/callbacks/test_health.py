@@ -40,7 +40,7 @@ def test_a_layer_at_the_ceiling_is_named_once(tmp_path, name, eps):
     module = without_gradient(name, eps=eps, betas=(0.8, 0.9))
     (message,) = health_warnings(tmp_path, module, StepsizeMonitor(every_n_steps=1), max_epochs=3)
     assert "at step 9: all adaptive stepsizes are at their ceiling" in message
-    assert "Layers: features.weight. This is said once" in message
+    assert "Layers: features.weight. This warning appears once" in message
 
 
 def test_the_tolerance_is_wide_enough_for_thousands_of_roundings():
@@ -81,7 +81,7 @@ def test_an_exploding_spread_is_named(tmp_path):
             self.features.weight.register_hook(lambda gradient: gradient * mask)
 
     (message,) = health_warnings(tmp_path, Wide(), StepsizeMonitor(every_n_steps=1))
-    assert "std is more than 10 times their mean: less than one element in a hundred" in message
+    assert "std is more than 10 times their mean, so less than 1 % of the elements" in message
     assert "Layers: features.weight." in message
 
 

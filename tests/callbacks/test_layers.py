@@ -88,7 +88,9 @@ def test_layers_that_were_chosen_stay_and_others_fill_the_places_that_are_left(b
 
 
 def test_an_error_of_many_layers_can_be_read(tmp_path):
-    with pytest.raises(MisconfigurationException, match="matches 'conv', there are: ") as raised:
+    with pytest.raises(
+        MisconfigurationException, match="matches 'conv'; the layers are: "
+    ) as raised:
         fit(tmp_path, Deep(), StepsizeMonitor("conv"))
     assert len(str(raised.value)) < 600
 
@@ -109,7 +111,7 @@ def test_bad_caps_are_named(value, message):
 def test_layers_that_nothing_trains_are_told(tmp_path):
     model = Net()
     model.features.requires_grad_(False)
-    with pytest.warns(UserWarning, match=r"frozen, or no optimizer has them. .*features.weight"):
+    with pytest.warns(UserWarning, match=r"frozen, or no optimizer holds them. .*features.weight"):
         fit(tmp_path, model, StepsizeMonitor("features.*"))
 
 
@@ -131,7 +133,7 @@ def test_what_is_trained_is_logged_where_there_are_no_weights(tmp_path, caplog):
     assert logged_layers(tmp_path) == ["a", "b"]
     (told,) = [message for message in caplog.messages if "StepsizeMonitor" in message]
     assert "found no weights" in told
-    assert "logs all of them: ['a', 'b']. Choose others with `layers`" in told
+    assert "logs all of these: ['a', 'b']. Choose others with `layers`" in told
 
 
 class ThawsHead(Callback):

@@ -237,11 +237,11 @@ def test_each_of_several_loggers_gets_the_histograms_and_figures_that_it_can_tak
     header = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {*header} == {"epoch", "step", "loss", *names("/")}
     assert {name for _, metrics in unknown.logged for name in metrics} == {*header} - {"step"}
-    said = [r.message for r in caplog.records if "the scalars alone go to" in r.message]
+    said = [r.message for r in caplog.records if "only the scalars go to" in r.message]
     assert said == [
-        "StepsizeMonitor(histograms=True): the scalars alone go to CSVLogger, MLFlowLogger, "
+        "StepsizeMonitor(histograms=True): only the scalars go to CSVLogger, MLFlowLogger, "
         "Remembers, where no histograms can be logged.",
-        "StepsizeMonitor(figures=True): the scalars alone go to CSVLogger, Remembers, where no "
+        "StepsizeMonitor(figures=True): only the scalars go to CSVLogger, Remembers, where no "
         "figures can be logged.",
     ]
 
@@ -252,11 +252,11 @@ def test_where_no_logger_takes_them_training_goes_on_with_one_warning(tmp_path, 
     logger = CSVLogger(tmp_path, name="", version="csv")
     with pytest.warns(
         UserWarning,
-        match=rf"\({option}=True\): the scalars alone go to CSVLogger, where no {option} can be "
-        rf"logged. Those that take {option}: TensorBoardLogger, Wandb",
+        match=rf"\({option}=True\): only the scalars go to CSVLogger, where no {option} can be "
+        rf"logged. Loggers that support {option}: TensorBoardLogger, Wandb",
     ) as warned:
         fit(tmp_path, Net(), monitor, loggers=[logger], max_epochs=2)
-    assert len([w for w in warned if "the scalars alone" in str(w.message)]) == 1
+    assert len([w for w in warned if "only the scalars" in str(w.message)]) == 1
     assert names("/") <= {*(tmp_path / "csv" / "metrics.csv").read_text().split("\n")[0].split(",")}
 
 
@@ -321,7 +321,7 @@ def test_names_that_mlflow_would_make_one_of_stay_apart_and_are_told_once(
 
     said = [r.message for r in caplog.records if "names apart" in r.message]
     assert said == [
-        "MLFlowLogger would not keep these names apart from others, and is given "
+        "MLFlowLogger would not keep these names apart from others, so it gets "
         "'stepsize_mean/odd.c:d@e.weight' as 'stepsize_mean/odd.c_x3A_d_x40_e.weight', "
         "'stepsize_std/odd.c:d@e.weight' as 'stepsize_std/odd.c_x3A_d_x40_e.weight', "
         "'stepsize_mean/odd.层.weight' as 'stepsize_mean/odd._x5C42_.weight', "

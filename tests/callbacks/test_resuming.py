@@ -211,7 +211,7 @@ def test_numbers_at_steps_of_someones_own_are_not_hidden(tmp_path):
     with pytest.raises(Killed):
         train(tmp_path, Stops(11), LogsSamples())
     before = shown(tmp_path)["by_samples"]
-    with pytest.warns(UserWarning, match="'by_samples' had been logged at step 100 before"):
+    with pytest.warns(UserWarning, match="'by_samples' was logged at step 100 before"):
         train(tmp_path, LogsSamples(), ckpt="step=8")
     assert restarts(tmp_path) == []
     assert set(before) <= set(shown(tmp_path)["by_samples"])
@@ -220,7 +220,7 @@ def test_numbers_at_steps_of_someones_own_are_not_hidden(tmp_path):
 def test_what_was_logged_in_the_moment_of_the_checkpoint_is_not_hidden(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="run")
     logger.experiment.add_scalar("theirs", 1.0, 8, walltime=100.0)
-    with pytest.warns(UserWarning, match="'theirs' had been logged at step 8 before"):
+    with pytest.warns(UserWarning, match="'theirs' was logged at step 8 before"):
         drop_orphans(logger, 8, 100.0, ["theirs"])
     logger.finalize("success")
     assert restarts(tmp_path) == []

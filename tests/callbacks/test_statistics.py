@@ -258,7 +258,9 @@ def test_one_statistic_alone_can_be_chosen(tmp_path):
 def test_an_optimizer_without_a_ceiling_gives_a_warning_and_no_share(tmp_path):
     module = TwoOptimizers(["adam", "aida"], every=1)
     monitor = StepsizeMonitor(statistics=["mean", "ceiling_share"])
-    with pytest.warns(UserWarning, match="logs no ceiling_share of Adam, whose adaptive stepsizes"):
+    with pytest.warns(
+        UserWarning, match="logs no ceiling_share for Adam, whose adaptive stepsizes"
+    ):
         fit(tmp_path, module, monitor)
     shares = [tag for tag in read(tmp_path) if "ceiling_share" in tag]
     assert shares == ["Aida/stepsize_ceiling_share/features.weight"]
@@ -343,8 +345,11 @@ def test_a_registered_function_that_returns_another_thing_is_named(
 @pytest.mark.parametrize(
     ("statistics", "message"),
     [
-        (["mean", "variance"], "no statistic 'variance'; there are mean, std, std_over_mean, min,"),
-        (["q5"], "no statistic 'q5'; .* median, and q01 to q99 for quantiles"),
+        (
+            ["mean", "variance"],
+            "Unknown statistic 'variance'; the statistics are mean, std, std_over_mean,",
+        ),
+        (["q5"], "Unknown statistic 'q5'; .* median, and q01 to q99 for quantiles"),
         ([3], "statistics must be a statistic or a list of them, got"),
         ([], "statistics must name at least one statistic, got"),
     ],

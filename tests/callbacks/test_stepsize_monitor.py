@@ -205,7 +205,7 @@ def test_no_logger_is_a_misconfiguration(tmp_path):
 def test_a_glob_that_matches_nothing_names_the_layers_there_are(tmp_path):
     with pytest.raises(
         MisconfigurationException,
-        match=r"matches 'conv\*', there are: \['features.weight', .*'head.bias'\]",
+        match=r"matches 'conv\*'; the layers are: \['features.weight', .*'head.bias'\]",
     ):
         fit(tmp_path, Net(), StepsizeMonitor(layers=["head.*", "conv*"]))
 
@@ -216,7 +216,7 @@ def test_a_glob_that_matches_nothing_names_the_layers_there_are(tmp_path):
         ({"every_n_steps": 0}, "every_n_steps must be >= 1, got 0"),
         ({"every_n_steps": 1.5}, "every_n_steps must be an int >= 1 or None, got 1.5"),
         ({"logging_interval": "day"}, "must be 'step' or 'epoch', got 'day'"),
-        ({"logging_interval": "epoch", "every_n_steps": 2}, "every_n_steps=2 has no meaning"),
+        ({"logging_interval": "epoch", "every_n_steps": 2}, "every_n_steps=2 has no effect"),
     ],
 )
 def test_bad_arguments_are_named(options, message):

@@ -328,7 +328,9 @@ def test_a_decay_that_cannot_stay_decoupled_is_told(tmp_path, name):
         return AdamW(module.parameters(), weight_decay=0.1)
 
     lr = 0.1  # or it would be told that AdamW's is seldom right
-    with pytest.warns(UserWarning, match="has no decoupled weight decay; that of AdamW is added"):
+    with pytest.warns(
+        UserWarning, match="has no decoupled weight decay; it adds the weight decay of AdamW"
+    ):
         replaced(tmp_path, configure, name, lr=lr)
 
 
@@ -522,14 +524,16 @@ def test_lightnings_callbacks_see_the_new_optimizer(tmp_path):
 def test_what_it_cannot_replace_is_refused(tmp_path):
     with pytest.raises(
         MisconfigurationException,
-        match=r"single optimizer, TwoOptimizers.configure_optimizers returned 2 \(Adam, Adam\)",
+        match=r"single optimizer, but TwoOptimizers.configure_optimizers returned 2 \(Adam, Adam\)",
     ):
         train(tmp_path, TwoOptimizers(["adam", "adam"]), UseOptimizer("aida"))
     with pytest.raises(MisconfigurationException, match=r"configure_optimizers returned None"):
         train(tmp_path, lambda module: None, UseOptimizer("aida"))
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `UseOpt"):
         train(tmp_path, sgd, UseOptimizer("aida"), UseOptimizer("laida"))
-    with pytest.raises(MisconfigurationException, match=r"rates \[0.0\] of SGD to 0.1: none is"):
+    with pytest.raises(
+        MisconfigurationException, match=r"rates \[0.0\] of SGD to 0.1, because none"
+    ):
         train(
             tmp_path, lambda module: SGD(module.parameters(), lr=0.0), UseOptimizer("aida", lr=0.1)
         )
@@ -668,10 +672,10 @@ def test_sparse_gradients_are_refused_at_the_start(tmp_path, flagged):
     [
         (("aidaa",), {}, "UseOptimizer: Unknown optimizer 'aidaa', did you mean: aida"),
         (("aida",), {"lr": -1.0}, "UseOptimizer: Invalid learning rate: -1.0"),
-        (("aida",), {"momentum": 0.9}, "UseOptimizer: Aida has no option 'momentum', it has: lr"),
-        ((SGD,), {"k": 1}, "UseOptimizer: SGD has no option 'k', it has: lr"),
+        (("aida",), {"momentum": 0.9}, "UseOptimizer: Aida has no option 'momentum'; its"),
+        ((SGD,), {"k": 1}, "UseOptimizer: SGD has no option 'k'; its options are: lr"),
         ((None,), {}, "UseOptimizer: Invalid optimizer of type NoneType"),
-        (("aida",), {"no_decay_1d": True}, "keeps the groups that the module makes"),
+        (("aida",), {"no_decay_1d": True}, "keeps the module's parameter groups"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(args, options, match):
@@ -686,16 +690,18 @@ def test_classes_and_callables_are_taken(tmp_path):
 
 
 def test_doubtful_replacements_are_warned_of(tmp_path):
-    with pytest.warns(UserWarning, match=r"keeps lr 0.01, 0.1 of SGD, .*give `lr`"):
+    with pytest.warns(UserWarning, match=r"keeps lr 0.01, 0.1 of SGD, .*pass `lr`"):
         train(tmp_path, sgd, UseOptimizer("laida"))
-    with pytest.warns(UserWarning, match="drops the weight decay of SGD: Fromage has none"):
+    with pytest.warns(UserWarning, match="drops the weight decay of SGD, because Fromage"):
         train(tmp_path, lambda module: sgd(module, weight_decay=0.1), UseOptimizer("fromage"))
 
     def configure(module):
         module.mine = sgd(module)
         return module.mine
 
-    with pytest.warns(UserWarning, match="Configured.mine still is the SGD that UseOptimizer"):
+    with pytest.warns(
+        UserWarning, match="Configured.mine still refers to the SGD that UseOptimizer"
+    ):
         train(tmp_path, configure, UseOptimizer("aida"))
 
     def holds(module):
@@ -703,7 +709,9 @@ def test_doubtful_replacements_are_warned_of(tmp_path):
         module.theirs = SimpleNamespace(optimizer=optimizer)
         return optimizer
 
-    with pytest.warns(UserWarning, match="Configured.theirs still is the SGD that UseOptimizer"):
+    with pytest.warns(
+        UserWarning, match="Configured.theirs still refers to the SGD that UseOptimizer"
+    ):
         train(tmp_path, holds, UseOptimizer("aida"))
 
     def ascends(module):
@@ -714,7 +722,7 @@ def test_doubtful_replacements_are_warned_of(tmp_path):
             super().__init__(params, lr)
             del self.defaults["maximize"]
 
-    with pytest.warns(UserWarning, match="drops the maximize of Adam: Descends has none"):
+    with pytest.warns(UserWarning, match="drops the maximize of Adam, because Descends"):
         train(tmp_path, ascends, UseOptimizer(Descends, lr=0.1))
 
 

@@ -59,6 +59,6 @@ def test_a_run_of_a_class_that_was_edited_is_not_resumed(tmp_path, monkeypatch, 
     assert main([*command, "--output", str(output)]) == 0
     module.write_text(module.read_text() + "\n# another\n")
     assert main([*command, "--output", str(output)]) == 2
-    assert "of classes that were edited since, which is kept: their_optimizer" in (
+    assert "whose classes were edited since then, which is kept: their_optimizer" in (
         capsys.readouterr().err
     )

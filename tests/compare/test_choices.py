@@ -150,7 +150,7 @@ def test_weight_decay_reaches_every_optimizer_that_takes_it_and_has_none_of_its_
         (["aida:label=config.yaml"], "'config.yaml' is the name of one of the files"),
         (["aida:label=Fig1.png"], "'Fig1.png' is the name of one of the files"),
         (["torch.optim.RMSpop"], "'torch.optim.RMSpop', did you mean: torch.optim.RMSprop"),
-        (["torch.nn.Linear"], "torch.nn.Linear is no class of optimizers"),
+        (["torch.nn.Linear"], "torch.nn.Linear must be a subclass of torch.optim.Optimizer"),
         (
             ["compare.tiny.Slow:lr=1"],
             "compare.tiny.Slow:lr=1: the option 'pace' has no default, give one: "

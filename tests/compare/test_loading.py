@@ -252,7 +252,7 @@ TRAINER = EXPERIMENT["trainer"]
         ({"model": {"class_path": "nowhere.Model"}}, '"model": .*nowhere'),
         (
             {"model": {"class_path": "torch.nn.Linear"}},
-            "model: torch.nn.Linear is no LightningModule",
+            "model: torch.nn.Linear must be a subclass of LightningModule",
         ),
         (
             {"model": {"class_path": "compare.tiny.TinyClassifier", "init_args": {"wide": 3}}},
@@ -277,7 +277,7 @@ def test_a_bad_file_is_refused_with_the_file_the_key_and_the_value(tmp_path, cha
 
 def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path):
     path = tmp_path / "bad.yaml"
-    for text, message in (("a: [", "cannot be read as YAML"), ("- a", "is a mapping")):
+    for text, message in (("a: [", "cannot be read as YAML"), ("- a", "must be a mapping")):
         path.write_text(text)
         with pytest.raises(UsageError, match=message):
             load_experiment(str(path))
@@ -297,7 +297,7 @@ def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_with_the_nearest()
 
 
 def test_an_experiment_without_sample_says_so(tmp_path):
-    with pytest.raises(UsageError, match=r"tiny\.yaml: sample: the experiment has none"):
+    with pytest.raises(UsageError, match=r"tiny\.yaml: sample: the experiment has no sample"):
         load_experiment(write_experiment(tmp_path, sample=None), sample=True)
 
 

@@ -37,7 +37,7 @@ def test_a_function_in_a_file_is_refused_before_it_is_called(tmp_path, capsys):
     command = f"touch {tmp_path / 'called'}"
     data = {"class_path": "os.system", "init_args": {"command": command}}
     assert main(["compare", write_experiment(tmp_path, data=data)]) == 2
-    assert "data: os.system is no LightningDataModule" in capsys.readouterr().err
+    assert "data: os.system must be a subclass of LightningDataModule" in capsys.readouterr().err
     change = ["--set", "data=" + str(data).replace("'", '"')]
     assert main(["compare", write_experiment(tmp_path), *change]) == 2
     assert not (tmp_path / "called").exists()
@@ -85,7 +85,9 @@ def test_edited_code_is_refused_or_trained_again_with_the_old_run_kept(own, tmp_
     run(path, tmp_path / "out")
     assert "not run again" in capsys.readouterr().out
     module.write_text(module.read_text() + "# another thought\n")
-    with pytest.raises(UsageError, match=r"edited since, which is kept: own_module\..*--rerun"):
+    with pytest.raises(
+        UsageError, match=r"edited since then, which is kept: own_module\..*--rerun"
+    ):
         run(path, tmp_path / "out")
     (result,) = run(path, tmp_path / "out", rerun=True)
     assert result.status == "completed"
@@ -140,7 +142,7 @@ def test_a_full_disk_is_named_with_how_to_go_on(tmp_path, monkeypatch, capsys):
         assert main(command) == 1
     error = capsys.readouterr().err
     assert "results.csv cannot be written: [Errno 28] No space left on device" in error
-    assert "call the same command again" in error
+    assert "run the same command again" in error
     assert main(command) == 0
     assert "not run again" in capsys.readouterr().out
 

@@ -285,7 +285,7 @@ def test_a_damaged_checkpoint_gives_way_to_that_of_the_epoch_before(whole, tmp_p
     (folder / "last.ckpt").write_bytes(content if damage == "flipped" else b"")
     if damage == "missing":
         (folder / "last.ckpt").unlink()
-    with pytest.warns(UserWarning, match=r"last\.ckpt is .*; the one before it is loaded"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt is .*; the previous one is loaded"):
         (result,) = run(str(whole / "tiny.yaml"), tmp_path / "out")
     assert (result.status, result.epochs) == ("completed", 2)
     after = read_scalars(folder)

@@ -114,7 +114,7 @@ def test_only_a_newline_ends_a_line(folder):
 
 
 def test_pairs_that_are_too_long_are_left_out_with_a_warning(folder):
-    with pytest.warns(UserWarning, match="left out 2 of 4 pairs in train, of more than 6 words"):
+    with pytest.warns(UserWarning, match="omits 2 of 4 pairs in train, which have more than 6"):
         data = loaded(folder, min_frequency=1, max_length=6)
     assert decoded(data, data.train_set) == [
         ["ein hund läuft .", "a dog 's running ."],
@@ -123,9 +123,9 @@ def test_pairs_that_are_too_long_are_left_out_with_a_warning(folder):
 
 
 def test_a_length_that_no_pair_has_is_refused_with_the_least_that_one_has():
-    with pytest.raises(ValueError, match=r"max_length value: 1, no pair in train .* at least 2"):
+    with pytest.raises(ValueError, match=r"value: 1, it must be at least 2, .* pair in train"):
         Multi30kDataModule(sample=True, max_length=1).setup()
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="omits"):
         Multi30kDataModule(sample=True, max_length=2).setup()
 
 
@@ -134,7 +134,7 @@ def test_a_wrong_number_of_lines_is_named_with_the_file(folder, monkeypatch, spl
     real = {"train": 29_000, "val": 1_014, "test_2016_flickr": 1_000}
     monkeypatch.setitem(multi30k._COUNTS, split, real[split])
     lines = 4 if split == "train" else 2
-    expected = f"{re.escape(str(folder / split))}.de.gz has {lines} lines, Multi30k's has {count}"
+    expected = f"{re.escape(str(folder / split))}.de.gz must have .* {count} lines, got {lines}"
     with pytest.raises(ValueError, match=expected):
         loaded(folder)
 
@@ -142,7 +142,7 @@ def test_a_wrong_number_of_lines_is_named_with_the_file(folder, monkeypatch, spl
 def test_an_empty_line_is_named_with_its_number(folder):
     path = folder / "val.de"
     path.write_text("Ein Hund.\n  \n", encoding="utf-8")
-    with pytest.raises(ValueError, match=f"line 2 of {re.escape(str(path))} is empty"):
+    with pytest.raises(ValueError, match=f"Line 2 of {re.escape(str(path))} is empty"):
         loaded(folder)
 
 
@@ -166,7 +166,7 @@ def not_utf8(raw: bytes) -> bytes:
 def test_a_damaged_file_is_named(folder, damage: Callable[[bytes], bytes]):
     path = folder / "val.de.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RuntimeError, match=f"cannot read {re.escape(str(path))}: .*download=True"):
+    with pytest.raises(RuntimeError, match=f"Cannot read {re.escape(str(path))}: .*download=True"):
         loaded(folder)
 
 

@@ -108,5 +108,5 @@ def test_the_functions_are_pickled_and_copied_by_their_names():
 
 
 def test_only_functions_are_registered():
-    with pytest.raises(TypeError, match="a function is to be registered for"):
+    with pytest.raises(TypeError, match="The function for"):
         stepsize.register(torch.optim.SGD, 3)

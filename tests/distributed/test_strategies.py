@@ -117,7 +117,7 @@ def test_a_killed_process_leaves_no_trace_in_weights_and_curves(strategy, two_pr
 def test_an_optimizer_built_before_the_module_was_sharded_is_refused(two_processes, tmp_path):
     run = sharded_training.error_of_an_optimizer_built_too_early
     for message in two_processes.run(run, tmp_path):
-        assert "Aida has 6 parameters, none of which is the module's" in message
+        assert "Aida has 6 parameters, none of which belongs to the module" in message
         assert "before the module was sharded" in message
 
 

@@ -216,7 +216,7 @@ def test_the_output_dropout_leaves_the_raw_output_alone():
 def test_states_for_other_layers_are_refused():
     network = small()
     states = network(words()).states
-    with pytest.raises(ValueError, match="got 1 states for 2 layers"):
+    with pytest.raises(ValueError, match="Expected 2 states, one per layer, got 1"):
         network(words(), states[:1])
 
 

@@ -372,7 +372,10 @@ def test_arguments_out_of_range_are_refused():
 
 @pytest.mark.parametrize(
     ("fid", "refused"),
-    [({"wights": "w.pth"}, "fid has no wights, it has .*weights"), ({"num_real": 1}, "num_real")],
+    [
+        ({"wights": "w.pth"}, "no option wights; its options are: .*weights"),
+        ({"num_real": 1}, "num_real"),
+    ],
 )
 def test_options_that_the_fid_monitor_does_not_take_are_refused_at_once(fid, refused):
     with pytest.raises(ValueError, match=refused):

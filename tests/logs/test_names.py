@@ -57,7 +57,7 @@ def test_what_is_told_once_is_not_told_again(caplog):
     with caplog.at_level("INFO"):
         for names in (["a:"], ["a:", "b"], ["a:", "b:"]):
             kept_names(logger, names)
-    assert [record.message.partition("given ")[2] for record in caplog.records] == [
+    assert [record.message.partition("it gets ")[2] for record in caplog.records] == [
         "'a:' as 'a_x3A_'.",
         "'b:' as 'b_x3A_'.",
     ]
