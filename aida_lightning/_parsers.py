@@ -112,7 +112,7 @@ def _compare_parser() -> ArgumentParser:
         "--data",
         type=str,
         help="Data in the place of the experiment's: `sample` for a small built-in sample, which "
-        "needs no download, or `digits` or `cifar10`, with options as in "
+        "needs no download, or `digits`, `cifar10` or `cifar100`, with options as in "
         "`cifar10:root=data,download=true`.",
     )
     change("--root", "data.init_args.root", str, "Folder that holds the data.", "DIR")

@@ -25,7 +25,11 @@ _PLAIN = "aida_lightning.plain"
 _PLAIN_FORMS = {"±": "+/-", "…": "...", "–": "-", "—": "-", "×": "x"}
 
 # Of each data module its class, and the batch size that suits the networks.
-_DATA_MODULES = {"digits": ("DigitsDataModule", 32), "cifar10": ("CIFAR10DataModule", 128)}
+_DATA_MODULES = {
+    "digits": ("DigitsDataModule", 32),
+    "cifar10": ("CIFAR10DataModule", 128),
+    "cifar100": ("CIFAR100DataModule", 128),
+}
 
 
 def main(argv: list[str] | None = None) -> int:

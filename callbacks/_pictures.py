@@ -83,7 +83,7 @@ def _histogram(numbers: Mapping[str, Any]) -> Histogram | None:
         return None
     counts = np.array(numbers["histogram"], dtype=int)
     edges = np.geomspace(low, high, len(counts) + 1)
-    allowed = max(int(math.log(high / low) / NARROWEST_BIN), 1)
+    allowed = max(int((math.log(high) - math.log(low)) / NARROWEST_BIN), 1)
     starts = np.arange(0, len(counts), math.ceil(len(counts) / allowed))
     counts, edges = np.add.reduceat(counts, starts), np.append(edges[starts], high)
     # Empty bins that follow each other are one.

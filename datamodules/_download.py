@@ -30,8 +30,8 @@ def download(url: str | Sequence[str], path: str | Path, sha256: str) -> None:
         sha256: SHA-256 of the content, 64 lower-case hexadecimal digits.
 
     Raises:
-        RuntimeError: no address gave the content, in which case the message reports each answer, or
-            the folder cannot be created.
+        RuntimeError: no address gave the content, in which case the message reports each answer and
+            a file at ``path`` that is not the right one, or the folder cannot be created.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -46,8 +46,10 @@ def download(url: str | Sequence[str], path: str | Path, sha256: str) -> None:
     path = Path(path)
     failures = []
     try:
-        if path.is_file() and sha256_of(path) == sha256:
-            return
+        if path.is_file():
+            if (found := sha256_of(path)) == sha256:
+                return
+            failures.append(f"the file that is there has the SHA-256 {found}, not {sha256}")
         path.parent.mkdir(parents=True, exist_ok=True)
         for address in [url] if isinstance(url, str) else url:
             failure = _try_repeatedly(address, path, sha256)

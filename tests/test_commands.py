@@ -49,6 +49,7 @@ def test_every_option_reaches_the_experiment(compared):
     [
         ([], "DigitsDataModule", 32),
         (["--data", "cifar10:root=x"], "CIFAR10DataModule", 128),
+        (["--data", "cifar100:root=x"], "CIFAR100DataModule", 128),
         (["--data", "cifar10", "--batch_size", "8"], "CIFAR10DataModule", 8),
     ],
 )

@@ -155,9 +155,10 @@ def finish_panels(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, 
         )
         for axis in axes
     ]
-    positive = np.concatenate([values[values > 0] for values in drawn])
+    positive = np.concatenate([values[np.isfinite(values) & (values > 0)] for values in drawn])
     spread = len(positive) > 0 and positive.max() > _LINEAR_RANGE * positive.min()
-    logarithmic = spread if look.log_y is None else look.log_y
+    # A logarithmic axis without anything on it has no limits.
+    logarithmic = spread if look.log_y is None else look.log_y and len(positive) > 0
     for index, (axis, values) in enumerate(zip(axes, drawn, strict=True)):
         if logarithmic:
             axis.set_yscale("log", nonpositive="mask")

@@ -73,7 +73,7 @@ def _tensorboard_histograms(logger: Any, named: Mapping[str, Histogram], step: i
             max=limits[-1],
             num=count,
             sum=histogram.mean * count,
-            sum_squares=(histogram.variance + histogram.mean**2) * count,
+            sum_squares=(histogram.variance + histogram.mean * histogram.mean) * count,
             bucket_limits=limits[1:],
             bucket_counts=histogram.counts,
             global_step=step,

@@ -157,6 +157,17 @@ def test_stepsizes_of_which_one_is_not_positive_have_no_histogram(tmp_path, logg
         logged([0.0, 1.0])
 
 
+@pytest.mark.parametrize("stepsizes", [[1e-200, 1e150], [1e160, 1e160]])
+def test_stepsizes_whose_ratio_or_square_overflows_have_a_histogram(tmp_path, logged, stepsizes):
+    stepsizes = torch.tensor(stepsizes, dtype=torch.float64)
+    assert sum(logged(stepsizes).counts) == 2
+    board = TensorBoardLogger(tmp_path, name="", version="run")
+    histogram(stepsizes, board)
+    board.finalize("success")
+    (event,) = events(tmp_path).Histograms("stepsizes/layer")
+    assert event.histogram_value.num == 2
+
+
 def test_figures_are_drawn_at_the_end_of_each_epoch(tmp_path):
     monitor = StepsizeMonitor(figures=True, every_n_steps=2)
     fit(tmp_path, TwoOptimizers(["aida", "aida"], every=1), monitor, max_epochs=2)

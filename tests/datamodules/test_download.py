@@ -80,6 +80,15 @@ def test_a_broken_download_leaves_what_was_there_and_nothing_else(server, tmp_pa
     assert server.requests == 3
 
 
+def test_a_wrong_file_that_cannot_be_replaced_is_told_of(server, tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_bytes(b"put there by hand")
+    server.answers = [(404, b"none")]
+    digest = hashlib.sha256(b"put there by hand").hexdigest()
+    with pytest.raises(RuntimeError, match=f"is there has the SHA-256 {digest}, not {SHA256}"):
+        download(server.url, path, SHA256)
+
+
 def test_a_file_that_is_not_there_is_not_asked_for_again(server, tmp_path, pauses):
     server.answers = [(404, b"none")]
     with pytest.raises(RuntimeError, match="404"):

@@ -286,6 +286,14 @@ def test_axes_are_logarithmic_on_demand(tmp_path):
     assert fig6(runs, Look(log_y=False)).axes[0].get_yscale() == "linear"
 
 
+@pytest.mark.parametrize("level", [math.nan, math.inf, 0.0])
+def test_an_axis_without_positive_values_is_linear_whatever_is_asked_for(tmp_path, level):
+    write_run(tmp_path / "Aida/seed_0", level=level)
+    figure = fig1(read_monitored_runs([tmp_path]), Look(log_x=True, log_y=True))
+    FigureCanvasAgg(figure).draw()
+    assert figure.axes[0].get_yscale() == "linear"
+
+
 def test_smoothing_is_tensorboards(tmp_path):
     with SummaryWriter(str(tmp_path / "run")) as writer:
         for step, value in enumerate([1.0, 1.0, 4.0]):
