@@ -15,10 +15,10 @@ class BriefArgumentParser(ArgumentParser):
     Example:
         >>> parser = BriefArgumentParser(exit_on_error=False)
         >>> _ = parser.add_argument("--epochs", type=int)
-        >>> parser.parse_args(["--epoks=3"])
+        >>> parser.parse_args(["--epochz=3"])
         Traceback (most recent call last):
         ...
-        argparse.ArgumentError: unrecognized arguments: --epoks=3; did you mean: --epochs?
+        argparse.ArgumentError: unrecognized arguments: --epochz=3; did you mean: --epochs?
     """
 
     _commands: Any = None
