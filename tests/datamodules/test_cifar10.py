@@ -280,7 +280,9 @@ def test_the_root_is_saved_as_plain_text(tree):
 
 @pytest.mark.filterwarnings("default:the (train|test) split in .* has")
 def test_a_split_of_another_size_than_cifar10s_is_warned_of(tree):
-    with pytest.warns(UserWarning, match=r"train split .* has 40 images, but CIFAR-10's has 50,000"):
+    with pytest.warns(
+        UserWarning, match=r"train split .* has 40 images, but CIFAR-10's has 50,000"
+    ):
         loaded(tree)
 
 
