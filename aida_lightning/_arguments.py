@@ -1,4 +1,4 @@
-"""The classes that a command line of LightningCLI names, known before it is parsed."""
+"""The classes that a LightningCLI command line names, found before it is parsed."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from jsonargparse import Namespace, get_loader
 
 from aida_lightning._lightning import find
 
-# Also below the name of a subcommand, as a file of configuration may have them.
+# A configuration file may have them below the name of a subcommand, too.
 _OPTIONS = re.compile(
     r"(?:(?:fit|validate|test|predict)\.)?"
     r"(model|data|trainer\.(?:callbacks|logger|plugins|strategy))\+?(?:\.class_path)?"
@@ -23,13 +23,13 @@ _BASES = ("LightningModule", "LightningDataModule", "Callback")
 
 
 def named_classes(args: Any) -> list[tuple[str, type]]:
-    """List the options that name a class, and the class: the model first, then the others.
+    """List the options that name a class, each with its class and the model first.
 
-    Of two models the later holds, and of two data modules. Paths that lead nowhere and names that
-    several classes have are left to the parser.
+    Of two models or two data modules, the later one counts. The parser handles paths that lead
+    nowhere and names that several classes share.
 
     Args:
-        args: the arguments, or what stands for them, as LightningCLI takes either.
+        args: list of arguments, or a dictionary or namespace of them, as LightningCLI takes.
 
     Example:
         >>> named_classes(["fit", "--trainer.max_epochs=2", "--model", "torch.nn.Linear"])
@@ -45,7 +45,7 @@ def named_classes(args: Any) -> list[tuple[str, type]]:
 
 
 def nearest_classes(name: str) -> list[str]:
-    """List the three nearest of the classes that go by bare names, of those that come near.
+    """List up to three classes with bare names that are similar to a name.
 
     Example:
         >>> from aida_lightning.callbacks import StepsizeMonitor
@@ -56,7 +56,7 @@ def nearest_classes(name: str) -> list[str]:
 
 
 def _given(args: Any) -> Iterator[tuple[str, str]]:
-    """Yield the values that are given, with their dotted keys."""
+    """Yield the given values with their dotted keys."""
     if isinstance(args, dict | Namespace):
         yield from _flat(dict(args.items() if isinstance(args, dict) else vars(args)))
         return
@@ -72,13 +72,13 @@ def _given(args: Any) -> Iterator[tuple[str, str]]:
 
 
 def _loaded(text: Any, may_be_file: bool) -> Any:
-    """Load YAML, or the file of it that is named."""
+    """Load YAML from a text or from a named file."""
     if may_be_file:
         with suppress(OSError, ValueError, ImportError), fsspec.open(str(text), "r") as file:
             text = file.read()
     try:
         return get_loader("yaml")(str(text))
-    except yaml.YAMLError:  # which the parser reports
+    except yaml.YAMLError:  # the parser reports it
         return text
 
 
@@ -97,7 +97,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _class_of(name: str) -> type | None:
     if "." in name:
-        with suppress(Exception):  # of the user's module, which the parser reports
+        with suppress(Exception):  # the parser reports errors in the user's module
             named = resolve_name(name)
             return named if isinstance(named, type) else None
     named = {cls for cls in _with_bare_names() if cls.__name__ == name}

@@ -1,4 +1,4 @@
-"""Errors of a command line that are read at once: what is wrong, and one line on the help."""
+"""Brief command-line errors: the fault, and one line about the help."""
 
 import os
 import re
@@ -10,15 +10,15 @@ from typing_extensions import override
 
 
 class BriefArgumentParser(ArgumentParser):
-    """Say what is wrong, and in one more line where the help is, without the usage.
+    """Report a fault and where the help is, in two lines without the usage.
 
     Example:
         >>> parser = BriefArgumentParser(exit_on_error=False)
         >>> _ = parser.add_argument("--epochs", type=int)
-        >>> parser.parse_args(["--epoks=3"])
+        >>> parser.parse_args(["--epochz=3"])
         Traceback (most recent call last):
         ...
-        argparse.ArgumentError: unrecognized arguments: --epoks=3; did you mean: --epochs?
+        argparse.ArgumentError: unrecognized arguments: --epochz=3; did you mean: --epochs?
     """
 
     _commands: Any = None
@@ -37,7 +37,7 @@ class BriefArgumentParser(ArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = re.sub(r'Parser key "(.+?)"', self._as_typed, message)
-        # An error that is raised, and not printed, passes through here twice.
+        # An error that is raised instead of printed passes through here twice.
         if message.startswith("unrecognized arguments") and "did you mean" not in message:
             known = {*re.findall(r"--[\w.]+\w", self.format_help())}
             given = re.findall(r" (--[\w.]+)", message)
@@ -49,7 +49,7 @@ class BriefArgumentParser(ArgumentParser):
         commands = self._commands.choices if self._commands else {}
         command = next((name for name in getattr(self, "args", ()) if name in commands), None)
         if message.startswith("the following arguments are required"):
-            message = message.replace(f" {command}.", " ")  # they are typed without its name
+            message = message.replace(f" {command}.", " ")  # users type them without its name
         program = commands.get(command, self).prog.replace(" [options]", "")
         self.exit(2, f"{program}: error: {message}\n`{program} --help` lists the options.\n")
 

@@ -1,4 +1,4 @@
-"""A parser of command lines and configurations that takes optimizers and LR schedulers by name."""
+"""A parser for command lines and configurations with optimizers and LR schedulers by name."""
 
 import json
 import os
@@ -24,13 +24,13 @@ from aida_lightning.registry import check_options, get_optimizer_class, list_opt
 
 
 class NamesArgumentParser(BriefArgumentParser, LightningArgumentParser):
-    """Take optimizers and LR schedulers by name, in any case, wherever their classes may be given.
+    """Take optimizers and LR schedulers by case-insensitive name wherever a class can be given.
 
-    A name becomes its class path before anything is parsed: on the command line, in configuration
-    files (of the default ``parser_mode``), in dictionaries, and in environment variables if
-    ``default_env`` is set. Those variables of this process are overwritten.
+    The parser replaces a name by its class path before it parses anything. It does so on the
+    command line, in configuration files (with the default ``parser_mode``), in dictionaries, and in
+    environment variables if ``default_env`` is set. It overwrites those variables in this process.
 
-    Give it as ``parser_class`` to a LightningCLI of your own that is not an ``AidaCLI``.
+    Pass this class as ``parser_class`` to your own LightningCLI if that is not an ``AidaCLI``.
 
     Example:
         >>> parser = NamesArgumentParser()
@@ -62,13 +62,13 @@ class NamesArgumentParser(BriefArgumentParser, LightningArgumentParser):
         for _, names, find_class in kinds:
             self._paths_of[nested_key] = partial(_path_of, find_class, bases)
             kwargs["help"] = (
-                f"One of {', '.join(names)}, in any case, or the path or the name of another "
-                f"class. --{nested_key}.help NAME lists its options."
+                f"One of {', '.join(names)}, in any case, or the path or name of another class. "
+                f"--{nested_key}.help NAME lists the options of NAME."
             )
         super().add_subclass_arguments(baseclass, nested_key, *args, **kwargs)
         title = kinds[0][0] if kinds else _TITLES.get(nested_key)
         if title and (group := (self.groups or {}).get(nested_key)):
-            group.title = title  # was what the base class's docstring says
+            group.title = title  # replaces the base class's docstring
 
     @override
     def set_defaults(self, *args: Any, **kwargs: Any) -> None:
@@ -104,7 +104,7 @@ class NamesArgumentParser(BriefArgumentParser, LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        # Of a name or an option that is not known jsonargparse tells all else that it had tried.
+        # For an unknown name or option, jsonargparse also reports everything else that it tried.
         names = dict.fromkeys(re.findall(r"Expected a dot import path string: (.+)", message))
         hints = [self._unknown[name] for name in names if name in self._unknown]
         for path, option in re.findall(r"class_path '(.+?)':\s+Option '(.+?)' is", message):
@@ -129,14 +129,14 @@ class NamesArgumentParser(BriefArgumentParser, LightningArgumentParser):
             _with_paths.reset(token)
 
     def _all_paths_of(self) -> dict[str, Callable[[str], str]]:
-        """Return the look-up of each key, those of subcommands included."""
+        """Return the look-up of each key, including those of subcommands."""
         found = dict(self._paths_of)
         for command, parser in self._commands.choices.items() if self._commands else ():
             found |= {f"{command}.{key}": of for key, of in parser._all_paths_of().items()}
         return found
 
     def _with_paths(self, value: Any, key: str = "") -> Any:
-        """Return the value of a key, or by default those of all keys, with paths for names."""
+        """Replace names by paths in the value of a key, or by default in those of all keys."""
         if isinstance(value, Namespace):
             value = value.as_dict()
         if isinstance(value, dict):
@@ -149,21 +149,21 @@ class NamesArgumentParser(BriefArgumentParser, LightningArgumentParser):
                     return json.dumps(self._with_paths(loaded, key))
                 return value if "." in value or loaded is None else path_of(value)
             except yaml.YAMLError:
-                pass  # which is reported when it is parsed
+                pass  # the parser reports the error later
             except ValueError as error:  # it may be the name of another class
                 self._unknown[value] = f"{key}: {error}"
         return value
 
 
 def returned_class(given: Any) -> Any:
-    """Return a class as it is, and of another callable the class that it says it returns."""
+    """Return a class unchanged, or the annotated return class of another callable."""
     is_class = isinstance(given, type)
     return given if is_class else signature(given, eval_str=True).return_annotation
 
 
 def _path_of(find_class: Callable[[str], type], bases: tuple[type, ...], name: str) -> str:
     cls = find_class(name)
-    # LightningCLI has a ReduceLROnPlateau of its own, which knows the metric to monitor.
+    # LightningCLI has its own ReduceLROnPlateau, which knows the metric to monitor.
     cls = next((base for base in bases if issubclass(base, cls)), cls)
     module = cls.__module__
     if issubclass(cls, Optimizer):
@@ -176,9 +176,9 @@ _KINDS: dict[type, tuple[str, list[str], Callable[[str], type]]] = {
     lr_scheduler.LRScheduler: ("LR scheduler", SCHEDULERS, scheduler_class),
 }
 
-# Of LightningCLI's other arguments that are a class.
+# The titles of LightningCLI's other arguments that take a class.
 _TITLES = {"model": "Model", "data": "Data module"}
 
-# A loader is given a text alone, and what is named in it depends on the parser.
+# A loader receives only a text, but the meaning of the names in it depends on the parser.
 _with_paths: ContextVar[Callable[[Any], Any]] = ContextVar("_with_paths", default=lambda it: it)
 set_loader("names", lambda text: _with_paths.get()(get_loader("yaml")(text)), (yaml.YAMLError,))

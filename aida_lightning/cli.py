@@ -1,4 +1,4 @@
-"""LightningCLI with the optimizers by name: ``AidaCLI(Model)``, and ``aida-lightning fit``."""
+"""A LightningCLI that takes optimizers by name: ``AidaCLI(Model)`` and ``aida-lightning fit``."""
 
 import sys
 from functools import partial
@@ -12,8 +12,8 @@ from jsonargparse import Namespace
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-# A callback's bare name, as in --trainer.callbacks+=StepsizeMonitor, is looked for among the
-# classes that are imported.
+# jsonargparse looks for a callback's bare name, as in --trainer.callbacks+=StepsizeMonitor, among
+# the imported classes.
 import aida_lightning.callbacks  # noqa: F401
 from aida_lightning._arguments import named_classes
 from aida_lightning._lightning import (
@@ -43,30 +43,31 @@ instantiate_class = find("pytorch.cli.instantiate_class")[0]
 
 
 class AidaCLI(LightningCLI):
-    """LightningCLI that takes optimizers by name and builds them once the model is there.
+    """A LightningCLI that takes optimizers by name and builds them after the model is complete.
 
-    ``--optimizer aida --optimizer.k 1`` needs no import, whatever the name's case;
-    ``--optimizer.help aida`` lists the options, whose defaults are the class's own. Other
-    optimizers, LR schedulers and callbacks are given as to LightningCLI.
+    ``--optimizer aida --optimizer.k 1`` needs no import, and the name's case does not matter.
+    ``--optimizer.help aida`` lists the options with the class's own defaults. Other optimizers, LR
+    schedulers and callbacks are given as in LightningCLI.
 
-    LightningCLI builds the optimizer with the model. A model that makes, replaces or shards its
-    layers in ``configure_model`` then trains without a word and without moving. Here, the optimizer
-    and the LR scheduler are built when the Trainer asks for them, over the parameters of then.
+    LightningCLI builds the optimizer together with the model. A model that makes, replaces or
+    shards its layers in ``configure_model`` then trains without a warning but never changes.
+    ``AidaCLI`` builds the optimizer and the LR scheduler when the Trainer asks for them, over the
+    parameters that the model has at that time.
 
-    ``--optimizer`` wins over the model's own ``configure_optimizers``, that of ``OptimizerMixin``
-    and its ``optimizer`` included, and over its LR scheduler.
+    ``--optimizer`` overrides the model's own ``configure_optimizers`` and LR scheduler, including
+    those of ``OptimizerMixin`` and its ``optimizer``.
 
-    It is the LightningCLI of ``lightning.pytorch`` or of ``pytorch_lightning``, with its Trainer:
-    of the one that ``trainer_class`` is of, or else the model, or else another class that is given
-    or that the arguments and the files of ``--config`` name.
+    The class follows the LightningCLI and the Trainer of ``lightning.pytorch`` or of
+    ``pytorch_lightning``. The package is that of ``trainer_class``, otherwise of the model,
+    otherwise of another class that is given or that the arguments and the ``--config`` files name.
 
     Args:
-        args: the positional arguments of ``LightningCLI``.
-        kwargs: its keyword arguments. A ``parser_class`` has to derive from
-            ``NamesArgumentParser`` for names to be known.
+        args: positional arguments of ``LightningCLI``.
+        kwargs: keyword arguments of ``LightningCLI``. A ``parser_class`` must derive from
+            ``NamesArgumentParser``, so that the parser knows the names.
 
     Example:
-        A script ``train.py`` of these lines is run as ``python train.py fit --optimizer aida``::
+        Save these lines as ``train.py`` and run ``python train.py fit --optimizer aida``::
 
             from aida_lightning.cli import AidaCLI
 
@@ -99,7 +100,7 @@ class AidaCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         optimizers, lr_schedulers = self._automatic(self.config)
-        # LightningCLI itself refuses several.
+        # LightningCLI itself refuses more than one.
         late = self.auto_configure_optimizers and max(len(optimizers), len(lr_schedulers)) < 2
         if late:
             self.auto_configure_optimizers = False  # it would build the optimizer here
@@ -109,21 +110,21 @@ class AidaCLI(LightningCLI):
                 _check_options(parser, optimizers[0])
             elif lr_schedulers and not is_fixed:
                 parser.error(
-                    "--lr_scheduler needs --optimizer; the model's own optimizer has the LR "
+                    "--lr_scheduler needs --optimizer; the model's own optimizer keeps the LR "
                     "scheduler that the model gives it"
                 )
         super().instantiate_classes()
         if late and optimizers:
             model, specs = self.model, chain(*self._automatic(self.config_init))
             if loses := _loses(model):
-                rank_zero_warn(f"{type(model).__name__}.{loses} gives way to --optimizer")
-            # Not a method that holds the CLI: the model may be sent to other processes.
+                rank_zero_warn(f"--optimizer overrides {type(model).__name__}.{loses}")
+            # Not a method that holds the CLI, because the model may be sent to other processes.
             model.configure_optimizers = partial(
                 _configure, model, self.configure_optimizers, *specs
             )
 
     def _automatic(self, config: Namespace) -> tuple[list[Any], list[Any]]:
-        """Return the optimizers and the LR schedulers that are given and linked to nothing."""
+        """Return the given optimizers and LR schedulers that are linked to nothing."""
         parser = self._parser(self.subcommand)
         chosen: tuple[list[Any], list[Any]] = [], []
         known = optimizers_of(parser), lr_schedulers_of(parser)
@@ -142,16 +143,16 @@ def run_lightning_cli(args: list[str] | None = None) -> int:
     """Run ``aida-lightning fit``, ``validate``, ``test`` or ``predict``.
 
     Args:
-        args: the subcommand and its arguments; by default those of this process.
+        args: subcommand and its arguments; None takes those of this process.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        SystemExit: the arguments were refused, or asked for no run (``--help``); the code is that
-            to exit with.
+        SystemExit: the arguments are refused, or request no run (``--help``). Its code is the exit
+            code.
     """
-    # Their classes then go by bare names, in configuration files too. It takes 0.1 s.
+    # The import makes bare class names work, also in configuration files. It takes 0.1 s.
     import aida_lightning.datamodules
     import aida_lightning.example_modules  # noqa: F401
 
@@ -169,13 +170,13 @@ def run_lightning_cli(args: list[str] | None = None) -> int:
 
 def _mismatch(cls: type, package: str) -> str:
     return (
-        f"{cls.__module__}.{cls.__qualname__} is of {package_of(cls)}, but the Trainer is of "
-        f"{package}; all that a Trainer is given has to be of its own package"
+        f"{cls.__module__}.{cls.__qualname__} belongs to {package_of(cls)}, but the Trainer "
+        f"belongs to {package}; give a Trainer only classes of its own package"
     )
 
 
 def _loses(model: LightningModule) -> str | None:
-    """Name what the model says of its optimizer, other than a mixin's name of it."""
+    """Name the model's declarations about its optimizer, except a mixin's optimizer name."""
     if not isinstance(model, OptimizerMixin):
         return "configure_optimizers" if is_overridden("configure_optimizers", model) else None
     declared = ("optimizer_options", "lr_scheduler")
@@ -189,10 +190,10 @@ def _configure(model: Any, configure: Any, optimizer: Any, lr_scheduler: Any = N
 
 
 def _check_options(parser: LightningArgumentParser, optimizer: Any) -> None:
-    """Refuse an option out of range now, not when the data is there and the model is built."""
+    """Refuse an option out of range now, before the data is ready and the model is built."""
     cls = resolve_name(optimizer["class_path"])
     if cls not in map(get_optimizer_class, list_optimizers()):
-        return  # it may refuse the parameter below
+        return  # another class may refuse the parameter below
     try:
         instantiate_class([torch.nn.Parameter(torch.zeros(1))], optimizer)
     except (TypeError, ValueError, RuntimeError) as error:

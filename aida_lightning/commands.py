@@ -1,4 +1,4 @@
-"""The command `aida-lightning`."""
+"""The command line `aida-lightning`."""
 
 import codecs
 import glob
@@ -17,14 +17,14 @@ from aida_lightning.compare.choices import parse_choice
 from aida_lightning.compare.methods import UsageError
 from aida_lightning.logs.events import EventsError
 
-# What a shell reports for a program that Ctrl-C ended.
+# The exit code that a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 130
 
-# How a stream that has no such character shows it, in the place of an error after the training.
+# Replacements for characters that a stream cannot encode, to avoid an error after training.
 _PLAIN = "aida_lightning.plain"
 _PLAIN_FORMS = {"±": "+/-", "…": "...", "–": "-", "—": "-", "×": "x"}
 
-# Of each data module its class, and the batch size that suits the networks.
+# The class of each data module, and the batch size that suits the networks.
 _DATA_MODULES = {
     "digits": ("DigitsDataModule", 32),
     "cifar10": ("CIFAR10DataModule", 128),
@@ -36,13 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: the arguments after the program's name; by default those of this process.
+        argv: arguments after the program's name; None takes those of this process.
 
     Returns:
-        the exit code: 0, or 1 if a run failed or diverged, 2 if a request was refused, 130 after
-        Ctrl-C.
+        The exit code: 0 on success, 1 if a run failed or diverged, 2 if a request was refused, and
+        130 after Ctrl-C.
     """
-    # A console script's own folder is there instead, and the user's classes are here.
+    # A console script has its own folder there, but the user's classes are in this folder.
     if not {"", os.getcwd()}.intersection(sys.path):
         sys.path.insert(0, os.getcwd())
     given = sys.argv[1:] if argv is None else argv
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(options: Namespace) -> int:
-    # It takes seconds to import what is needed.
+    # The imports take seconds.
     from aida_lightning.compare.loading import list_experiments, load_experiment
 
     if options.list:
@@ -109,7 +109,7 @@ def _compare(options: Namespace) -> int:
 
 
 def _overrides(options: Namespace) -> dict[str, Any]:
-    """Return what replaces keys of the experiment's file; of two for one key, the later holds."""
+    """Return replacements for keys of the experiment's file; the later of two counts."""
     overrides: dict[str, Any] = {}
     if (data := options.get("data", "sample")) != "sample":
         name, arguments = parse_choice(data)
@@ -147,7 +147,7 @@ def _report(options: Namespace) -> int:
 
 
 def _launcher_options(options: Namespace) -> dict[str, Any]:
-    """Return submitit's options; a value that is no JSON, such as 04:00:00, is text."""
+    """Return submitit's options; a value that is not JSON, such as 04:00:00, is text."""
     given = dict(_key_value("launcher_options", t) for t in options.get("launcher_options", []))
     for key, text in given.items():
         with suppress(ValueError):
@@ -198,7 +198,7 @@ def _summary(options: Namespace) -> int:
 
 
 def _expanded(logdirs: list[str]) -> list[str]:
-    """Expand globs that no shell has expanded; folders whose names look like one stay."""
+    """Expand globs that no shell expanded, except the names of existing folders."""
     found: list[str] = []
     for logdir in logdirs:
         matches = sorted(path for path in glob.glob(logdir, recursive=True) if Path(path).is_dir())

@@ -1,9 +1,9 @@
-"""Print how near each member comes to the optimum of torch's two small test problems.
+"""Print how close each member gets to the optimum of torch's two small test problems.
 
     python benchmarks/convergence.py
 
-The learning rate falls linearly to 0. Rosenbrock is (1 - x)^2 + 100 (y - x^2)^2 from (1.5, 1.5),
-the quadratic x^2 + 10 y^2 from (1.5, -1).
+The learning rate falls linearly to 0. Rosenbrock is (1 - x)^2 + 100 (y - x^2)^2 and starts from
+(1.5, 1.5). The quadratic is x^2 + 10 y^2 and starts from (1.5, -1).
 """
 
 import math

@@ -1,14 +1,15 @@
-"""Settle on one GPU, in under 8 minutes and without a network, what needs one.
+"""Run all checks that need a GPU on one, in under 8 minutes and without a network.
 
     python benchmarks/gpu.py OUT [--wheels FOLDER] [--stages tests step]
 
-Each stage is a process of its own with a limit on its time: what is installed, the tests that need
-CUDA, the time of a step (step.py), and what the monitor costs (monitor.py). What fails is named,
-and the next stage begins. A table is printed last; OUT then holds it, all numbers as JSON, and a
-log per stage. `--device cpu --small` rehearses all of it on a machine without a GPU.
+Each stage is a separate process with a time limit: the list of installed packages, the tests that
+need CUDA, the time of a step (step.py), and the cost of the monitor (monitor.py). If a stage fails,
+the script names it and continues with the next one. At the end, the script prints a table; OUT then
+holds the table, all numbers as JSON, and one log per stage. `--device cpu --small` rehearses
+everything on a machine without a GPU.
 
-It takes the package from this tree, and from FOLDER the wheels of what requirements-gpu.txt names
-and the machine lacks.
+The script uses the package from this tree. It installs packages of requirements-gpu.txt that the
+machine lacks from the wheels in FOLDER.
 """
 
 import argparse

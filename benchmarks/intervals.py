@@ -2,9 +2,10 @@
 
     python benchmarks/intervals.py
 
-Of pretended comparisons, whose truth is known: how often each kind of interval holds it, how often
-methods that are equal are told apart, and how often a planted difference is found. All numbers are
-shares in %; those of 20,000 comparisons are exact to 0.5 points, those of 2,000 to 1.5.
+The script simulates comparisons whose true difference is known. It prints how often each kind of
+interval contains that difference, how often equal methods are declared different, and how often a
+planted difference is found. All numbers are shares in %. Those from 20,000 comparisons are accurate
+to 0.5 points, those from 2,000 to 1.5.
 """
 
 import itertools

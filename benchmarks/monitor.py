@@ -1,13 +1,13 @@
-"""Time training steps with and without the monitor, and the writing of points to TensorBoard.
+"""Time training steps with and without the monitor, and writes of points to TensorBoard.
 
     python benchmarks/monitor.py [--models vgg11 layers] [--optimizer sgd] [--device cuda]
 
-Every contender trains a copy of one model in a Trainer of its own. They take turns, one step each,
-so that whatever else the machine does slows all of them alike: a ratio is the median over paired
-steps. A step has ended when the device has done it. Steps that are logged and steps in between are
-told apart; the cost of an interval of n steps is that of one of the former and n - 1 of the latter.
+Each contender trains a copy of one model in its own Trainer. The contenders take turns, one step
+each, so that other load on the machine slows all of them alike. A ratio is the median over paired
+steps. A step ends when the device has completed it. Steps that are logged and steps in between are
+measured separately; an interval of n steps costs one of the former and n - 1 of the latter.
 
-With `--epochs` each contender trains whole epochs of VGG11 too, one after the other and without a
+With `--epochs`, each contender also trains whole epochs of VGG11, one after the other and without a
 wait between steps, on random pictures in the shape of CIFAR-10.
 """
 

@@ -1,10 +1,11 @@
-"""Count what a step sends and what the state holds, for large models sharded over many processes.
+"""Count the traffic of a step and the size of the state, for large models with sharded layers.
 
     python benchmarks/scale.py [--json scale.json]
 
-Nothing of their size is allocated: the state is made on the meta device by the optimizers
-themselves, and counted. What a step sends is measured on 8 gloo processes of this machine, over as
-many layers as the model has, each a few elements large: it does not depend on their sizes.
+Nothing of the models' size is allocated: the optimizers create their state on the meta device, and
+the script counts it. The traffic of a step is measured on 8 gloo processes of this machine. They
+hold as many layers as the model, each with a few elements, because the traffic does not depend on
+the sizes of the layers.
 """
 
 import argparse

@@ -2,13 +2,14 @@
 
     python benchmarks/step.py [--device cuda] [--models vgg11 llama tiny] [--json step.json]
 
-Every contender takes some steps in each round, in turns, so that what else the machine does hits
-all of them alike; a number is the median over the rounds, a ratio that to torch's fused Adam in the
-same rounds. On CUDA the times are those between events on the device. Beside them are the time that
-the host takes to launch a step, and the share of the device's copy bandwidth that is used if every
-element is counted as often as the equations need it. What fails, and what the time does not suffice
-for, is named and left out. The models `1e5` to `1e8`, one layer of so many elements, are for a few
-contenders only. It needs the extras `test`, of which pytorch_optimizer may be missing.
+In each round, the contenders take turns with some steps each, so that other load on the machine
+affects all of them alike. A number is the median over the rounds; a ratio is relative to torch's
+fused Adam in the same rounds. On CUDA, the times are those between events on the device. The output
+also has the time that the host takes to launch a step, and the used share of the device's copy
+bandwidth, if every element counts as often as the equations need it. Contenders that fail or do not
+fit into the time limit are named and omitted. The models `1e5` to `1e8` are one layer of so many
+elements, and are for a few contenders only. The script needs the extra `test`, but
+pytorch_optimizer may be missing.
 """
 
 import argparse

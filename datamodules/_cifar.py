@@ -29,21 +29,21 @@ _HOW_TO_GET = (
 
 
 class CIFARDataModule(InMemoryDataModule):
-    """Serve one of the CIFAR data sets, of 50,000 + 10,000 pictures of 32×32.
+    """Serve one of the CIFAR data sets, with 50,000 + 10,000 pictures of 32×32 pixels.
 
     Attributes:
-        files: torchvision's class, which knows the files' names, their MD5 and the address.
-        archive_sha256: the checksum of what is at the address.
-        title: the data set's name in messages.
-        num_classes: the number of its classes.
-        mean: of each channel, as it is normalised by.
-        std: the standard deviation, the same.
+        files: torchvision's class, which knows the files' names, MD5 checksums and address.
+        archive_sha256: SHA-256 checksum of the archive at the address.
+        title: name of the data set in messages.
+        num_classes: number of classes.
+        mean: mean of each channel for the normalisation.
+        std: standard deviation of each channel for the normalisation.
 
     Args:
         root: folder of the data.
-        batch_size: images per batch; under DDP, per batch and process.
-        num_workers: worker processes.
-        download: fetch torchvision's files into ``root`` where they are not there yet or damaged,
+        batch_size: number of images per batch; under DDP, per batch and process.
+        num_workers: number of worker processes.
+        download: whether to fetch torchvision's files into ``root`` if they are missing or damaged,
             unless ``root`` holds a tree of pictures.
     """
 
@@ -76,7 +76,7 @@ class CIFARDataModule(InMemoryDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Read both splits for the stage ``"fit"`` or None, otherwise the test split; each once."""
+        """Read each split once: both for the stage ``"fit"`` or None, otherwise the test split."""
         super().setup(stage)
         self._check_there()
         if self.train_set is None and stage in ("fit", None):
@@ -121,7 +121,7 @@ class CIFARDataModule(InMemoryDataModule):
             images, labels, self.classes = self._read_pictures(split)
         if len(images) != _COUNTS[split]:
             rank_zero_warn(
-                f"the {split} split in {self.root} has {len(images):,} images, "
+                f"the {split} split in {self.root} has {len(images):,} images, but "
                 f"{self.title}'s has {_COUNTS[split]:,}"
             )
         return images, labels
@@ -165,8 +165,8 @@ class CIFARDataModule(InMemoryDataModule):
         except FileNotFoundError as error:
             raise FileNotFoundError(f"a class in {folder} has no pictures: {error}") from error
         images = torch.empty(len(tree), 3, 32, 32, dtype=torch.uint8)
-        # A tree lists class after class; mixed, as torchvision's files are, so that the first few
-        # batches of a validation cut short by limit_val_batches are not all of one class.
+        # A tree lists class after class. The images are mixed as in torchvision's files, so that
+        # the first few batches of a validation with limit_val_batches are not all of one class.
         order = torch.randperm(len(tree), generator=torch.Generator().manual_seed(0))
         for image, index in zip(images, order.tolist(), strict=True):
             image.copy_(_read_picture(tree.samples[index][0]))
@@ -189,7 +189,7 @@ class CIFARDataModule(InMemoryDataModule):
             )
         if len(train) != self.num_classes:
             raise ValueError(
-                f"{self.root / 'train'} has {len(train)} classes, {self.title} has "
+                f"{self.root / 'train'} has {len(train)} classes, but {self.title} has "
                 f"{self.num_classes}: {train}"
             )
 
@@ -201,6 +201,6 @@ def _read_picture(path: str) -> Tensor:
         raise RuntimeError(f"cannot decode the picture {path}: {error}") from error
     if picture.size != (32, 32):
         width, height = picture.size
-        raise ValueError(f"the picture {path} is {width}×{height} pixels, it must be 32×32")
+        raise ValueError(f"the picture {path} is {width}×{height} pixels, but must be 32×32")
     image: Tensor = pil_to_tensor(picture)
     return image

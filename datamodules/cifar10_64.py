@@ -1,4 +1,4 @@
-"""CIFAR-10 and the handwritten digits at 64×64 in ±1, for GANs."""
+"""CIFAR-10 and the handwritten digits as 64×64 images in [-1, 1], for GANs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +15,18 @@ from aida_lightning.datamodules.digits import DigitsDataModule
 
 
 class CIFAR10x64DataModule(CIFAR10DataModule):
-    """Serve CIFAR-10 as 64×64 images in ±1, as the paper trains WGAN-GP on it.
+    """Serve CIFAR-10 as 64×64 images in [-1, 1], as in the paper's training of WGAN-GP.
 
-    The images are kept at 32×32 and each batch is resized when it is drawn: bilinearly, and to
-    8 bits, as torchvision's ``Resize`` does with a picture, then scaled to ±1. There is no
-    augmentation, and no loader for validation. Everything else, the errors included, is
-    :class:`~aida_lightning.datamodules.cifar10.CIFAR10DataModule`'s.
+    The images are stored at 32×32, and each batch is resized when it is drawn: bilinearly and to
+    8 bits, as torchvision's ``Resize`` treats a picture, then scaled to [-1, 1]. There is no
+    augmentation and no validation loader. Everything else, including errors, is as in
+    :class:`~aida_lightning.datamodules.cifar10.CIFAR10DataModule`.
 
     Args:
         root: folder of the data.
-        batch_size: images per batch; under DDP, per batch and process.
-        num_workers: worker processes; 0 resizes in the main process.
-        download: fetch torchvision's files into ``root`` where they are not there yet.
+        batch_size: number of images per batch; under DDP, per batch and process.
+        num_workers: number of worker processes; with 0, the main process resizes.
+        download: whether to fetch torchvision's files into ``root`` if they are missing.
 
     Example:
         >>> data = CIFAR10x64DataModule("nowhere")
@@ -44,7 +44,7 @@ class CIFAR10x64DataModule(CIFAR10DataModule):
         root = str(root)  # what is saved as a hyperparameter is this function's own variable
         super().__init__(root, batch_size, num_workers, download)
 
-    # A GAN has no validation step, and Lightning warns of a loader without one.
+    # A GAN has no validation step, and Lightning warns about a loader without one.
     val_dataloader = LightningDataModule.val_dataloader
 
     @override
@@ -57,10 +57,10 @@ class CIFAR10x64DataModule(CIFAR10DataModule):
 
 
 class Digitsx64DataModule(DigitsDataModule):
-    """Serve scikit-learn's handwritten digits as 64×64 colour images in ±1, for a GAN's first try.
+    """Serve scikit-learn's handwritten digits as 64×64 colour images in [-1, 1], to try a GAN.
 
-    There is no loader for validation. Arguments and errors are
-    :class:`~aida_lightning.datamodules.digits.DigitsDataModule`'s.
+    There is no validation loader. Arguments and errors are as in
+    :class:`~aida_lightning.datamodules.digits.DigitsDataModule`.
 
     Example:
         >>> data = Digitsx64DataModule()

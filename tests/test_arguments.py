@@ -98,7 +98,9 @@ def _makes_one() -> OnlyHere:
 def test_classes_of_both_are_refused_in_a_sentence(capsys):
     theirs = BoringDataModule
     name = f"{theirs.__module__}.{theirs.__name__}"
-    sentence = f"{name} is of lightning.pytorch, but the Trainer is of pytorch_lightning; all that"
+    sentence = (
+        f"{name} belongs to lightning.pytorch, but the Trainer belongs to pytorch_lightning; give"
+    )
     with pytest.raises(MisconfigurationException, match=sentence):
         AidaCLI(OnlyHere, theirs)
     with pytest.raises(SystemExit):

@@ -32,7 +32,7 @@ pytestmark = [
     # Lightning's own calls of newer jsonargparse.
     pytest.mark.filterwarnings("ignore:(?s).*one Jsonargparse:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:(?s).*was deprecated in v:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*gives way to --optimizer:UserWarning"),
+    pytest.mark.filterwarnings("ignore:--optimizer overrides:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*will be overridden by `LightningCLI:UserWarning"),
 ]
 TRAINER = [
@@ -255,7 +255,7 @@ def test_help_lists_the_names_and_the_options(capsys):
     of_all = " ".join(capsys.readouterr().out.split())
     assert "Optimizer: --optimizer.help" in of_all
     assert "VALUE One of adabelief, adabeliefl, adam, " in of_all
-    assert "yogi, in any case, or the path or the name of another class" in of_all
+    assert "yogi, in any case, or the path or name of another class" in of_all
     assert "VALUE One of ChainedScheduler, ConstantLR, CosineAnnealingLR, " in of_all
     assert "torch.optim.Adadelta" not in of_all
 
@@ -342,11 +342,11 @@ class Declared(OptimizerMixin, Net):
     optimizer = "laida"
 
 
-@pytest.mark.filterwarnings("error:.*gives way to --optimizer:UserWarning")
+@pytest.mark.filterwarnings("error:--optimizer overrides:UserWarning")
 def test_the_optimizer_of_the_command_line_wins():
     assert isinstance(cli(Declared, "--optimizer=adam").model.configure_optimizers(), Adam)
     assert isinstance(cli(Declared).model.configure_optimizers(), LAida)
-    with pytest.warns(UserWarning, match=r"Net.configure_optimizers gives way to --optimizer"):
+    with pytest.warns(UserWarning, match=r"--optimizer overrides Net.configure_optimizers"):
         cli(Net, "--optimizer=adam")
     assert isinstance(cli(Net).model.configure_optimizers(), Aida)
 

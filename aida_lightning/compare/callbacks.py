@@ -1,4 +1,4 @@
-"""The callbacks that a comparison gives to each run, beside the experiment's own."""
+"""The callbacks that a comparison adds to the experiment's own in each run."""
 
 import atexit
 import os
@@ -42,14 +42,14 @@ def run_callbacks(
     """Build the callbacks of a run.
 
     Args:
-        loaded: the experiment, whose own callbacks come first.
-        optimizer: the run's optimizer.
-        seed: the run's seed.
-        folder: the run's folder.
+        loaded: experiment of the run, whose own callbacks come before most of the others.
+        optimizer: optimizer of the run.
+        seed: seed of the run.
+        folder: folder of the run.
     """
     has_bar = loaded.trainer_options.get("enable_progress_bar") is not False
     return [
-        Resumable(seed),  # before others begin what the last checkpoint does not have
+        Resumable(seed),  # before others start work that the last checkpoint lacks
         *(callback() for callback in loaded.experiment.callbacks),
         OptimizerStateSize(),
         Hyperparameters(loaded, optimizer, seed),
@@ -61,13 +61,13 @@ def run_callbacks(
 
 
 class Resumable(Callback):
-    """Keep in each checkpoint what a resumed run needs to equal an unbroken one.
+    """Save in each checkpoint the data that make a resumed run equal an unbroken one.
 
-    The random numbers of an epoch follow from the seed, the epoch and the process alone, so that
-    no generator has to be saved; and event files are complete up to the step of each checkpoint.
+    The random numbers of an epoch depend only on the seed, the epoch and the process, so no
+    generator state needs to be saved. Event files are complete up to the step of each checkpoint.
 
     Args:
-        seed: the run's seed.
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
@@ -87,7 +87,7 @@ class Resumable(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter() - self._done["seconds"]
-        # The first epoch's batches are drawn before its start is announced.
+        # Lightning draws the first epoch's batches before it announces the epoch's start.
         self._reseed(int(self._done["epochs"]), trainer.global_rank)
 
     @override
@@ -118,7 +118,7 @@ class Resumable(Callback):
 
 
 class OptimizerStateSize(Callback):
-    """Log the size of all tensors in the optimizers' state, in bytes, whenever it changed."""
+    """Log the size of all tensors in the optimizers' state, in bytes, whenever it changes."""
 
     def __init__(self) -> None:
         self._logged: int | None = None
@@ -133,12 +133,12 @@ class OptimizerStateSize(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if self._logged is None:  # after the first step, so that an interrupted run has it too
+        if self._logged is None:  # after the first step, so that an interrupted run also logs it
             self._log(trainer, steps_taken(trainer))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Parameters may join later.
+        # Parameters may be added later.
         self._log(trainer, steps_taken(trainer) - 1)
 
     def _log(self, trainer: Trainer, step: int) -> None:
@@ -158,7 +158,7 @@ class OptimizerStateSize(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Show Lightning's bar without the run's number, which the line above it says better."""
+    """Show Lightning's bar without the run's number, because the line above it names the run."""
 
     @override
     def get_metrics(
@@ -170,9 +170,9 @@ class ProgressBar(RichProgressBar):
 
 
 class FiniteLoss(Callback):
-    """Stop when the loss that is optimized, or the logged ``train_loss``, is not finite.
+    """Stop when the optimized loss or the logged ``train_loss`` is not finite.
 
-    Whether the loss was, is read at an epoch's end, so that no step waits for the device.
+    The callback reads the result at the end of an epoch, so no step waits for the device.
     """
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ class FiniteLoss(Callback):
 
 
 class _LastCheckpoint(ModelCheckpoint):
-    """Keep the checkpoint that a run goes on from, apart from a user's `ModelCheckpoint`."""
+    """Keep the checkpoint for resuming a run, separate from a user's `ModelCheckpoint`."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
@@ -216,10 +216,10 @@ class _LastCheckpoint(ModelCheckpoint):
 
 
 class LetGlooFinish(Callback):
-    """Have a spawned process wait a moment for gloo's threads before its interpreter ends.
+    """Make a spawned process wait briefly for gloo's threads before its interpreter ends.
 
-    A thread that still holds the last collective's tensor then waits for the interpreter's lock,
-    and aborts the process, so that a run whose training has ended counts as failed
+    Otherwise, a thread that still holds the last collective's tensor waits for the interpreter's
+    lock and aborts the process. The run then counts as failed although its training has ended
     (pytorch#179291). Leaving the process group does not join the threads.
     """
 
@@ -230,17 +230,17 @@ class LetGlooFinish(Callback):
 
 
 class LastCheckpointIO(DurableCheckpointIO):
-    """Hold the checkpoint that a run goes on from until all of its epoch's metrics are logged.
+    """Hold the checkpoint for resuming a run until all metrics of its epoch are logged.
 
-    Lightning logs an epoch's means after its end was announced, and checkpoints were saved. A run
-    that was killed between the two would go on without these means.
+    Lightning logs an epoch's means after it announces the epoch's end and saves checkpoints. A run
+    that is killed in between would otherwise resume without these means.
 
     Args:
-        folder: the run's folder.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = os.path.realpath(folder / CHECKPOINT)  # as ModelCheckpoint has it
+        self._path = os.path.realpath(folder / CHECKPOINT)  # the form that ModelCheckpoint uses
         self._held: dict[str, Any] | None = None
 
     @override
@@ -250,7 +250,7 @@ class LastCheckpointIO(DurableCheckpointIO):
         if os.path.realpath(path) != self._path:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        # Until it is written, no step is taken, but everything else may change.
+        # No step is taken before it is written, but everything else may change.
         steps = ("state_dict", "optimizer_states")
         self._held = {k: v if k in steps else deepcopy(v) for k, v in checkpoint.items()}
         self._held["optimizer_states"] = [
@@ -259,14 +259,14 @@ class LastCheckpointIO(DurableCheckpointIO):
         ]
 
     def write(self) -> None:
-        """Write the checkpoint that is held, if there is one."""
+        """Write the held checkpoint, if there is one."""
         if self._held is not None:
             super().save_checkpoint(self._held, self._path)
             self._held = None
 
 
 def _write_checkpoint(trainer: Trainer) -> None:
-    """Write the checkpoint that is held, once the event files are complete up to its step."""
+    """Write the held checkpoint after the event files are complete up to its step."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:

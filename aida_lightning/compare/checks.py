@@ -1,4 +1,4 @@
-"""What is refused of a comparison before anything trains."""
+"""Checks of a comparison before any training."""
 
 import contextlib
 import io
@@ -21,10 +21,10 @@ _HIGHEST_SEED = 2**32 - 1  # Lightning's
 
 
 def check_numbers(loaded: LoadedExperiment) -> None:
-    """Raise unless seeds and counts are such as can be.
+    """Check that seeds and counts are possible values.
 
     Raises:
-        UsageError: one is not; the message names it.
+        UsageError: a value is impossible; the message names it.
     """
     seeds, tune_seeds = loaded.experiment.seeds, loaded.experiment.tune_seeds
     for key, given, fewest in (("seeds", seeds, 1), ("tune_seeds", tune_seeds, 0)):
@@ -44,7 +44,7 @@ def check_numbers(loaded: LoadedExperiment) -> None:
 
 
 def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerChoice]) -> Trainer:
-    """Build everything once, before anything trains, and return the Trainer.
+    """Build all parts of an experiment once, before any training, and return the Trainer.
 
     Raises:
         UsageError: a part of the experiment is refused; the message names it.
@@ -84,7 +84,7 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
 
 
 def without_accelerator(loaded: LoadedExperiment) -> LoadedExperiment:
-    """Return an experiment to check on a machine that lacks the devices of a cluster's nodes."""
+    """Return an experiment that can be checked without the devices of a cluster's nodes."""
     options = {**loaded.trainer_options, "accelerator": "cpu"}
     if isinstance(options["devices"], list):
         options["devices"] = len(options["devices"])
@@ -93,7 +93,7 @@ def without_accelerator(loaded: LoadedExperiment) -> LoadedExperiment:
 
 
 def _check_readable(*parts: LightningModule | LightningDataModule) -> None:
-    """Refuse what a run could not go on from: hyperparameters that no checkpoint gives back."""
+    """Refuse hyperparameters that a checkpoint cannot restore, so that no run could resume."""
     for part in parts:
         for name, value in part.hparams.items():
             buffer = io.BytesIO()
@@ -111,14 +111,14 @@ def _check_readable(*parts: LightningModule | LightningDataModule) -> None:
 
 
 def _spawning(strategy: Any, registry: Any) -> str:
-    """Return the form of a strategy that spawns, or a strategy that does."""
+    """Return the spawning form of a strategy, or ``ddp_spawn``."""
     form = str(strategy).replace("ddp", "ddp_spawn", 1)
     return form if form in registry.available_strategies() else "ddp_spawn"
 
 
 @contextlib.contextmanager
 def _refusal(part: str) -> Iterator[None]:
-    """Turn whatever a constructor raises into one message that names the part."""
+    """Turn any error from a constructor into one message that names the part."""
     try:
         yield
     except UsageError:

@@ -1,4 +1,4 @@
-"""Methods and options as a user writes them on the command line."""
+"""Methods and options in the form that users write on the command line."""
 
 import ast
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from aida_lightning.compare.methods import Method, UsageError, method_label
 
 
 def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
-    """Read a name with options.
+    """Parse a name with options.
 
     Args:
-        text: `name`, or `name:option=value,option=value` with values as Python writes them
-            (anything else is text).
+        text: `name`, or `name:option=value,option=value` with Python literals as values (any other
+            value is text).
 
     Raises:
-        UsageError: the text cannot be read, or has an option twice.
+        UsageError: the text cannot be parsed, or has an option twice.
 
     Example:
         >>> parse_choice("adam+:lr=3e-4,betas=(0.9,0.99)")
@@ -27,14 +27,14 @@ def parse_choice(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_method(text: str) -> Method:
-    """Read an optimizer with options, of which several values are a grid.
+    """Parse an optimizer with options, in which several values of an option form a grid.
 
     Args:
-        text: as `parse_choice` reads it, with an option `label` if need be. The name may be the
-            path of a class; a slash stands between the values of an option that is swept.
+        text: text as for `parse_choice`, with an optional option `label`. The name may be the path
+            of a class. Slashes separate the values of a swept option.
 
     Raises:
-        UsageError: the text cannot be read, or a value is missing.
+        UsageError: the text cannot be parsed, or a value is missing.
 
     Example:
         >>> parse_method("aida:k=1,lr=1e-4/1e-3").grid
@@ -61,12 +61,12 @@ def pick_methods(methods: Sequence[Method], wanted: Sequence[str]) -> list[Metho
     """Pick methods of an experiment by their labels, and add others by name.
 
     Args:
-        methods: those of the experiment.
-        wanted: labels of them, in any case and with underscores for spaces, or globs of labels; or
-            other optimizers as `parse_method` reads them.
+        methods: methods of the experiment.
+        wanted: labels of these methods, case-insensitive and with underscores for spaces, or globs
+            of labels; or other optimizers as `parse_method` reads them.
 
     Raises:
-        UsageError: a glob matches no label, or an entry cannot be read.
+        UsageError: a glob matches no label, or an entry cannot be parsed.
 
     Example:
         >>> methods = [Method("aida", {"k": 1}), Method("aida", {"k": 2}), Method("sgd")]
@@ -89,7 +89,7 @@ def pick_methods(methods: Sequence[Method], wanted: Sequence[str]) -> list[Metho
 
 
 def _read(text: str) -> tuple[str, dict[str, str]]:
-    """Return the name and the options' texts."""
+    """Return the name, and the options as text."""
     name, colon, rest = text.partition(":")
     options: dict[str, str] = {}
     for part in _split(rest, ",") if colon else []:
@@ -116,7 +116,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split at the separators that are outside of all brackets."""
+    """Split a text at the separators outside all brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")

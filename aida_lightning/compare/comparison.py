@@ -35,7 +35,7 @@ from aida_lightning.compare.selection import check_selection, next_runs
 from aida_lightning.compare.settings import settings_digest
 from aida_lightning.compare.statistics import require_scipy
 
-# What trains the runs of a plan, and yields the result of each with its place in the plan.
+# A function that trains the runs of a plan, and yields each result with its place in the plan.
 _Executor = Callable[[Sequence[Run], Console], Generator[tuple[int, RunResult]]]
 
 
@@ -51,32 +51,32 @@ def compare(
 ) -> list[RunResult]:
     """Train one model from one initialisation under several optimizers, and report.
 
-    This writes under one folder: TensorBoard event files of each run, in `<label>/seed_<n>`;
-    `results.csv`, a row per run; `config.yaml`, an experiment that repeats the comparison; and the
-    experiment's figures. A run that fails or diverges is reported and does not stop the others;
-    after Ctrl-C everything so far is kept. Called again, a comparison goes on from the last
-    checkpoint of the run that was stopped, and trains no run again that is finished.
+    The function writes to one folder: TensorBoard event files of each run, in `<label>/seed_<n>`;
+    `results.csv`, with one row per run; `config.yaml`, an experiment that repeats the comparison;
+    and the experiment's figures. A run that fails or diverges is reported and does not stop the
+    others. After Ctrl-C, all results so far are kept. A repeated call continues from the last
+    checkpoint of the stopped run, and does not train finished runs again.
 
     Args:
-        loaded: the experiment.
+        loaded: experiment to run.
         optimizers: labels of its methods, or other optimizers, as `pick_methods` reads them; None
-            for all of its methods.
-        output: the folder to write to, new, empty, or of the same comparison; by default one in
-            aida_runs/ whose name follows from the experiment and its settings.
-        keep_checkpoints: keep the last checkpoint of each finished run.
-        rerun: train runs again whose classes were edited since, and move the old ones aside;
-            otherwise they are refused.
-        jobs: how many runs train at once, each in a process of its own; by default one, in this
-            process, and under SLURM as many as it lets.
-        launcher: `slurm` to have a cluster train the runs, or `local` for this machine.
-        launcher_options: what submitit is to ask SLURM for, as its `AutoExecutor` takes it.
+            selects all of its methods.
+        output: folder to write to, which is new, empty, or of the same comparison; None is a folder
+            in aida_runs/ named after the experiment and its settings.
+        keep_checkpoints: whether to keep the last checkpoint of each finished run.
+        rerun: whether to repeat runs whose classes were edited since, and move the old runs aside;
+            by default, such runs are refused.
+        jobs: number of runs that train at once, each in its own process; None trains one run at a
+            time in this process, or as many as SLURM allows.
+        launcher: `slurm` to train the runs on a cluster, or `local` for this machine.
+        launcher_options: options of submitit's `AutoExecutor`, such as the resources of a job.
 
     Returns:
-        the results of all runs.
+        The results of all runs.
 
     Raises:
-        UsageError: something that was asked for is refused; nothing was trained then.
-        KeyboardInterrupt: Ctrl-C ended a comparison whose runs are jobs.
+        UsageError: a request is refused; in this case, nothing is trained.
+        KeyboardInterrupt: Ctrl-C ends a comparison whose runs are jobs.
     """
     loaded = _with_optimizers(loaded, optimizers)
     experiment = loaded.experiment
@@ -94,7 +94,7 @@ def compare(
     if starter is not None:
         execute = partial(train_as_jobs, starter.with_gpus_for(trainer))
     with locked(folder):
-        # Again: another comparison may have been first.
+        # Check again, because another comparison may have been first.
         check_folder(folder, loaded.config, chosen, seeds, rerun)
         for seed in seeds if rerun else []:
             set_edited_aside(folder, loaded.config, chosen, seed)
@@ -107,9 +107,9 @@ def progress(
     optimizers: Sequence[str] | None = None,
     output: str | Path | None = None,
 ) -> list[Progress]:
-    """Read how far each run of a comparison is; nothing is trained or written.
+    """Read the progress of each run of a comparison, without training or writing anything.
 
-    The arguments are those of `compare`.
+    The arguments are the same as those of `compare`.
     """
     loaded = _with_optimizers(loaded, optimizers)
     folder, results, runs = _folder(loaded, output), list[RunResult](), list[Run]()
@@ -118,7 +118,7 @@ def progress(
         ended = [_ended(run) for run in due]
         results += [result for result in ended if result is not None]
         if None in ended:
-            break  # what comes after them follows from their results
+            break  # the later runs depend on their results
     # SLURM is asked once for all jobs that are known.
     jobs = [noted_job(run.folder) or (0, None) for run in runs]
     return [progress_of(run, job) for run, (_, job) in zip(runs, jobs, strict=True)]
@@ -135,7 +135,7 @@ def _ended(run: Run) -> RunResult | None:
 def _folder(loaded: LoadedExperiment, output: str | Path | None) -> Path:
     if output is not None:
         return Path(output)
-    # The same for the same settings, so that a repeated command goes on; else another.
+    # Equal settings give the same folder, so a repeated command continues there.
     return Path("aida_runs", f"{loaded.name}-{settings_digest(loaded.config)}")
 
 
@@ -145,7 +145,7 @@ def due_runs(
     results: Sequence[RunResult] = (),
     keep_checkpoints: bool = False,
 ) -> list[Run]:
-    """Return the runs of a comparison that can be trained now, given the results so far."""
+    """Return the runs of a comparison that can be trained now, from the results so far."""
     experiment = loaded.experiment
     chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
     return [
@@ -157,7 +157,7 @@ def due_runs(
 def _train_all(
     loaded: LoadedExperiment, folder: Path, keep_checkpoints: bool, execute: _Executor
 ) -> list[RunResult]:
-    # Labels, paths and values are the user's, and lines are whole in a pipe.
+    # Labels, paths and values come from the user, and a pipe needs unbroken lines.
     console = Console(markup=False, soft_wrap=True)
     results: list[RunResult] = []
     found: Findings | None = None
@@ -197,7 +197,7 @@ def _announce(plan: Sequence[Run], console: Console) -> None:
 
 
 def _train_in_turn(plan: Sequence[Run], console: Console) -> Generator[tuple[int, RunResult]]:
-    """Train the runs one after the other in this process."""
+    """Train the runs one by one in this process."""
     forecast = [Forecast(sum(run.finished() is None for run in plan))]
     for number, run in enumerate(plan):
         title = f"[{number + 1}/{len(plan)}] {run.title}"
@@ -208,9 +208,9 @@ def _train_in_turn(plan: Sequence[Run], console: Console) -> Generator[tuple[int
             console.print(title, style="bold")
             try:
                 result = train_run(*run, callbacks=forecast)
-            except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+            except (KeyboardInterrupt, SystemExit):  # Lightning turns the former into the latter
                 result = stopped_run(run, "interrupted")
-            forecast = []  # which is told once
+            forecast = []  # the forecast is printed only once
         yield number, result
         if result.message:
             console.print(f"{result.status}: {result.message}")
@@ -229,6 +229,6 @@ def _with_optimizers(
         return loaded
     choose_optimizers(loaded.experiment.optimizers, loaded.experiment.optimizer_options)
     methods = pick_methods(loaded.experiment.optimizers, optimizers)
-    # As a loaded file has them, without tuples.
+    # Convert them to the form of a loaded file, without tuples.
     listed = json.loads(json.dumps([asdict(method) for method in methods]))
     return replace(loaded, config={**loaded.config, "optimizers": listed})

@@ -1,4 +1,4 @@
-"""What one or several comparisons found, ready to be shown side by side."""
+"""The findings of one or several comparisons, ready to show side by side."""
 
 import statistics
 from collections import Counter
@@ -28,15 +28,15 @@ from aida_lightning.logs.metric import Metric
 
 @dataclass(frozen=True)
 class WayToTarget:
-    """How long a method took to a target.
+    """The time that a method took to reach a target.
 
     Args:
-        reached: how many runs reached it.
-        runs: of how many.
-        steps: the median of the optimizer's steps over the runs, of which one that never reached
-            the target is later than all others; None where that is the median.
-        epochs: the median of the epochs.
-        seconds: the median of the seconds.
+        reached: number of runs that reached the target.
+        runs: number of all runs.
+        steps: median number of the optimizer's steps over the runs. A run that never reached the
+            target counts as later than all others; None if such a run is the median.
+        epochs: median number of epochs, in the same way.
+        seconds: median number of seconds, in the same way.
     """
 
     reached: int
@@ -48,19 +48,19 @@ class WayToTarget:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is shown of a comparison.
+    """The findings of a comparison that are shown.
 
     Args:
-        metric: what it is about.
-        standings: its methods.
-        results: all runs.
-        paths: the folder of each run, by its label and seed.
-        baseline: the method that the others are compared with.
-        target: the value of the metric that the ways to it are of, if there is one.
-        published: the paper's number for each method that has one that compares.
-        papers: of each method, where such numbers are from.
-        figures: the paper's figures to draw.
-        notes: what a reader of the table has to know.
+        metric: metric of the comparison.
+        standings: methods of the comparison.
+        results: results of all runs.
+        paths: folder of each run, by the run's label and seed.
+        baseline: label of the method with which the others are compared.
+        target: value of the metric to reach; None if there is no target.
+        published: the paper's comparable result for each method that has one.
+        papers: source of such results for each method.
+        figures: names of the paper's figures to draw.
+        notes: remarks that a reader of the table needs.
     """
 
     metric: Metric
@@ -76,7 +76,7 @@ class Findings:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """How each other method differs from the baseline, as logged."""
+        """The difference of each other method from the baseline, in the logged unit."""
         values: dict[str, dict[tuple[str, int], float]] = {self.baseline: {}}
         for standing in self.standings:
             known = values.setdefault(standing.method, {})
@@ -88,11 +88,11 @@ class Findings:
 
     @property
     def comparisons(self) -> int:
-        """How many intervals hold together."""
+        """The number of intervals that hold together."""
         return sum(difference.seeds > 1 for difference in self.differences.values())
 
     def way_to_target(self, standing: Standing) -> WayToTarget:
-        """Return how long a method took to the target."""
+        """Return how long a method took to reach the target."""
         assert self.target is not None
         runs = [run for run in standing.runs if run.target == self.target.value]
 
@@ -111,15 +111,15 @@ class Findings:
 
 
 def findings_of(experiment: Experiment, results: Sequence[RunResult], folder: Path) -> Findings:
-    """Draw up what a comparison found.
+    """Collect the findings of a comparison.
 
     Args:
-        experiment: the experiment.
-        results: those of its runs so far.
-        folder: the comparison's.
+        experiment: experiment of the comparison.
+        results: results of its runs so far.
+        folder: folder of the comparison.
 
     Raises:
-        UsageError: the baseline is none of the experiment's methods.
+        UsageError: the baseline is not one of the experiment's methods.
     """
     methods = {method_label(method): method for method in experiment.optimizers}
     proxies = {run.method for run in results if run.metric != experiment.metric.name}
@@ -144,18 +144,18 @@ def findings_of(experiment: Experiment, results: Sequence[RunResult], folder: Pa
 
 
 def side_by_side(parts: Mapping[str, Findings], baseline: str | None = None) -> Findings:
-    """Put what several comparisons found side by side; one alone stays as it is.
+    """Combine the findings of several comparisons; those of a single one stay unchanged.
 
-    Methods that are called alike get the title of their comparison, and so do notes that are not of
-    all comparisons.
+    Methods with the same label get the title of their comparison, and so do notes that do not apply
+    to all comparisons.
 
     Args:
-        parts: what each of them found, of one metric and target, by a title.
-        baseline: the method that the others are compared with, as `find_baseline` takes it; by
-            default that of the first.
+        parts: findings of each comparison, by title, with the same metric and target.
+        baseline: method with which the others are compared, as in `find_baseline`; None is the
+            baseline of the first comparison.
 
     Raises:
-        UsageError: the baseline is none of the methods, or several.
+        UsageError: the baseline matches no method, or several.
     """
     # A method of one comparison may be called as a setting of another's.
     taken = Counter(

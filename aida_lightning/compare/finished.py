@@ -1,4 +1,4 @@
-"""Finished comparisons, read again and put side by side without training anything."""
+"""Finished comparisons, read again and shown side by side without training."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from aida_lightning.compare.settings import INCIDENTAL, common_settings, flat, s
 from aida_lightning.logs.runs import folder_titles
 
 _NOTE = "report.yaml"
-# What the values have to have in common; short keys.
+# The short keys of settings that all comparisons must share.
 _ONE_FOR_ALL = ("metric.", "target.", "data.", "trainer.limit_val_batches")
 
 
@@ -39,22 +39,22 @@ def report(
     baseline: str | None = None,
     target: float | None = None,
 ) -> tuple[Findings, Path, list[str]]:
-    """Draw up tables, files and figures of comparisons again, several side by side.
+    """Make the tables, files and figures of finished comparisons, several side by side.
 
     Args:
-        folders: those of the comparisons, of one metric and of the same data.
-        output: the folder to write to, new, empty, or of a report of the same comparisons; by
-            default one in aida_reports/ with the name of the first comparison.
-        baseline: the method that the others are compared with; by default that of the first.
-        target: a value of the metric, for the steps, epochs and seconds to it; by default that of
-            the comparisons.
+        folders: folders of the comparisons, which have the same metric and data.
+        output: folder to write to, which is new, empty, or of a report of the same comparisons;
+            None is a folder in aida_reports/ named after the first comparison.
+        baseline: method with which the others are compared; None is that of the first comparison.
+        target: value of the metric for the steps, epochs and seconds to reach it; None is the
+            target of the comparisons.
 
     Returns:
-        what was found, the folder with the files, and what could not be drawn.
+        The findings, the folder with the files, and the reasons for figures that cannot be drawn.
 
     Raises:
         UsageError: a folder holds no comparison, the comparisons do not fit together, or the
-            output holds something else.
+            output holds other files.
     """
     titles = folder_titles(folders)
     plans = {title: _read_plan(folder) for folder, title in titles.items()}
@@ -68,7 +68,7 @@ def report(
         check_selection(experiment)
         parts[title] = findings_of(experiment, _results(experiment, folder), folder)
         if not parts[title].results:
-            raise UsageError(f"{folder}: none of its runs has begun")
+            raise UsageError(f"{folder}: no run of this comparison has begun")
     found = side_by_side(parts, baseline)
     found.notes.extend(notes)
     if output is None:
@@ -88,7 +88,7 @@ def _read_plan(folder: Path) -> tuple[Experiment, dict[str, Any]]:
 
 
 def _results(experiment: Experiment, folder: Path) -> list[RunResult]:
-    """Return the results of a comparison's runs, those that did not end included."""
+    """Return the results of a comparison's runs, including unfinished ones."""
     chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
     results: list[RunResult] = []
     while plan := next_runs(chosen, experiment, results):
@@ -105,7 +105,7 @@ def _result(experiment: Experiment, choice: OptimizerChoice, seed: int, folder: 
     if (finished := finished_run(run, metric, target)) is not None:
         return replace(finished, label=choice.label, method=choice.method)
     point = ResumePoint()
-    with suppress(DamagedFileError):  # it is not gone on with here
+    with suppress(DamagedFileError):  # the run is not resumed here
         point = resume_point(run)
     status = "failed" if (run / "error.log").exists() else "interrupted"
     return RunResult(
@@ -121,7 +121,7 @@ def _result(experiment: Experiment, choice: OptimizerChoice, seed: int, folder: 
 
 
 def _comparable(experiment: Experiment, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return by short key what two comparisons may have in common, as text."""
+    """Return the settings that comparisons may share, as text by short key."""
     metric = asdict(experiment.metric) | {"percent": experiment.metric.in_percent}
     target = experiment.target and experiment.target.value
     everything = {"metric": metric, "target": {"value": target}, **common_settings(config)}
@@ -130,10 +130,10 @@ def _comparable(experiment: Experiment, config: Mapping[str, Any]) -> dict[str, 
 
 
 def _check_fit(settings: Mapping[str, Mapping[str, str]], target: float | None) -> list[str]:
-    """Refuse comparisons of different metrics or data, and say what else is different.
+    """Refuse comparisons of different metrics or data, and describe other differences.
 
     Raises:
-        UsageError: they do not fit together; the message names each key, and its values.
+        UsageError: the comparisons do not fit together; the message gives each key and its values.
     """
     differing: dict[str, str] = {}
     for key in {key: None for part in settings.values() for key in part}:
@@ -158,10 +158,10 @@ def _check_fit(settings: Mapping[str, Mapping[str, str]], target: float | None) 
 
 
 def _begin_output(output: Path, folders: list[str]) -> None:
-    """Make the folder of a report with a note of what it is of.
+    """Create the folder of a report with a note that lists its comparisons.
 
     Raises:
-        UsageError: it holds anything but a report of the same comparisons.
+        UsageError: the folder holds anything but a report of the same comparisons.
     """
     note = output / _NOTE
     try:
@@ -169,7 +169,7 @@ def _begin_output(output: Path, folders: list[str]) -> None:
             there = yaml.safe_load(note.read_text(encoding="utf-8")) if note.is_file() else None
             if not isinstance(there, dict) or there.get("comparisons") != folders:
                 raise UsageError(
-                    f"output: {output} holds something else than a report of these comparisons, "
+                    f"output: {output} holds something other than a report of these comparisons, "
                     "and nothing is overwritten: give another folder with --output"
                 )
         output.mkdir(parents=True, exist_ok=True)

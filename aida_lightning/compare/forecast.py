@@ -1,4 +1,4 @@
-"""How long a comparison may take, told after some steps of its first run."""
+"""A forecast of a comparison's duration after some steps of its first run."""
 
 import math
 import time
@@ -15,12 +15,12 @@ _FIRST, _LAST = 5, 30
 
 
 class Forecast(Callback):
-    """Print once, after 30 batches, how long the training of all runs that are left may take.
+    """Print once, after 30 batches, how long the training of all remaining runs may take.
 
-    Nothing is printed where a run has fewer, or where its length is not known.
+    The callback prints nothing if a run has fewer batches or an unknown length.
 
     Args:
-        runs: how many runs are left, this one included; 0 prints nothing.
+        runs: number of remaining runs, including this one; 0 prints nothing.
     """
 
     def __init__(self, runs: int) -> None:
@@ -63,5 +63,5 @@ def _sentence(seconds: float, runs: int) -> str:
 
 
 def _wait_for_device() -> None:
-    if torch.accelerator.is_available():  # which else is still at work on earlier steps
+    if torch.accelerator.is_available():  # it may still work on earlier steps
         torch.accelerator.synchronize()

@@ -1,4 +1,4 @@
-"""What a comparison varies, as TensorBoard's HParams tab lists and sorts it: a row per run."""
+"""The hyperparameters of a comparison's runs, for the rows of TensorBoard's HParams tab."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +16,12 @@ _PLAIN = (bool, int, float, str)
 
 
 class Hyperparameters(Callback):
-    """Log a run's hyperparameters, with the metric as what they are judged by.
+    """Log a run's hyperparameters, with the comparison's metric to judge them.
 
     Args:
-        loaded: the experiment, whose runs make up the columns of the table.
-        optimizer: the run's optimizer.
-        seed: its seed.
+        loaded: experiment whose runs determine the columns of the table.
+        optimizer: optimizer of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, loaded: LoadedExperiment, optimizer: OptimizerChoice, seed: int) -> None:
@@ -38,7 +38,7 @@ class Hyperparameters(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            # Runs of one name would share a row, those of two comparisons as well.
+            # Runs of the same name would share a row, even across comparisons.
             name = f"{self._name}, in {Path(trainer.logger.root_dir).absolute().parent}"
             metrics = {self._metric.name: self._metric.label}
             log_hyperparameters(trainer.logger, name, self._run, self._all, metrics)
@@ -52,7 +52,7 @@ class Hyperparameters(Callback):
 def hyperparameters(
     config: Mapping[str, Any], optimizer: OptimizerChoice, seed: int
 ) -> dict[str, Any]:
-    """Return a run's hyperparameters, of an experiment's resolved file, by names without nesting.
+    """Return a run's hyperparameters from an experiment's resolved file, by flat names.
 
     Example:
         >>> model = {"class_path": "my.Model", "init_args": {"width": 3}}

@@ -1,7 +1,7 @@
-"""The runs of a comparison as jobs of submitit, several at once.
+"""The runs of a comparison as submitit jobs, several at once.
 
-submitit starts the jobs, hands them to SLURM, and puts back those that ran out of time or were
-pre-empted. What is here is which run is which job.
+submitit starts the jobs, hands them to SLURM, and requeues those that ran out of time or were
+pre-empted. This module keeps track of which run belongs to which job.
 """
 
 import json
@@ -30,16 +30,16 @@ from aida_lightning.compare.settings import refuse_differences, run_settings
 
 _NOTE = "job.json"
 _LOGS = ".jobs"
-_REFRESH = 5.0  # seconds between two readings of the event files of runs that are under way
+_REFRESH = 5.0  # seconds between two readings of the event files of running runs
 
 
 @dataclass
 class Job:
-    """A run as submitit calls it, and calls it again after it was pre-empted or out of time.
+    """A run that submitit calls, and calls again after a pre-emption or timeout.
 
     Args:
-        run: the run.
-        settings: what its weights depend on, as it was when the run was submitted.
+        run: run of the job.
+        settings: settings that determine the run's weights, at the time of submission.
     """
 
     run: Run
@@ -47,8 +47,8 @@ class Job:
 
     def __call__(self) -> RunResult:
         """Train the run, from its last checkpoint if there is one."""
-        # Lightning's word for leaving SLURM alone: it then starts its own processes, resumes from
-        # no checkpoint but ours, and has submitit requeue the job.
+        # With this name, Lightning leaves SLURM alone: it starts its own processes, resumes only
+        # from our checkpoint, and lets submitit requeue the job.
         os.environ["SLURM_JOB_NAME"] = "interactive"
         settings = run_settings(self.run.loaded.config, self.run.optimizer, self.run.seed)
         try:
@@ -58,22 +58,22 @@ class Job:
         signals = _Signals()
         result = train_run(*self.run, callbacks=[signals])
         if signals.is_told and result.status == "failed":
-            # SLURM ended processes of the run, too; without a result it can be requeued.
+            # SLURM also ended processes of the run; without a result, it can be requeued.
             raise SystemExit(f"told to end: {result.message}")
         return result
 
     def checkpoint(self) -> Any:
-        """Return what submitit requeues; the checkpoint is in the run's folder."""
+        """Return the submission that submitit requeues; the checkpoint is in the run's folder."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 class _Signals(Callback):
-    """Leave the signals that tell of a job's end to submitit, in all processes of the job.
+    """Leave the signals that announce a job's end to submitit, in all processes of the job.
 
-    SLURM sends them to each of these, of which the first alone may requeue. Lightning would have
-    SIGTERM, which comes before, end the training.
+    SLURM signals each process, but only the first one may requeue. Lightning would end the training
+    on SIGTERM, which arrives earlier.
     """
 
     def __init__(self) -> None:
@@ -103,16 +103,16 @@ def _leave_requeue() -> None:
 def train_as_jobs(
     launcher: Launcher, plan: Sequence[Run], console: Console
 ) -> Generator[tuple[int, RunResult]]:
-    """Submit the runs that are neither finished nor under way, and yield results as they come.
+    """Submit the runs that are neither finished nor running, and yield results as they arrive.
 
     Args:
-        launcher: what starts them.
-        plan: the runs of a comparison.
-        console: shows a table of all runs that changes; where it is no terminal, a line for each
-            run that ended.
+        launcher: launcher that starts the jobs.
+        plan: runs of a comparison.
+        console: console that shows a live table of all runs, or, if it is not a terminal, a line
+            for each run that ended.
 
     Raises:
-        KeyboardInterrupt: the jobs on this machine were stopped; those under SLURM go on.
+        KeyboardInterrupt: Ctrl-C stopped the jobs on this machine; those under SLURM continue.
     """
     executor = launcher.executor(plan[0].folder.parents[1] / _LOGS)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
@@ -166,7 +166,7 @@ def train_as_jobs(
 
 
 def noted_job(folder: Path) -> tuple[int, Any] | None:
-    """Return the job that was submitted last for the run of a folder, and its slot, or None.
+    """Return the slot and the last submitted job of the run in a folder, or None.
 
     Raises:
         UsageError: submitit, which knows the job, is not installed.
@@ -194,12 +194,12 @@ def _note_job(folder: Path, launcher: Launcher, slot: int, job: Any) -> None:
 
 def _call(run: Run) -> Job:
     settings = run_settings(run.loaded.config, run.optimizer, run.seed)
-    # A copy has nothing that was built already, and that no other process could read.
+    # A copy contains no objects that are already built and that other processes cannot read.
     return Job(run._replace(loaded=replace(run.loaded)), settings)
 
 
 def _is_over(run: Run, job: Any) -> bool:
-    """Tell whether a job came to an end; of one that another process submitted, the lock tells."""
+    """Return whether a job ended; the lock tells for a job that another process submitted."""
     return bool(job.done()) and not is_at_work(run.folder)
 
 
@@ -219,7 +219,7 @@ def _result(run: Run, job: Any) -> RunResult:
 
 
 def _tell(console: Console, plan: Sequence[Run], number: int, end: str, message: str = "") -> None:
-    if message or not console.is_terminal:  # where the table tells the rest
+    if message or not console.is_terminal:  # in a terminal, the table shows the rest
         words = f"{end}: {message}" if message else end
         console.print(f"[{number + 1}/{len(plan)}] {plan[number].title}: {words}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""What starts the runs of a comparison as jobs: this machine or SLURM, by submitit's executors."""
+"""The launcher of runs as jobs on this machine or SLURM, with submitit's executors."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +16,23 @@ from aida_lightning.compare.methods import UsageError
 
 LauncherName = Literal["local", "slurm"]
 
-_YEAR = 365 * 24 * 60  # minutes: on one's own machine nobody waits for a turn
+_YEAR = 365 * 24 * 60  # minutes; local jobs need no time limit
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """What starts the runs of a comparison.
+    """The settings for starting the runs of a comparison as jobs.
 
     Args:
         name: `local` for this machine, `slurm` for a cluster.
-        jobs: how many runs train at once; by default one on this machine, and under SLURM as many
-            as it lets.
-        options: submitit's, under the names that its `AutoExecutor` gives them.
-        gpus: the GPUs of this machine that jobs share.
-        gpus_per_run: how many of them each run takes, where the options do not say it.
+        jobs: number of runs that train at once; None is one on this machine, and as many as it
+            allows under SLURM.
+        options: submitit's options, under the names that its `AutoExecutor` uses.
+        gpus: GPUs of this machine that the jobs share, by their numbers.
+        gpus_per_run: number of GPUs that each run takes, unless the options give it.
 
     Raises:
-        UsageError: submitit is missing, or an option is refused; the message says which.
+        UsageError: submitit is missing, or an option is refused; the message names it.
 
     Example:
         >>> Launcher("local", jobs=3, gpus=(0, 1), gpus_per_run=1).gpus_of(2)
@@ -71,22 +71,22 @@ class Launcher:
             if task and value != 1:
                 raise UsageError(
                     f"launcher_options: {key}={value}: a run is one task on one node, which starts "
-                    "a process per device itself: ask for gpus_per_node, and give the Trainer "
-                    "as many devices"
+                    "one process per device itself; set gpus_per_node, and give the Trainer as "
+                    "many devices"
                 )
         if self.name == "slurm" and not {"timeout_min", "slurm_time"}.intersection(self.options):
             raise UsageError(
-                "launcher_options: timeout_min is needed, the minutes that SLURM gives each run: "
-                "timeout_min=240"
+                "launcher_options: timeout_min is needed, the minutes that SLURM gives each run, "
+                "such as timeout_min=240"
             )
         with TemporaryDirectory() as folder:
-            self.executor(Path(folder))  # which refuses values
+            self.executor(Path(folder))  # raises an error for refused values
 
     def with_gpus_for(self, trainer: Trainer) -> "Launcher":
-        """Return a launcher that deals out the GPUs of this machine, if a Trainer uses them.
+        """Return a launcher that distributes this machine's GPUs, if a Trainer uses them.
 
         Raises:
-            UsageError: the GPUs that this process may use are not given by their numbers.
+            UsageError: CUDA_VISIBLE_DEVICES does not give the GPUs by their numbers.
         """
         if self.name == "slurm" or trainer.strategy.root_device.type != "cuda":
             return self
@@ -95,12 +95,12 @@ class Launcher:
             gpus = range(torch.cuda.device_count()) if named is None else _numbers(named)
         except ValueError as error:
             raise UsageError(
-                f"jobs: CUDA_VISIBLE_DEVICES={named} has to name the GPUs by their numbers"
+                f"jobs: CUDA_VISIBLE_DEVICES={named} must give the GPUs by their numbers"
             ) from error
         return replace(self, gpus=gpus, gpus_per_run=trainer.num_devices)
 
     def limit(self, runs: int) -> int:
-        """Return how many of some runs are submitted at once; SLURM takes all, and has them wait.
+        """Return how many runs are submitted at once; SLURM takes all and queues them.
 
         Example:
             >>> Launcher("local", jobs=2).limit(9)
@@ -109,18 +109,18 @@ class Launcher:
         return runs if self.name == "slurm" else self.jobs or 1
 
     def gpus_of(self, slot: int) -> list[int]:
-        """Return the GPUs of this machine for one of the runs that train at once."""
+        """Return the GPUs of this machine for the run in a slot."""
         count = int(self.options.get("gpus_per_node", self.gpus_per_run))
         return [self.gpus[(slot * count + k) % len(self.gpus)] for k in range(count) if self.gpus]
 
     def executor(self, folder: Path) -> Any:
-        """Build what submits jobs.
+        """Build the executor that submits jobs.
 
         Args:
-            folder: where submitit keeps the logs of the jobs.
+            folder: folder in which submitit keeps the logs of the jobs.
 
         Raises:
-            UsageError: a value is refused, or there is no SLURM here.
+            UsageError: a value is refused, or SLURM is not available.
         """
         import submitit
 
@@ -132,7 +132,7 @@ class Launcher:
                 if self.jobs is not None:
                     options.setdefault("slurm_array_parallelism", self.jobs)
             else:
-                # AutoExecutor has no way to say which GPUs a job sees.
+                # AutoExecutor cannot choose which GPUs a job sees.
                 executor = submitit.LocalExecutor(folder)
                 options = {
                     key.removeprefix("local_"): value
@@ -145,7 +145,7 @@ class Launcher:
         return executor
 
     def submit(self, executor: Any, calls: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
-        """Submit what is to be called in each slot, and yield the slot and submitit's job."""
+        """Submit the call of each slot, and yield the slot and submitit's job."""
         if self.name == "slurm":
             yield from zip(calls, executor.submit_array([*calls.values()]), strict=True)
             return

@@ -1,4 +1,4 @@
-"""The optimizers of a comparison, as a file lists them, and the runs that each of them means."""
+"""The optimizers of a comparison: their form in a file, and the settings that each one covers."""
 
 import inspect
 import itertools
@@ -10,23 +10,23 @@ from typing import Any
 
 _NAMES = {"AdamPlus": "Adam+"}
 _SYMBOLS = {"k": "K"}
-# What a comparison writes beside the folders of the runs.
+# The files that a comparison writes beside the folders of the runs.
 _OWN_FILES = re.compile(r"config\.yaml|(results|curves|fig\d+|heatmap|sweep)\.\w+", re.IGNORECASE)
-# Of a file's name, in nearly every file system.
+# The longest file name, in bytes, in nearly every file system.
 _LONGEST = 255
 
 
 class UsageError(ValueError):
-    """A request that cannot be carried out; the message says why. Nothing was trained."""
+    """A request that cannot be carried out, so nothing is trained; the message says why."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper reports of one optimizer.
+    """The result that a paper reports for one optimizer.
 
     Args:
-        mean: the metric, over the paper's seeds, in the unit of the table.
-        std: its standard deviation, where the paper gives one.
+        mean: mean of the metric over the paper's seeds, in the unit of the table.
+        std: standard deviation of the metric; None if the paper gives none.
     """
 
     mean: float
@@ -35,15 +35,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer of an experiment, as its file lists it.
+    """An optimizer in the form of an experiment's file.
 
     Args:
-        name: the optimizer's name in the registry, or the path of its class.
-        options: its keyword arguments.
-        label: what to call it in tables, figures and folders; by default its name and options.
-        grid: lists of values for further options. Every combination is trained, and the best
-            stands for the method.
-        paper: what the paper reports of it.
+        name: name of the optimizer in the registry, or path of its class.
+        options: keyword arguments of the optimizer.
+        label: label in tables, figures and folders; None is the optimizer's name and options.
+        grid: lists of values for further options. Every combination is trained, and the best one
+            represents the method.
+        paper: result that the paper reports for the method.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Method:
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """One combination of options that was found to be accepted.
+    """One combination of options that an optimizer accepted.
 
     Args:
-        name: the optimizer's name in the registry, or the path of its class.
-        options: its keyword arguments.
-        label: what to call it in tables, figures and folders; no two of a comparison are equal.
-        method: the label of the method that it is a combination of; the label itself without grid.
+        name: name of the optimizer in the registry, or path of its class.
+        options: keyword arguments of the optimizer.
+        label: label in tables, figures and folders, unique within a comparison.
+        method: label of the method that includes the combination; without a grid, equal to `label`.
     """
 
     name: str
@@ -73,11 +73,11 @@ class OptimizerChoice:
 def choose_optimizers(
     methods: Sequence[Method], common: Mapping[str, Any] | None = None
 ) -> list[OptimizerChoice]:
-    """Look up optimizers in the registry, lay out their grids, and try all options.
+    """Look up optimizers in the registry, expand their grids, and try all options.
 
     Args:
-        methods: the optimizers.
-        common: options for every optimizer that takes them and was not given its own.
+        methods: optimizers to look up.
+        common: options for every optimizer that accepts them and does not set them itself.
 
     Raises:
         UsageError: a name or an option is unknown, a value is refused, or two labels are equal.
@@ -98,13 +98,13 @@ def choose_optimizers(
                 full = folder_label(f"{label} {suffix}")
             except UsageError:
                 raise
-            except Exception as error:  # whatever a constructor raises refuses the request
+            except Exception as error:  # any error from a constructor refuses the request
                 shown = ",".join(f"{key}={value}" for key, value in options.items())
                 asked = f"{method.name}:{shown}".rstrip(":")
                 raise UsageError(f"optimizers: {asked}: {error}") from error
             if full.lower() in chosen:
                 raise UsageError(
-                    f"optimizers: two are called {full!r}; tell them apart with a label, as in "
+                    f"optimizers: two have the label {full!r}; give one another label, as in "
                     f"{method.name}:label=NAME"
                 )
             chosen[full.lower()] = OptimizerChoice(method.name, tried, full, label)
@@ -112,11 +112,11 @@ def choose_optimizers(
 
 
 def method_label(method: Method) -> str:
-    """Return a method's label, by default its class with the options that it was given.
+    """Return a method's label, by default its class and the given options.
 
     Raises:
         UsageError: the label cannot name a folder.
-        ValueError: there is no such optimizer.
+        ValueError: the optimizer does not exist.
 
     Example:
         >>> method_label(Method("aida", {"k": 1}))
@@ -133,7 +133,7 @@ def method_label(method: Method) -> str:
 
 
 def folder_label(text: str) -> str:
-    """Return a label as it can be read back from a folder's name, with single blanks.
+    """Return a label in the form that a folder's name preserves, with single spaces.
 
     Raises:
         UsageError: the label cannot name a folder beside the comparison's own files.
@@ -142,28 +142,28 @@ def folder_label(text: str) -> str:
         >>> folder_label("Adam weight_decay=0.1")
         'Adam weight decay=0.1'
     """
-    # Figures read labels back from folder names, where an underscore stands for a space.
+    # Figures read labels from folder names, in which an underscore stands for a space.
     clean = re.sub(r"[\s_]+", " ", unicodedata.normalize("NFC", text)).strip()
     unusable = f"optimizers: the label {text!r} cannot name a folder"
     if not clean or clean.startswith(".") or re.search(r'[/\\:*?"<>|]', clean):
         raise UsageError(unusable)
-    # Control characters, and marks that change the direction of what is shown after them.
+    # Control characters, and marks that change the direction of the text after them.
     if hidden := [char for char in clean if unicodedata.category(char) in ("Cc", "Cf")]:
-        raise UsageError(f"{unusable}: {hidden[0]!r} in it cannot be seen")
+        raise UsageError(f"{unusable}: it contains the invisible character {hidden[0]!r}")
     if _OWN_FILES.fullmatch(clean):
         raise UsageError(
             f"optimizers: the label {text!r} is the name of one of the files beside it"
         )
     if (size := len(clean.encode())) > _LONGEST:
         raise UsageError(
-            f"{unusable}: it has {size} bytes, of which there can be {_LONGEST}; give a short one "
-            "with the option label"
+            f"{unusable}: it has {size} bytes, but at most {_LONGEST} are possible; give a shorter "
+            "one with the option label"
         )
     return clean
 
 
 def _combinations(method: Method) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the options of each point of the grid, and what tells the point from the others."""
+    """Yield the options of each point of the grid, and a suffix that identifies the point."""
     for key, values in method.grid.items():
         if not values:
             raise UsageError(f"optimizers: {method.name}: the grid of {key!r} has no value")
@@ -184,7 +184,7 @@ def _combinations(method: Method) -> Iterator[tuple[dict[str, Any], str]]:
 def _try_options(
     name: str, options: Mapping[str, Any], common: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return an optimizer's options, the common ones included, that it was built with."""
+    """Return the options, including common ones, with which an optimizer was built."""
     import torch
 
     from aida_lightning.registry import build_optimizer, get_optimizer_class

@@ -1,4 +1,4 @@
-"""What a reader of a comparison's table has to know: of the runs, the paper and the budgets."""
+"""Notes for the readers of a comparison's table, on the runs, the paper and the budgets."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,21 @@ from aida_lightning.compare.results import RunResult
 from aida_lightning.compare.selection import Standing
 from aida_lightning.compare.settings import INCIDENTAL
 
-# What of the data and the metric may be changed, and the paper's numbers compare all the same.
+# Changes of the data and the metric that keep the results comparable with the paper's.
 COMPARABLE = {*INCIDENTAL, "data.batch_size", "metric.title"}
-# Changes that the table shows in another way, or that do not change a result.
+# Changes that the table shows elsewhere, or that do not affect a result.
 _TOLD_OTHERWISE = {*INCIDENTAL, "seeds", "tune_seeds", "baseline", "target", "target.value"}
 _TOLD_OTHERWISE |= {"trainer.max_epochs"}
 
 
 def compares(experiment: Experiment) -> bool:
-    """Return whether the data and the metric are those that the paper's numbers are of."""
+    """Return whether the data and the metric are the paper's, so that its numbers compare."""
     keys = experiment.changes.keys() - COMPARABLE
     return not any(key.partition(".")[0] in ("data", "metric") for key in keys)
 
 
 def run_notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]:
-    """Say where the paper's numbers are from, and in what the runs were not the paper's."""
+    """Name the source of the paper's numbers, and how the runs differ from the paper's."""
     lines = [
         f"{result.label}, seed {result.seed}: {result.status}."
         for result in results
@@ -51,7 +51,7 @@ def run_notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]
 
 
 def budget_notes(found: Sequence[Standing]) -> list[str]:
-    """Say what of the search for the settings makes a method look worse or better than it is."""
+    """Report how the search for settings may favour or disfavour a method."""
     lines = []
     budgets = {standing.settings for standing in found}
     if len(budgets) > 1:

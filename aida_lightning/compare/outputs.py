@@ -1,4 +1,4 @@
-"""What a comparison found, as files: rows, numbers, tables for texts, and figures."""
+"""The findings of a comparison as files: rows, numbers, tables for texts, and figures."""
 
 import csv
 import io
@@ -25,14 +25,14 @@ _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\`*_[]<>|"})
 _LATEX = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"[": "{[}", "]": "{]}"}  # else an argument of the row before
+    | {"[": "{[}", "]": "{]}"}  # otherwise an argument of the previous row
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
     | {"±": r"$\pm$", "–": "--", "×": r"$\times$", "…": r"\dots{}"}
 )
 
 
 def write_results(found: Findings, folder: Path) -> None:
-    """Write ``results.csv``, ``.json``, ``.md`` and ``.tex``; a reader never sees half a file."""
+    """Write ``results.csv``, ``.json``, ``.md`` and ``.tex``, each of them atomically."""
     writers: dict[str, Callable[[Findings], str]] = {
         "csv": as_csv,
         "json": as_json,
@@ -44,12 +44,12 @@ def write_results(found: Findings, folder: Path) -> None:
 
 
 def as_csv(found: Findings) -> str:
-    """Write one row per run, with the paper's number beside it.
+    """Format one row per run as CSV, with the paper's number beside it.
 
-    The columns `best_<metric>` and `last_<metric>` have the metric as it was logged, `paper_mean`
-    and `paper_std` the paper's in the table's unit. `settings` says how many settings the run's
-    method was given, `at_edge` which options of the chosen one are at an edge of their grid, and
-    `reported` whether the run is among those that stand for its method.
+    The columns `best_<metric>` and `last_<metric>` hold the metric as logged. `paper_mean` and
+    `paper_std` hold the paper's values in the table's unit. `settings` is the number of settings of
+    the run's method, `at_edge` lists the options of the chosen setting that lie at an edge of their
+    grid, and `reported` tells whether the run represents its method.
     """
     name = found.metric.name
     columns = ["label", "method", "optimizer", "options", "seed"]
@@ -81,7 +81,7 @@ def as_csv(found: Findings) -> str:
 
 
 def as_json(found: Findings) -> str:
-    """Write all numbers as logged; what is not finite is null."""
+    """Format all numbers as logged in JSON; values that are not finite are null."""
     content = {
         "metric": asdict(found.metric) | {"title": found.metric.label},
         "baseline": found.baseline,
@@ -96,7 +96,7 @@ def as_json(found: Findings) -> str:
 
 
 def as_markdown(found: Findings) -> str:
-    """Write the tables in GitHub's Markdown."""
+    """Format the tables in GitHub's Markdown."""
 
     def table(sheet: Sheet) -> str:
         rule = ["---", *["---:"] * (len(sheet.columns) - 1)]
@@ -111,7 +111,7 @@ def as_markdown(found: Findings) -> str:
 
 
 def as_latex(found: Findings) -> str:
-    """Write the tables for LaTeX with booktabs."""
+    """Format the tables for LaTeX with booktabs."""
 
     def escaped(text: str) -> str:
         parts = re.split(r"((?<![\w.])[+-]\d+(?:\.\d+)?)", text)  # numbers with a sign
@@ -134,10 +134,11 @@ def as_latex(found: Findings) -> str:
 def draw(found: Findings, folder: Path) -> list[str]:
     """Draw the metric's curves and the experiment's figures into a folder.
 
-    Of a method with a grid, the setting that stands for it is drawn, under the method's label.
+    For a method with a grid, only the setting that represents it is drawn, under the method's
+    label.
 
     Returns:
-        what could not be drawn, and for want of what.
+        One sentence per reason for figures that cannot be drawn.
     """
     paths = {
         found.paths[run.label, run.seed]: standing.method

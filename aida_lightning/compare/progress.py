@@ -1,4 +1,4 @@
-"""How far the runs of a comparison are, read from their folders, whoever trains them."""
+"""The progress of a comparison's runs, read from their folders."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from aida_lightning.logs.metric import Metric
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Args:
-        label: the optimizer's label.
-        seed: the seed.
+        label: label of the optimizer.
+        seed: seed of the run.
         state: `waiting`, `running`, `finished`, `diverged`, `failed`, or `stopped` for a run that
             was stopped after some epochs.
-        epochs: how many epochs are finished.
-        last: the last value of the metric; None before the first.
-        job: the number of the job that it is, if it is one.
+        epochs: number of finished epochs.
+        last: last value of the metric; None before the first.
+        job: number of the run's job; empty if it has none.
     """
 
     label: str
@@ -35,11 +35,11 @@ class Progress:
 
 
 def progress_of(run: Run, job: Any = None) -> Progress:
-    """Read how far a run is.
+    """Read the progress of a run.
 
     Args:
-        run: the run.
-        job: submitit's job that trains it, or is to train it, if there is one.
+        run: run to look at.
+        job: submitit job that trains or will train the run; None if there is none.
     """
     result = run.finished()
     if result is None:
@@ -52,7 +52,7 @@ def progress_of(run: Run, job: Any = None) -> Progress:
 
 
 def progress_table(runs: Iterable[Progress], metric: Metric) -> Table:
-    """Draw up one row per run."""
+    """Make a table with one row per run."""
     rows = [*runs]
     count = {state: sum(row.state == state for row in rows) for state in {r.state for r in rows}}
     caption = ", ".join(f"{number} {state}" for state, number in sorted(count.items()))

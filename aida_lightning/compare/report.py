@@ -1,4 +1,4 @@
-"""What a comparison found, as tables of text: for a terminal, and for files."""
+"""The findings of a comparison as tables of text, for a terminal and for files."""
 
 import math
 import statistics
@@ -25,13 +25,13 @@ _LEVEL = f"{CONFIDENCE:.0%}".replace("%", " %")
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as text.
+    """A table of text.
 
     Args:
-        title: what it shows.
-        columns: the names of its columns, of which the first holds labels.
-        rows: a cell for each column.
-        notes: what a reader has to know.
+        title: title of the table.
+        columns: names of the columns; the first column holds labels.
+        rows: rows of the table, with one cell per column.
+        notes: remarks that a reader of the table needs.
     """
 
     title: str
@@ -41,11 +41,11 @@ class Sheet:
 
 
 def sheets(found: Findings) -> list[Sheet]:
-    """Draw up the tables of a comparison.
+    """Make the tables of a comparison.
 
-    The first has one row per method, with the paper's number and the difference from it. Of several
-    methods, the second has their differences from the baseline, and where there is a target, the
-    last has the ways to it.
+    The first table has one row per method, with the paper's number and the difference from it. With
+    several methods, the second table has their differences from the baseline. With a target, the
+    last table has the steps, epochs and seconds to the target.
     """
     tables = [_results(found)]
     if len(found.standings) > 1:
@@ -56,7 +56,7 @@ def sheets(found: Findings) -> list[Sheet]:
 
 
 def print_sheets(found: Findings, console: Console) -> None:
-    """Print the tables of a comparison; labels are folded where there is no room for them."""
+    """Print the tables of a comparison, and fold labels that do not fit."""
     for sheet in sheets(found):
         table = Table(
             title=sheet.title, caption="\n".join(sheet.notes) or None, caption_justify="left"
@@ -107,7 +107,7 @@ def _differences(found: Findings) -> Sheet:
     ends = [(d.low, d.high) for d in found.differences.values()]
     widths = [high - low for low, high in ends if low is not None and high is not None]
     digits = _decimals(found.results, metric)
-    if widths:  # two digits of the narrowest
+    if widths:  # show two digits of the narrowest interval
         digits = max(digits, min(1 - math.floor(math.log10(scale * min(widths))), 10))
     for method, difference in found.differences.items():
         interval = _DASH

@@ -20,25 +20,26 @@ class RunResult:
     """One trained run.
 
     Args:
-        label: the optimizer's label.
-        method: the label of the method that it is a point of the grid of; else the same.
-        optimizer: the optimizer's name.
-        options: the optimizer's options.
-        seed: the seed of initialisation and data order.
-        metric: what the values are of: the experiment's metric, or a proxy of it.
-        best: the best value; None if there was none.
-        last: the last one.
-        floor: the best value that can be expected, where the run measured it.
-        wall_time_s: seconds of training, those before an interruption included.
-        optimizer_state_bytes: the size of all tensors in the optimizer's state.
-        epochs: how many epochs were finished.
+        label: label of the optimizer.
+        method: label of the method whose grid includes the run; without a grid, equal to `label`.
+        optimizer: name of the optimizer.
+        options: options of the optimizer.
+        seed: seed of the initialisation and data order.
+        metric: name of the values: the experiment's metric, or a proxy of it.
+        best: best value; None if there is no value.
+        last: last value; None if there is no value.
+        floor: best value that can be expected; None if the run did not measure it.
+        wall_time_s: seconds of training, including those before an interruption.
+        optimizer_state_bytes: size of all tensors in the optimizer's state, in bytes.
+        epochs: number of finished epochs.
         status: how the run ended.
-        message: why, if it did not complete.
-        better: which values the best one is chosen by, the greatest or the least.
-        target: the value of the metric that the next three are about; None if none was asked for.
-        steps_to_target: the optimizer's steps until the metric was first as good; None if never.
-        epochs_to_target: the same in epochs.
-        seconds_to_target: the same in seconds of training and validation.
+        message: why the run did not complete; empty if it did.
+        better: whether the best value is the greatest ("max") or the least ("min").
+        target: target value of the metric; None if there is no target.
+        steps_to_target: the optimizer's steps until the metric first reached the target; None if it
+            never did.
+        epochs_to_target: epochs until then.
+        seconds_to_target: seconds of training and validation until then.
     """
 
     label: str
@@ -63,13 +64,13 @@ class RunResult:
 
 
 def measure_run(folder: Path, metric: Metric, target: Target | None = None) -> dict[str, Any]:
-    """Read from a run's event files what they say of it, whichever process wrote them.
+    """Read a run's results from its event files, whichever process wrote them.
 
-    Where the metric was not logged but a proxy of it was, `<name>_proxy`, the values are the
-    proxy's, and so is the name.
+    If a proxy of the metric, `<name>_proxy`, was logged instead of the metric, the values and the
+    name are the proxy's.
 
     Returns:
-        the fields of `RunResult` that follow from them; the status is that of a run that was
+        The fields of `RunResult` that follow from the files. The status assumes that the run was
         trained to its end.
     """
     scalars = read_scalars(folder)
@@ -87,7 +88,7 @@ def measure_run(folder: Path, metric: Metric, target: Target | None = None) -> d
     elif np.isnan(values).any():
         status, message = "diverged", f"{name!r} is not a number"
     elif not len(values):
-        # What could have been the metric: the tags of the stepsizes have a layer after a slash.
+        # Tags that could be the metric; those of the stepsizes have a layer after a slash.
         others = ", ".join(tag for tag in scalars if "/" not in tag)
         known = f"; there are {others}" if others else ", nor was any other"
         status, message = "failed", f"{name!r} was not logged{known}"
@@ -105,7 +106,7 @@ def measure_run(folder: Path, metric: Metric, target: Target | None = None) -> d
 
 
 def measured_by(result: RunResult, metric: Metric) -> bool:
-    """Return whether a result has values of a metric or its proxy, chosen as the metric says."""
+    """Return whether a result has values of a metric or its proxy, and the same direction."""
     names = (metric.name, metric.name + tags.PROXY)
     return result.last is not None and result.metric in names and result.better == metric.better
 
@@ -113,13 +114,13 @@ def measured_by(result: RunResult, metric: Metric) -> bool:
 def _way_to(
     target: Target | None, scalars: Mapping[str, Curve], metric: Metric
 ) -> dict[str, float | None]:
-    """Return how long it took to reach a target, which a proxy of the metric does not reach."""
+    """Return how long it took to reach a target; a proxy of the metric never reaches it."""
     if target is None:
         return {}
     steps = epochs = seconds = None
     if (curve := scalars.get(metric.name)) is not None:
         compare = np.greater_equal if metric.better == "max" else np.less_equal
-        # Metrics are logged in float32, in which 0.9 is a little less.
+        # Metrics are logged in float32, in which 0.9 is slightly less than 0.9.
         reached = compare(np.float32(curve.values), np.float32(target.value))
         if reached.any():
             first = int(reached.argmax())

@@ -1,4 +1,4 @@
-"""One run of a comparison: the same model, initialisation and data order, one optimizer."""
+"""One run of a comparison: one optimizer, with the shared model, initialisation and data order."""
 
 import contextlib
 import inspect
@@ -53,11 +53,11 @@ class Run(NamedTuple):
     """One run of a comparison, as `train_run` takes it.
 
     Args:
-        loaded: the experiment.
-        optimizer: the optimizer.
-        seed: the seed of the initialisation and of the order of the data.
-        folder: the run's own.
-        keep_checkpoint: keep the last checkpoint of a run that is finished.
+        loaded: experiment of the run.
+        optimizer: optimizer of the run.
+        seed: seed of the initialisation and of the order of the data.
+        folder: the run's own folder.
+        keep_checkpoint: whether to keep the last checkpoint after the run is finished.
     """
 
     loaded: LoadedExperiment
@@ -68,16 +68,16 @@ class Run(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What to call the run."""
+        """The name of the run in messages."""
         return f"{self.optimizer.label}, seed {self.seed}"
 
     def finished(self) -> RunResult | None:
-        """Return the result if the run was trained to its end before."""
+        """Return the result if the run is already finished, or None."""
         experiment = self.loaded.experiment
         result = finished_run(self.folder, experiment.metric, experiment.target)
         if result is None:
             return None
-        # As it is called now; a folder's name may be another one's in other letters.
+        # Use the current label; it may differ from the folder's name in the case of letters.
         return replace(result, label=self.optimizer.label, method=self.optimizer.method)
 
 
@@ -91,19 +91,19 @@ def train_run(
 ) -> RunResult:
     """Train one run, from its last checkpoint if there is one, and read its event files.
 
-    Whatever goes wrong is reported in the result, not raised, so that the other runs go on. While
-    another process trains the same run, it is waited for, and its result is taken.
+    Any failure is reported in the result and not raised, so that the other runs continue. If
+    another process trains the same run, this function waits for it and takes its result.
 
     Args:
-        loaded: the experiment.
-        optimizer: the optimizer.
-        seed: the seed of the initialisation and of the order of the data.
-        folder: the run's own.
-        keep_checkpoint: keep the last checkpoint of a run that is finished.
-        callbacks: callbacks beside those of every run.
+        loaded: experiment of the run.
+        optimizer: optimizer of the run.
+        seed: seed of the initialisation and of the order of the data.
+        folder: the run's own folder.
+        keep_checkpoint: whether to keep the last checkpoint after the run is finished.
+        callbacks: callbacks in addition to those of every run.
 
     Raises:
-        KeyboardInterrupt, SystemExit: training was stopped; `stopped_run` gives what there is.
+        KeyboardInterrupt, SystemExit: training was stopped; `stopped_run` gives the result so far.
     """
     run = Run(loaded, optimizer, seed, folder, keep_checkpoint)
     point = ResumePoint()
@@ -121,9 +121,9 @@ def train_run(
             if not _can_go_on(loaded):
                 point = ResumePoint()
             _fit(loaded, optimizer, seed, folder, point, callbacks)
-        except Exception as error:  # any failure of one run is that run's alone
+        except Exception as error:  # a failure of one run affects no other run
             failure = {"status": "failed", "message": _summary(error)}
-            with contextlib.suppress(OSError):  # of a folder that cannot be written to
+            with contextlib.suppress(OSError):  # the folder may not be writable
                 (folder / ERROR_LOG).write_text(traceback.format_exc(), encoding="utf-8")
         seconds = point.seconds + time.perf_counter() - start
         if torch.cuda.is_available():
@@ -142,17 +142,17 @@ def train_run(
 
 
 def stopped_run(run: Run, status: Status, message: str = "") -> RunResult:
-    """Return the result of a run that did not come to its end, from what is in its folder.
+    """Return the result of an unfinished run from the files in its folder.
 
-    Its time is that of the epochs that it will not have to train again.
+    Its time counts only the epochs that need not be trained again.
 
     Args:
-        run: the run, which nothing trains any more.
-        status: how it ended.
-        message: why.
+        run: run that no process trains any more.
+        status: how the run ended.
+        message: why the run ended.
     """
     point = ResumePoint()
-    with contextlib.suppress(DamagedFileError):  # which the run's next begin tells
+    with contextlib.suppress(DamagedFileError):  # the next start of the run reports it
         point = resume_point(run.folder)
     return _measured(run, point.seconds, point.epochs, {"status": status, "message": message})
 
@@ -173,9 +173,10 @@ def _measured(run: Run, seconds: float, epochs: int, failure: Mapping[str, str])
 
 
 def _can_go_on(loaded: LoadedExperiment) -> bool:
-    """Tell whether a resumed run equals an unbroken one under the Trainer's options.
+    """Return whether a resumed run equals an unbroken one under the Trainer's options.
 
-    With these, Lightning goes on a step or an epoch's data too late: the run starts anew instead.
+    With some options, Lightning would resume a step or an epoch's data too late; such a run starts
+    anew instead.
     """
     options = loaded.trainer_options
     by_steps = options.get("max_steps", -1) not in (None, -1)
@@ -197,7 +198,7 @@ def _fit(
         folder.name,
         default_hp_metric=False,
         flush_secs=10,
-        # TensorBoard then forgets what a killed run logged after its last checkpoint.
+        # This makes TensorBoard discard what a killed run logged after its last checkpoint.
         purge_step=point.steps if any(folder.glob("*tfevents*")) else None,
         filename_suffix=next_suffix(folder),
     )
@@ -208,7 +209,7 @@ def _fit(
     seed_everything = find_in(loaded.package, "pytorch.seed_everything")
     seed_everything(seed, workers=True, verbose=False)
     data = experiment.data()
-    # Whatever the data module draws, all start from the same weights.
+    # All runs start from the same weights, regardless of the data module's random draws.
     seed_everything(seed, workers=True, verbose=False)
     model = build_model(loaded, optimizer, data, trainer)
     trainer.fit(model, datamodule=data, ckpt_path=point.checkpoint, weights_only=True)
@@ -220,7 +221,7 @@ def build_model(
     data: LightningDataModule,
     trainer: Trainer,
 ) -> LightningModule:
-    """Build the module of a run, which is told the size of the data's vocabulary if it takes it."""
+    """Build the module of a run, with the size of the data's vocabulary if it takes one."""
     sizes = {}
     model_class = resolve_name(loaded.config["model"]["class_path"])
     if "vocab_size" in inspect.signature(model_class).parameters:
@@ -232,10 +233,10 @@ def build_model(
 
 
 def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: Trainer) -> dict[str, Any]:
-    """Ask for the fused kernel on a CPU, where no optimizer chooses it by itself.
+    """Request the fused kernel on a CPU, where no optimizer chooses it by default.
 
-    Not in mixed precision, where Lightning refuses to clip the gradients of torch's fused ones; and
-    not of others' classes, whose options of that name may mean what a CPU does not have.
+    Mixed precision is an exception, because Lightning then refuses to clip the gradients of torch's
+    fused optimizers. So are third-party classes, whose option of that name may not support a CPU.
     """
     cls = get_optimizer_class(optimizer.name)
     if not cls.__module__.startswith(("torch.optim.", "aida_lightning.")):
@@ -250,26 +251,26 @@ def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: Trainer) -> dict[s
 
 
 def _warm_up(optimizer: OptimizerChoice) -> None:
-    """Take a step of a tiny layer, so that no run's time has the compilation of a kernel in it."""
+    """Step a tiny layer, so that no run's time includes the compilation of a kernel."""
     param = torch.nn.Parameter(torch.zeros(1))
     param.grad = torch.zeros(1)
     accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
     fused = {"fused": True} if "fused" in accepted else {}
-    with contextlib.suppress(Exception):  # which the run itself will tell
+    with contextlib.suppress(Exception):  # the run itself reports it
         build_optimizer(optimizer.name, [param], **{**fused, **optimizer.options}).step()
 
 
 def _summary(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     if isinstance(error, ProcessRaisedException) and lines:
-        return lines[-1]  # the other process's own exception ends its traceback
+        return lines[-1]  # the traceback ends with the other process's exception
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep from the terminal what Lightning says at every start; its warnings stay."""
-    # The second warns of a toolkit without a GPU wherever a kernel is compiled for a CPU.
+    """Hide Lightning's messages at every start from the terminal, but keep its warnings."""
+    # The second logger warns about a toolkit without a GPU when a kernel compiles for a CPU.
     least = {logger: logging.WARNING for logger in loggers()}
     least[logging.getLogger("torch.utils.cpp_extension")] = logging.ERROR
     levels = {logger: logger.level for logger in least}
@@ -278,18 +279,18 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             for pattern in (
-                # The data modules choose their workers; a second opinion per run helps nobody.
+                # The data modules choose their workers; a warning per run does not help.
                 ".*does not have many workers.*",
-                # A comparison of few batches is meant.
+                # A comparison of few batches is intended.
                 ".*is smaller than the logging interval.*",
-                # SGD has none, and stands beside those that have for its accuracy.
+                # SGD has no stepsizes, but is compared with adaptive optimizers by its accuracy.
                 "StepsizeMonitor logs nothing of .*",
                 # A comparison starts its own processes, on a cluster's machines too.
                 "The `srun` command is available on your system but is not used.*",
                 # Lightning's own use of torch's pytree.
                 ".*isinstance.treespec, LeafSpec.*",
-                # A run goes on in the folder, and from the end of an epoch, that it had: Lightning
-                # counts the steps of all optimizers, of which one may step less often.
+                # A run continues in its folder, from the end of an epoch. Lightning counts the
+                # steps of all optimizers, although one of them may step less often.
                 ".*Checkpoint directory .* exists and is not empty.*",
                 ".*The dirpath has changed from.*",
                 ".*resuming from a checkpoint that ended before the epoch ended.*",
@@ -302,7 +303,7 @@ def quiet() -> Iterator[None]:
 
 
 class _QuietProcesses(Callback):
-    """Have the processes that a strategy spawns be quiet from the start, when they unpickle it."""
+    """Silence the processes that a strategy spawns, as soon as they unpickle this callback."""
 
     def __reduce__(self) -> Any:
         return _quiet_process, ()
@@ -310,17 +311,17 @@ class _QuietProcesses(Callback):
 
 def _quiet_process() -> _QuietProcesses:
     callback = _QuietProcesses()
-    vars(callback)["quiet"] = context = quiet()  # which ends with the last reference to it
+    vars(callback)["quiet"] = context = quiet()  # ends with the last reference to it
     context.__enter__()
     return callback
 
 
 @contextlib.contextmanager
 def _sigint_handler_restored() -> Iterator[None]:
-    """Give Ctrl-C back its meaning, which Lightning takes from it when it was pressed once."""
+    """Restore the handler of Ctrl-C, which Lightning replaces after the first Ctrl-C."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # of another thread than the main one
+        with contextlib.suppress(ValueError):  # only the main thread can set it
             signal.signal(signal.SIGINT, handler)

@@ -1,4 +1,4 @@
-"""Which setting of a method stands for it, what it was chosen by, and the runs that takes."""
+"""The selection of the setting that represents a method, and the runs that it needs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ Run = tuple[OptimizerChoice, int]
 
 @dataclass(frozen=True)
 class Standing:
-    """A method of a comparison, by the setting that stands for it.
+    """A method of a comparison, with the setting that represents it.
 
     Args:
-        method: the method's label.
-        label: the label of the best of its settings.
-        runs: the runs of that setting that are reported, in the order of the seeds.
-        all_runs: the runs of all settings, those that chose among them included.
-        settings: how many settings were tried.
-        edges: of each swept option whose best value is the last of its values in one direction,
-            what it is and that there may be better ones.
-        tuned_on: the seeds that chose the setting; empty where there was nothing to choose.
+        method: label of the method.
+        label: label of the method's best setting.
+        runs: reported runs of that setting, in the order of the seeds.
+        all_runs: runs of all settings, including those used only for the choice.
+        settings: number of tried settings.
+        edges: a sentence for each swept option whose best value lies at an end of its grid, so that
+            better values may lie beyond.
+        tuned_on: seeds that chose the setting; empty if there was no choice.
     """
 
     method: str
@@ -39,41 +39,41 @@ class Standing:
 
     @property
     def setting(self) -> str:
-        """What tells the setting from the others of its method."""
+        """The part of the label that distinguishes the setting within its method."""
         return self.label.removeprefix(self.method).strip()
 
     @property
     def counted(self) -> list[RunResult]:
-        """The reported runs that completed; where none did, what is known of the others."""
+        """The reported runs that completed, or all reported runs if none did."""
         return completed(self.runs) or self.runs
 
     @property
     def tuned_on_reported(self) -> bool:
-        """Whether a seed that chose the setting is reported, too, which favours the method."""
+        """Whether a seed that chose the setting is also reported, which favours the method."""
         return not {run.seed for run in self.runs}.isdisjoint(self.tuned_on)
 
 
 def completed(runs: Sequence[RunResult]) -> list[RunResult]:
-    """Return the runs that were trained to their end."""
+    """Return the runs that completed."""
     return [run for run in runs if run.status == "completed"]
 
 
 def reported_value(run: RunResult, metric: Metric) -> float | None:
-    """Return the value that a run is judged by, as it was logged."""
+    """Return the logged value by which a run is judged."""
     return run.best if metric.report == "best" else run.last
 
 
 def over_seeds(values: Sequence[float], metric: Metric) -> float:
-    """Return what the values of several seeds come to, as the metric says."""
-    if metric.over_seeds == "best":  # NumPy's are NaN in whatever order the seeds are
+    """Combine the values of several seeds into one, as the metric specifies."""
+    if metric.over_seeds == "best":  # NumPy's functions return NaN for any order of the seeds
         return float(np.max(values) if metric.better == "max" else np.min(values))
     return float(np.mean(values))
 
 
 def standings(results: Sequence[RunResult], experiment: Experiment) -> list[Standing]:
-    """Choose for each method the setting with the best reported value, by the seeds that choose.
+    """Choose each method's setting with the best reported value on the choosing seeds.
 
-    A setting that completed on fewer of them stands behind those that completed on more.
+    A setting that completed on fewer of these seeds ranks below those that completed on more.
     """
     grids = {method_label(method): method.grid for method in experiment.optimizers}
     metric, tune_seeds = experiment.metric, experiment.tune_seeds
@@ -111,15 +111,15 @@ def standings(results: Sequence[RunResult], experiment: Experiment) -> list[Stan
 def next_runs(
     chosen: Sequence[OptimizerChoice], experiment: Experiment, results: Sequence[RunResult]
 ) -> list[Run]:
-    """Return the runs that can be trained now: those that choose, then those that are reported.
+    """Return the runs that can be trained now: first those for choosing, then those to report.
 
     Args:
-        chosen: every setting of every method.
-        experiment: the experiment.
-        results: those of the runs so far.
+        chosen: all settings of all methods.
+        experiment: experiment of the runs.
+        results: results of the runs so far.
 
     Returns:
-        runs that have no result yet, in turn; none when all have.
+        The runs without a result, in their order; empty when all runs have one.
     """
     settings: dict[str, list[OptimizerChoice]] = {}
     for choice in chosen:
@@ -140,15 +140,15 @@ def next_runs(
 
 
 def find_baseline(wanted: str | None, optimizers: Mapping[str, str]) -> str:
-    """Return the label of the method that the others are compared with.
+    """Return the label of the method with which the others are compared.
 
     Args:
-        wanted: its label, in any case and with underscores for spaces, or the name of an optimizer
-            that it alone has; None for the first.
-        optimizers: the optimizer's name of each method, by the method's label.
+        wanted: label of the method, case-insensitive and with underscores for spaces, or the name
+            of an optimizer that only this method uses; None selects the first method.
+        optimizers: name of each method's optimizer, by the method's label.
 
     Raises:
-        UsageError: there is no such method, or more than one.
+        UsageError: no method or more than one matches.
 
     Example:
         >>> find_baseline("adam", {"Aida K=1": "aida", "Adam lr=0.001": "adam"})
@@ -169,7 +169,7 @@ def find_baseline(wanted: str | None, optimizers: Mapping[str, str]) -> str:
 
 
 def check_selection(experiment: Experiment) -> None:
-    """Refuse a baseline, seeds or a target that make no comparison.
+    """Refuse a baseline, seeds or a target that allow no comparison.
 
     Raises:
         UsageError: one of them is refused; the message names it.
@@ -178,15 +178,15 @@ def check_selection(experiment: Experiment) -> None:
     if both := sorted({*experiment.seeds}.intersection(experiment.tune_seeds)):
         raise UsageError(
             f"tune_seeds: seeds that choose a setting are not reported, but {both} are among the "
-            f"seeds, too: give others than {experiment.seeds}"
+            f"seeds, too: give other seeds than {experiment.seeds}"
         )
     target, metric = experiment.target, experiment.metric
     if target is not None and not np.isfinite(target.value):
         raise UsageError(f"target.value: a finite number is needed, but got {target.value}")
     if target is not None and metric.in_percent and not 0 <= target.value <= 1:
         raise UsageError(
-            f"target.value: {metric.name} is logged as a fraction and shown in percent: from 0 to "
-            f"1 is needed, but got {target.value:g}"
+            f"target.value: {metric.name} is logged as a fraction and shown in percent: a value "
+            f"from 0 to 1 is needed, but got {target.value:g}"
         )
 
 
@@ -205,7 +205,7 @@ def _rank(runs: Sequence[RunResult], metric: Metric) -> tuple[float, float]:
 
 
 def _edges(grid: Mapping[str, list[Any]], options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the swept options whose value is the least or the greatest that was tried."""
+    """Return the swept options whose value is the least or the greatest of those tried."""
     found = {}
     for key, values in grid.items():
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

@@ -1,4 +1,4 @@
-"""Differences between methods over few seeds, and how far they can be trusted."""
+"""Differences between methods over few seeds, with confidence intervals."""
 
 import math
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from aida_lightning.logs.metric import Better
 FloatArray = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
-# Metrics are logged in float32: differences that are nearer to each other are rounding.
+# Metrics are logged in float32; smaller relative spreads of the differences are rounding.
 _RESOLUTION = 1e-6
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much a method differs from the baseline, over the seeds that both completed.
+    """The difference of a method from the baseline, over the seeds that both completed.
 
     Args:
-        seeds: how many seeds they share.
-        mean: the mean of the paired differences; None without a shared seed.
-        low: the lower end of its interval; None where nothing can be said.
-        high: the upper end.
+        seeds: number of seeds that the two share.
+        mean: mean of the paired differences; None without a shared seed.
+        low: lower end of the mean's interval; None if nothing can be said.
+        high: upper end of the mean's interval; None if nothing can be said.
     """
 
     seeds: int
@@ -36,10 +36,10 @@ class Difference:
     high: float | None
 
     def verdict(self, better: Better) -> str:
-        """Say in words what the interval allows to be said.
+        """Return the conclusion that the interval supports, in words.
 
         Args:
-            better: whether more is better, or less.
+            better: whether a larger ("max") or a smaller ("min") value is better.
 
         Example:
             >>> Difference(3, 1.5, 0.5, 2.5).verdict("max")
@@ -58,10 +58,10 @@ class Difference:
 
 
 def require_scipy() -> None:
-    """Refuse to go on without scipy, which is not imported yet: that takes half a second.
+    """Check that scipy is installed, without the half second that its import takes.
 
     Raises:
-        UsageError: scipy is not installed; the message says what installs it.
+        UsageError: scipy is not installed; the message says how to install it.
     """
     if find_spec("scipy") is None:
         raise UsageError(
@@ -73,23 +73,23 @@ def require_scipy() -> None:
 def paired_interval(
     values: FloatArray, baseline: FloatArray, comparisons: int = 1
 ) -> tuple[FloatArray, FloatArray]:
-    r"""Compute Student's t interval of the mean paired difference, of many comparisons at once.
+    r"""Compute Student's t intervals of the mean paired differences of many comparisons at once.
 
-    With :math:`d_s` the difference on seed s, :math:`\bar d` the mean and :math:`\sigma_d` the
-    sample standard deviation over n seeds, and m comparisons,
+    For m comparisons over n seeds, :math:`d_s` is the difference on seed s, :math:`\bar d` is the
+    mean and :math:`\sigma_d` the sample standard deviation of the differences, and the interval is
 
     .. math:: \bar d \pm t_{n-1,\,1 - 0.05/(2m)} \; \sigma_d / \sqrt n
 
     By Bonferroni's inequality, all m intervals hold together with a probability of at least 95 %.
 
     Args:
-        values: a method's values, of shape (…, n), a seed each.
-        baseline: the baseline's on the same seeds, of the same shape.
-        comparisons: how many intervals shall hold together.
+        values: values of a method, of shape (…, n), one per seed.
+        baseline: values of the baseline on the same seeds, of the same shape.
+        comparisons: number of intervals that hold together.
 
     Returns:
-        the lower and the upper ends, of shape (…). They are NaN for fewer than two seeds, and where
-        the differences do not vary: no spread can be estimated from values so coarse.
+        The lower and the upper ends, of shape (…). They are NaN for fewer than two seeds, and where
+        the differences do not vary, because such coarse values give no estimate of the spread.
 
     References:
         Student, The Probable Error of a Mean, Biometrika 6 (1908); Dunn, Multiple Comparisons
@@ -117,14 +117,14 @@ def paired_interval(
 
 
 def differences(values: Mapping[str, Mapping[Any, float]], baseline: str) -> dict[str, Difference]:
-    """Compare methods with a baseline, each over the seeds that it shares with it.
+    """Compare each method with a baseline, over the seeds that the two share.
 
     Args:
-        values: of each method its values by seed.
-        baseline: the method that the others are compared with.
+        values: values by seed, for each method.
+        baseline: method with which the others are compared.
 
     Returns:
-        the difference of each other method.
+        The difference of each other method from the baseline.
 
     Example:
         >>> differences({"Adam": {0: 1.0}, "Aida": {0: 3.0}}, "Adam")

@@ -1,4 +1,4 @@
-"""The paper's figures, drawn by their names from event files alone."""
+"""The paper's figures, drawn by name from event files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,26 +36,26 @@ def draw_figures(
     metric: Metric | None = None,
     look: Look | None = None,
 ) -> list[Path]:
-    """Draw figures from the event files below some folders, all runs side by side.
+    """Draw figures from the event files below some folders, with all runs side by side.
 
     Args:
         logdirs: folders that hold runs, at any depth.
-        output: the folder to write to, which is made if need be.
-        figures: the figures to draw.
-        formats: endings of files that matplotlib writes: png, svg, pdf.
-        optimizers: globs of the labels to show, in any case; None shows all.
-        metric: what Figures 3, 7 and 8 and the sweep show; None is the validation accuracy.
-        look: how to draw; None is the default look.
+        output: folder to write to, which is created if it does not exist.
+        figures: names of the figures to draw.
+        formats: file extensions that matplotlib writes, such as png, svg and pdf.
+        optimizers: globs of the labels to show, case-insensitive; None shows all.
+        metric: metric of Figures 3, 7 and 8 and the sweep; None is the validation accuracy.
+        look: style of the drawing; None is the default look.
 
     Returns:
         The paths of the pictures.
 
     Raises:
-        EventsError: there is no such run or folder, a figure has nothing to show, or the output
+        EventsError: a folder or run does not exist, a figure has nothing to show, or the output
             cannot be written.
     """
     runs = _chosen(read_runs(logdirs), optimizers)
-    # A panel each, in which labels need not tell the folders apart.
+    # Each folder has its own panel, so labels need not distinguish the folders.
     groups = {title: read_runs([folder]) for folder, title in folder_titles(logdirs).items()}
     shown = {run.path for run in runs}
     groups = {name: [run for run in group if run.path in shown] for name, group in groups.items()}
@@ -72,16 +72,16 @@ def write_figures(
     metric: Metric,
     look: Look | None,
 ) -> list[Path]:
-    """Draw figures of runs that were read already, and write them.
+    """Draw figures of runs that are already read, and write them.
 
     Args:
-        runs: all runs.
-        groups: the runs of each panel of Figures 3, 7 and 8, by the panel's title.
-        output: the folder to write to, which is made if need be.
-        figures: the figures to draw.
-        formats: endings of files that matplotlib writes.
-        metric: what Figures 3, 7 and 8 and the sweep show.
-        look: how to draw; None is the default look.
+        runs: all runs that the figures show.
+        groups: runs of each panel of Figures 3, 7 and 8, by the panel's title.
+        output: folder to write to, which is created if it does not exist.
+        figures: names of the figures to draw.
+        formats: file extensions that matplotlib writes.
+        metric: metric of Figures 3, 7 and 8 and the sweep.
+        look: style of the drawing; None is the default look.
 
     Returns:
         The paths of the pictures.
@@ -103,7 +103,7 @@ def write_figures(
             paths.append(output / f"{name}.{ending}")
             try:
                 output.mkdir(parents=True, exist_ok=True)
-                with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):  # text as text
+                with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):  # keep text as text
                     figure.savefig(paths[-1], dpi=150)
             except OSError as error:
                 raise EventsError(f"output: {error}") from error

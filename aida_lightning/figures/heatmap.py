@@ -1,4 +1,4 @@
-"""The adaptive stepsizes of all layers in one picture, for networks of any depth."""
+"""A picture of the adaptive stepsizes of all layers, for networks of any depth."""
 
 import textwrap
 from collections.abc import Sequence
@@ -26,23 +26,23 @@ from aida_lightning.logs.spread import evenly
 _ROWS = {"mean": tags.MEAN, "standard deviation": tags.STD, "standard deviation / mean": None}
 _MOST_TICKS = 20
 _TITLE_WIDTH = 30  # characters
-_LAYER_HEIGHT = 0.16  # inches, of as many layers as fit into a panel
+_LAYER_HEIGHT = 0.16  # inches, as long as the layers fit into a panel
 _PANEL_HEIGHTS = (1.4, 4.0)
 
 
 def heatmap(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
-    """Draw the mean, the spread and their ratio as colours, layers down and steps across.
+    """Draw the mean, the spread and their ratio as colours, by layer (rows) and step (columns).
 
-    There is one column per optimizer, and one colour scale per row, which is logarithmic. Where a
-    layer has no point or its number is 0, the panel is left grey.
+    There is one column of panels per optimizer, and one logarithmic colour scale per row of panels.
+    A panel is grey where a layer has no point or its value is 0.
 
     Args:
-        runs: the runs; the seeds of one optimizer are averaged.
-        look: how to draw. By default all weights are shown; its axes and smoothing apply, but for
-            ``log_y``.
+        runs: runs to draw; the seeds of one optimizer are averaged.
+        look: style of the drawing. By default, all weights are shown. All options except ``log_y``
+            apply.
 
     Raises:
-        EventsError: no run has a mean or a standard deviation, or there is no such layer.
+        EventsError: no run has a mean or a standard deviation, or a layer does not exist.
     """
     look = look or Look()
     check_logged(runs, [tags.MEAN, tags.STD])
@@ -78,7 +78,7 @@ def heatmap(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
 def _grids(
     seeds: Sequence[MonitoredRun], layers: Sequence[str], x_of: XOf, look: Look
 ) -> tuple[FloatArray, dict[str, FloatArray]]:
-    """Return the x of all points, and an array of ``(layers, points)`` per row of panels."""
+    """Return the x of all points, and an array of shape ``(layers, points)`` per row of panels."""
     lines = {
         tag: [layer_line(seeds, layer, tag, x_of, look) for layer in layers]
         for tag in (tags.MEAN, tags.STD)
@@ -116,7 +116,7 @@ def _draw_row(
 
 
 def _edges(x: FloatArray) -> FloatArray:
-    """Return the edges of cells around points, half way between neighbours."""
+    """Return the edges of the cells around points, halfway between neighbours."""
     if len(x) == 1:
         return np.array([x[0] - 0.5, x[0] + 0.5])
     middle = (x[1:] + x[:-1]) / 2

@@ -1,4 +1,4 @@
-"""What figures and tables show of runs: which layers, by which names, and their curves."""
+"""The layers that figures and tables show: their choice, their names and their curves."""
 
 import re
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from aida_lightning.logs.curves import FloatArray
 from aida_lightning.logs.events import EventsError
 from aida_lightning.logs.runs import MonitoredRun
 
-# What torch.nn.utils.parametrize computes a tensor from, by the tensor's name.
+# The name of an original tensor of torch.nn.utils.parametrize, with the computed tensor's name.
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
 
 
 def pick_layers(runs: Sequence[MonitoredRun], look: Look, default: Sequence[int]) -> dict[int, str]:
-    """Choose the layers to show, with their numbers from 1 at the input.
+    """Choose the layers to show, and number them from 1 at the input.
 
-    Weight tensors are counted, or all layers where no name tells which of them are weights. A layer
-    that is no weight has no number in the paper; its number comes after those of the weights.
+    Weight tensors come first, or all layers count if no name identifies a weight. The paper does
+    not number other layers; their numbers follow those of the weights.
 
     Raises:
-        EventsError: a layer that is asked for does not exist; the message names the nearest three.
+        EventsError: a requested layer does not exist; the message names the nearest three.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.layers))
     weights = weights_of(runs)
@@ -48,7 +48,7 @@ def pick_layers(runs: Sequence[MonitoredRun], look: Look, default: Sequence[int]
 
 
 def short_name(layer: str) -> str:
-    """Shorten a layer's name to what figures and tables show of it.
+    """Shorten a layer's name to the form that figures and tables show.
 
     Example:
         >>> short_name("model.features.3.weight")
@@ -59,24 +59,24 @@ def short_name(layer: str) -> str:
 
 
 def check_logged(runs: Sequence[MonitoredRun], statistics: Sequence[str]) -> None:
-    """Raise unless a run has one of the statistics, by their tags."""
+    """Raise an error unless a run has one of the statistics, which are given as tags."""
     if not any(run.statistics.get(statistic) for run in runs for statistic in statistics):
         there = sorted({statistic for run in runs for statistic in run.statistics})
         if not any(statistic.startswith("stepsize_") for statistic in there):
             raise EventsError(
-                "no run has adaptive stepsizes, which these figures are of, for its optimizer has "
-                f"none; there are {', '.join(there)}, which `aida-lightning summary` tabulates"
+                "no run has adaptive stepsizes, which these figures show, because no optimizer has "
+                f"any; there are {', '.join(there)}, which `aida-lightning summary` tabulates"
             )
         raise EventsError(
             f"no run has {' or '.join(statistics)}, there are {', '.join(there)}; "
-            "StepsizeMonitor(statistics=[…]) chooses"
+            "StepsizeMonitor(statistics=[…]) chooses the statistics to log"
         )
 
 
 def layer_line(
     seeds: Sequence[MonitoredRun], layer: str, statistic: str, x_of: XOf, look: Look
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the x and the y of one layer's statistic, averaged over the seeds."""
+    """Return the x and y of one layer's statistic, averaged over the seeds."""
     curves = [
         (x_of(run, curve), smoothed(curve.values, look.smooth))
         for run in seeds
@@ -95,12 +95,12 @@ def by_label(runs: Sequence[MonitoredRun]) -> dict[str, list[MonitoredRun]]:
 
 
 def weights_of(runs: Sequence[MonitoredRun]) -> list[str]:
-    """List the layers that are weights by their names, or all where no name tells."""
+    """List the layers whose names identify weights, or all layers if no name does."""
     names = list(dict.fromkeys(name for run in runs for name in run.layers))
     weights = {}
     for name in names:
         tensor = _PARAMETRIZED.sub(r"\1", name)
         # nn.MultiheadAttention has an in_proj_weight, nn.LSTM a weight_hh_l0.
         if "weight" in tensor.rpartition(".")[2]:
-            weights[tensor] = name  # of weight_norm's gain and direction the direction
+            weights[tensor] = name  # for weight_norm, the direction and not the gain
     return [*weights.values()] or names

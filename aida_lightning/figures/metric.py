@@ -23,7 +23,7 @@ from aida_lightning.logs.events import EventsError
 from aida_lightning.logs.metric import Metric
 from aida_lightning.logs.runs import LoggedRun
 
-# Runs of so many epochs are drawn without their first tenth.
+# In runs of at least this many epochs, the frame follows the epochs after the first tenth.
 _LONG = 20
 
 
@@ -32,14 +32,13 @@ def metric_curves(
 ) -> Figure:
     """Draw a metric over the epochs: one line per optimizer, one panel per group of runs.
 
-    Lines are means over the seeds. Where there are several seeds, a band of one standard deviation
-    goes with the line. The steep first tenth of long runs may leave the frame, for the sake of the
-    rest.
+    Lines are means over the seeds. With several seeds, each line has a band of one standard
+    deviation. In long runs, the frame fits the last nine tenths, so the steep start may leave it.
 
     Args:
-        groups: the runs of each panel, by the panel's title.
-        metric: the metric to draw.
-        look: how to draw; None is the default look.
+        groups: runs of each panel, by the panel's title.
+        metric: metric to draw.
+        look: style of the drawing; None is the default look.
 
     Raises:
         EventsError: no run logged the metric.

@@ -1,4 +1,4 @@
-"""What all figures share: colours, averages over seeds, smoothing, axes."""
+"""The elements that all figures share: colours, averages over seeds, smoothing and axes."""
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from aida_lightning.logs.runs import LoggedRun, MonitoredRun
 Color = tuple[float, float, float]
 XOf = Callable[[Any, Curve], FloatArray]
 
-# Okabe and Ito's colours, told apart with any colour vision, then more of Paul Tol's.
+# Okabe and Ito's colours, distinct for any colour vision, then more by Paul Tol.
 _FIXED_COLORS = {
     "aida": "#D55E00",
     "aida k=2": "#D55E00",
@@ -28,27 +28,27 @@ _FIXED_COLORS = {
 }
 _OTHER_COLORS = ["#CC79A7", "#56B4E9", "#332288", "#882255", "#999933", "#44AA99"]
 _OTHER_COLORS += ["#666666", "#AA4499", "#117733", "#000000", "#DDCC77"]
-# What a line takes up of a panel's height.
+# The share of a panel's height that a line takes up.
 _LINE_WIDTH = 0.005
-# Of lines that lie on one another the dashes, in their widths, and the markers' growth in points.
+# For coinciding lines: the dash length in line widths, and the growth of markers in points.
 _DASH, _RING = 5.0, 4.0
 _LEGEND_WIDTH = 60  # characters
-# Values within this factor of each other are read best on a linear axis.
+# Values within this factor of each other are easiest to read on a linear axis.
 _LINEAR_RANGE = 15.0
 
 
 @dataclass(frozen=True)
 class Look:
-    """How to draw.
+    """The style of a drawing.
 
     Args:
-        layers: the layers to show: numbers from 1 at the input, or names or globs of names, as
-            figures and tables show them or the parameters' own. None shows those of the paper.
-        smooth: the weight of the past in an exponential moving average, in [0, 1), as TensorBoard's
-            slider has it.
+        layers: layers to show: numbers from 1 at the input, or names or globs of names, as figures
+            and tables show them or as the parameters are named. None shows the paper's layers.
+        smooth: weight of the past in an exponential moving average, in [0, 1), as in TensorBoard's
+            slider.
         log_x: whether the x axis is logarithmic.
-        log_y: whether the y axis is logarithmic; None makes it so where a linear one would hide
-            much.
+        log_y: whether the y axis is logarithmic; None makes it logarithmic where a linear axis
+            would hide details.
     """
 
     layers: Sequence[str] | None = None
@@ -58,7 +58,7 @@ class Look:
 
 
 def optimizer_colors(labels: Iterable[str]) -> dict[str, Color]:
-    """Choose a colour of its own for each label; the paper's methods always have the same."""
+    """Choose a separate colour for each label; the paper's methods have fixed colours."""
     labels = list(labels)
     colors: dict[str, str] = {}
     for label in labels:
@@ -73,7 +73,7 @@ def optimizer_colors(labels: Iterable[str]) -> dict[str, Color]:
 
 
 def shades(color: Color, count: int) -> list[Color]:
-    """Make shades of a colour from light to dark; the colour itself is two thirds of the way."""
+    """Make shades of a colour from light to dark; the colour itself lies at two thirds."""
     found = []
     for position in np.linspace(0.0, 1.0, count) if count > 1 else [2 / 3]:
         if position <= 2 / 3:
@@ -86,7 +86,7 @@ def shades(color: Color, count: int) -> list[Color]:
 
 
 def smoothed(values: FloatArray, weight: float) -> FloatArray:
-    """Take the exponential moving average, without a pull to 0 at its start.
+    """Return the exponential moving average, corrected for its bias towards 0 at the start.
 
     Example:
         >>> smoothed(np.array([1.0, 1.0, 4.0]), 0.5).round(3).tolist()
@@ -102,20 +102,20 @@ def smoothed(values: FloatArray, weight: float) -> FloatArray:
 
 
 def marker(values: FloatArray, shape: str = "o") -> str:
-    """Give the marker that makes a line of a single point visible; other lines have none."""
+    """Return a marker for a line of a single point, or no marker for other lines."""
     return shape if np.isfinite(values).sum() == 1 else ""
 
 
 def over_seeds(
     curves: Sequence[tuple[FloatArray, FloatArray]],
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Average curves, each interpolated between its own points and nowhere beyond them.
+    """Average curves; each is interpolated between its own points and never extrapolated.
 
     Args:
-        curves: the x and the y of each; where y is not finite, there is no point.
+        curves: x and y of each curve; where y is not finite, there is no point.
 
     Returns:
-        The x of all points, and the mean and the standard deviation there; the deviation of a
+        The x of all points, and the mean and the standard deviation there. The deviation of a
         single curve is 0.
     """
     clean = [(x, np.where(np.isfinite(y), y, np.nan)) for x, y in curves]
@@ -130,14 +130,14 @@ def over_seeds(
 
 
 def x_axis(runs: Sequence[LoggedRun] | Sequence[MonitoredRun]) -> tuple[str, XOf]:
-    """Return the axis's name and what gives a curve's x: epochs where all runs have them."""
+    """Return the axis's name and a function for a curve's x: epochs if all runs have them."""
     if any(run.epoch is None for run in runs):
         return "optimizer step", lambda run, curve: curve.steps.astype(np.float64)
     return "epoch", lambda run, curve: epochs_at(curve.steps, run.epoch)
 
 
 def panels(count: int, columns: int) -> tuple[Figure, list[Axes], int]:
-    """Return a figure, its panels, which are equal and on one scale, and the panels per row."""
+    """Return a figure, its panels of equal size and scale, and the number of panels per row."""
     columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(max(6.0, 1.8 + 3.0 * columns), 1.2 + 3.2 * rows), layout="constrained")
@@ -148,7 +148,7 @@ def panels(count: int, columns: int) -> tuple[Figure, list[Axes], int]:
 
 
 def finish_panels(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, look: Look) -> None:
-    """Label the panels, and make the y axis logarithmic where a linear one would hide much."""
+    """Label the panels, and make the y axis logarithmic where a linear one hides details."""
     drawn = [
         np.concatenate(
             [np.empty(0), *(np.asarray(line.get_ydata(), dtype=float) for line in axis.get_lines())]
@@ -174,7 +174,7 @@ def finish_panels(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, 
                 MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True)
             )
         axis.spines[["top", "right"]].set_visible(False)
-        if index + columns >= len(axes):  # nothing below it
+        if index + columns >= len(axes):  # no panel is below it
             axis.tick_params(labelbottom=True)
             axis.set_xlabel(x_name)
         if index % columns == 0:
@@ -182,7 +182,7 @@ def finish_panels(axes: Sequence[Axes], columns: int, x_name: str, y_name: str, 
 
 
 def tell_apart(axes: Sequence[Axes]) -> None:
-    """Have lines that lie on one another take turns, as dashes, and larger markers lie below."""
+    """Alternate the dashes of coinciding lines, and draw larger markers for the lower lines."""
     for axis in axes:
         axis.autoscale_view()
         in_panel = axis.transScale + axis.transLimits  # from 0 to 1
@@ -202,7 +202,7 @@ def tell_apart(axes: Sequence[Axes]) -> None:
 
 
 def _coincide(one: FloatArray, other: FloatArray) -> bool:
-    """Tell whether lines, as their x and their y, are apart by less than their width."""
+    """Return whether lines, given as x and y, are closer to each other than their width."""
     if not one.size or not other.size:
         return False
     apart = np.abs(np.interp(one[0], other[0], other[1], left=np.nan, right=np.nan) - one[1])
@@ -211,7 +211,7 @@ def _coincide(one: FloatArray, other: FloatArray) -> bool:
 
 
 def legend_below(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
-    """Put a legend under the panels, in as many columns as fit, up to ``columns``."""
+    """Put a legend below the panels, in as many columns as fit, at most ``columns``."""
     labels = [textwrap.fill(str(handle.get_label()), _LEGEND_WIDTH) for handle in handles]
     for ncols in range(min(len(handles), columns), 0, -1):
         legend = figure.legend(

@@ -16,18 +16,18 @@ from aida_lightning.logs.runs import LoggedRun
 _MOMENTUM, _GRADIENT = "#0072B2", "#D55E00"
 _MOMENTS = 3
 _K = 2
-# Where the label of each k stands, in points from the tip of its vector: tips may be one point.
+# The offset of the label of each k from its vector's tip, in points; tips may coincide.
 _BESIDE_M = [(2, -16), (6, 5), (-24, -16)]
 _BESIDE_G = [(4, 3), (-54, 3), (-28, 3)]
 
 
 def project(m: FloatArray, g: FloatArray, k: int) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Project a pair of vectors on one another, k times (eq. 12 and 13, without xi).
+    """Project a pair of vectors onto each other k times (eq. 12 and 13, without xi).
 
     Args:
-        m: the momentum, of shape (n,).
-        g: the gradient, of shape (n,).
-        k: the number of projections.
+        m: momentum, of shape (n,).
+        g: gradient, of shape (n,).
+        k: number of projections.
 
     Returns:
         The momenta from m to the k-th, and the gradients from g to the k-th.
@@ -51,13 +51,13 @@ def project(m: FloatArray, g: FloatArray, k: int) -> tuple[list[FloatArray], lis
 
 
 def fig5(runs: Sequence[LoggedRun]) -> Figure:
-    """Draw the mutual projections of a run at its first, its middle and its last recording.
+    """Draw the mutual projections of a run at its first, middle and last recording.
 
-    This is Figure 5 of arXiv:2203.13273, of real vectors: those of the first run that had a
+    This is Figure 5 of arXiv:2203.13273, with real vectors from the first run that had a
     ``ProjectionRecorder``.
 
     Raises:
-        EventsError: no run had one.
+        EventsError: no run had a ``ProjectionRecorder``.
     """
     for run in runs:
         layers = [
@@ -103,7 +103,7 @@ def fig5(runs: Sequence[LoggedRun]) -> Figure:
 def _draw_projections(
     axis: Axes, momenta: Sequence[FloatArray], gradients: Sequence[FloatArray]
 ) -> None:
-    """Draw both chains from one origin, and the difference that is tracked at each k."""
+    """Draw both chains from one origin, and the tracked difference at each k."""
     for name, chain, color in (("m", momenta, _MOMENTUM), ("g", gradients, _GRADIENT)):
         for k, vector in enumerate(chain):
             axis.annotate(

@@ -35,7 +35,7 @@ _STYLES: dict[str, Literal["-", "--"]] = {tags.MEAN: "-", tags.STD: "--"}
 _MARKERS = {tags.MEAN: "o", tags.STD: "x"}
 _NAMES = {tags.MEAN: "mean", tags.STD: "standard deviation"}
 _TOP_LAYERS = 10
-# Of a deeper network than the paper's Figures 1 and 2 show all layers.
+# For networks with more layers than the paper's, Figures 1 and 2 show all layers.
 _DEEP = 12
 _LEGEND_LAYERS = 12
 _TITLE_WIDTH = 22  # characters
@@ -46,8 +46,8 @@ _LAYERS_IN_A_ROW = 4
 def fig1(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
     """Draw the standard deviation of each layer's adaptive stepsizes, one panel per optimizer.
 
-    This is Figure 1 of arXiv:2203.13273, of the 10 layers closest to the output, or of all layers
-    of a model that has more than 12.
+    This is Figure 1 of arXiv:2203.13273. It shows the 10 layers closest to the output, or all
+    layers of a model that has more than 12.
     """
     return _one_panel_an_optimizer(runs, tags.STD, look or Look())
 
@@ -55,7 +55,7 @@ def fig1(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
 def fig2(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
     """Draw the mean of each layer's adaptive stepsizes, one panel per optimizer.
 
-    This is Figure 2 of arXiv:2203.13273, of the layers of Figure 1.
+    This is Figure 2 of arXiv:2203.13273. It shows the layers of Figure 1.
     """
     return _one_panel_an_optimizer(runs, tags.MEAN, look or Look())
 
@@ -63,8 +63,8 @@ def fig2(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
 def fig4(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
     """Draw the mean adaptive stepsize of all optimizers, one panel per layer.
 
-    This is Figure 4 of arXiv:2203.13273, of layers 2, 6 and 11, or of the first, the middle and the
-    last layer of a model that has fewer.
+    This is Figure 4 of arXiv:2203.13273. It shows layers 2, 6 and 11, or the first, middle and last
+    layers of a model that has fewer than 11.
     """
     return _one_panel_a_layer(runs, [tags.MEAN], look or Look())
 
@@ -72,7 +72,7 @@ def fig4(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
 def fig6(runs: Sequence[MonitoredRun], look: Look | None = None) -> Figure:
     """Draw the mean and the standard deviation of all optimizers, one panel per layer.
 
-    This is Figure 6 of arXiv:2203.13273, of the layers of Figure 4.
+    This is Figure 6 of arXiv:2203.13273. It shows the layers of Figure 4.
     """
     return _one_panel_a_layer(runs, [tags.MEAN, tags.STD], look or Look())
 

@@ -1,4 +1,4 @@
-"""A metric against the learning rate: what tuning each optimizer gave."""
+"""A metric against the learning rate, from the tuning of each optimizer."""
 
 import re
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ from aida_lightning.logs.events import EventsError
 from aida_lightning.logs.metric import Metric
 from aida_lightning.logs.runs import LoggedRun
 
-# As labels of a comparison have it.
+# The form of the rate in a comparison's labels.
 _RATE = re.compile(r"\s*\blr=([\d.]+(?:e[-+]?\d+)?)(?!\S)")
 _MOST_TICKS = 8
 
 
 def sweep(runs: Sequence[LoggedRun], metric: Metric, look: Look | None = None) -> Figure:
-    """Draw a metric against the learning rate: one line per optimizer, a star at its best rate.
+    """Draw a metric against the learning rate, with a star at each optimizer's best rate.
 
-    The rate is read from a run's label, such as ``Aida K=1 lr=0.001``, and the rest of the label is
-    the optimizer. A point is the mean over the seeds of the value that the metric reports; where
-    there are several seeds, a band of one standard deviation goes with the line. A rate at
-    which a run diverged has no point.
+    There is one line per optimizer. The rate comes from a run's label, such as ``Aida K=1
+    lr=0.001``; the rest of the label names the optimizer. A point is the mean over the seeds of the
+    value that the metric reports. With several seeds, the line has a band of one standard
+    deviation. A rate at which a run diverged has no point.
 
     Args:
-        runs: the runs; those whose label has no rate above 0 are left out.
-        metric: the metric to draw.
-        look: how to draw; None is the default look. The x axis is logarithmic.
+        runs: runs to draw; those whose label has no rate above 0 are omitted.
+        metric: metric to draw.
+        look: style of the drawing; None is the default look. The x axis is always logarithmic.
 
     Raises:
-        EventsError: no run has a rate in its label and logged the metric.
+        EventsError: no run has both a rate in its label and the metric in its logs.
     """
     points: dict[str, dict[float, list[float]]] = {}
     for run in runs:
@@ -50,7 +50,9 @@ def sweep(runs: Sequence[LoggedRun], metric: Metric, look: Look | None = None) -
             seeds = points.setdefault(label, {}).setdefault(rate, [])
             seeds.append(_reported(run.scalars[metric.name].values, metric))
     if not points:
-        raise EventsError(f"no run has a learning rate, lr=…, in its label and {metric.name!r}")
+        raise EventsError(
+            f"no run has a learning rate (lr=…) in its label and {metric.name!r} in its logs"
+        )
     figure, (axis,), _ = panels(1, 1)
     colors = optimizer_colors(points)
     better = np.nanargmax if metric.better == "max" else np.nanargmin
@@ -85,7 +87,7 @@ def sweep(runs: Sequence[LoggedRun], metric: Metric, look: Look | None = None) -
 
 
 def _reported(values: FloatArray, metric: Metric) -> float:
-    """Return a run's value that the metric reports; NaN if it diverged."""
+    """Return the value of a run that the metric reports, or NaN if the run diverged."""
     if not np.isfinite(values).all():
         return np.nan
     if metric.report == "last":

@@ -1,4 +1,4 @@
-"""The statistics of each layer as a table, from event files alone."""
+"""Tables of each layer's statistics, made only from event files."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -13,7 +13,7 @@ from aida_lightning.figures.plotting import Look
 from aida_lightning.logs import tags
 from aida_lightning.logs.runs import MonitoredRun, choose_labels, read_monitored_runs
 
-# The column, the monitor's tag, and the name by which the monitor is asked for it.
+# The column, the monitor's tag, and the name of the statistic in the monitor's options.
 _COLUMNS = {
     "Mean": (tags.MEAN, "mean"),
     "Std": (tags.STD, "std"),
@@ -35,19 +35,19 @@ def summarize(
     layers: Sequence[str] | None = None,
     optimizers: Sequence[str] | None = None,
 ) -> list[Table]:
-    """Draw up one table per optimizer, with one row per layer, of what was logged last.
+    """Make one table of the last logged statistics per optimizer, with one row per layer.
 
-    Where there are several seeds, the numbers are means over them. "Effective" is the mean stepsize
-    times the learning rate and the correction of the momentum's bias. "Update", "Weight" and
-    "Gradient" are Euclidean norms, and "Cosine" is that of momentum and gradient.
+    With several seeds, the numbers are means over the seeds. "Effective" is the mean stepsize times
+    the learning rate and the correction of the momentum's bias. "Update", "Weight" and "Gradient"
+    are Euclidean norms. "Cosine" is the cosine of the angle between momentum and gradient.
 
     Args:
         logdirs: folders that hold runs with the ``StepsizeMonitor``, at any depth.
-        layers: the layers to show, as in ``Look``; None shows all.
-        optimizers: globs of the labels to show, in any case; None shows all.
+        layers: layers to show, as in ``Look``; None shows all.
+        optimizers: globs of the labels to show, case-insensitive; None shows all.
 
     Raises:
-        EventsError: there is no such run, layer or optimizer.
+        EventsError: a run, layer or optimizer does not exist.
     """
     runs = read_monitored_runs(logdirs)
     labels = choose_labels([run.label for run in runs], optimizers)
@@ -55,10 +55,10 @@ def summarize(
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table, folded to the terminal if there is one, and each line of its caption whole."""
+    """Print a table folded to the terminal's width, and its caption with unbroken lines."""
     table, caption = copy(table), table.caption
     table.caption = None
-    if not console.is_terminal:  # a file or a pipe has no width to fold to
+    if not console.is_terminal:  # a file or a pipe has no width
         wide = console.options.update(max_width=1000)
         console.width = console.measure(table, options=wide).maximum
     console.print(table, soft_wrap=False)
@@ -80,7 +80,7 @@ def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | No
     missing = [
         name
         for column, (tag, name) in _COLUMNS.items()
-        # An optimizer without adaptive stepsizes has but the statistics of its steps.
+        # An optimizer without adaptive stepsizes has only the statistics of its steps.
         if column not in columns and (has_stepsizes or tag in tags.OF_THE_STEP)
     ]
     step = max(
@@ -112,7 +112,7 @@ def _last(seeds: Sequence[MonitoredRun], layer: str, tag: str) -> float | None:
     ]
     if found:
         return float(np.mean(found))
-    if tag == tags.STD_OVER_MEAN:  # it follows from two others
+    if tag == tags.STD_OVER_MEAN:  # computed from two other statistics
         mean, std = _last(seeds, layer, tags.MEAN), _last(seeds, layer, tags.STD)
         return std / mean if mean and std is not None else None
     return None

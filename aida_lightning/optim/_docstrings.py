@@ -1,4 +1,4 @@
-"""What the docstrings of all members have in common: their arguments, errors and example."""
+"""The sections that all members' docstrings share: arguments, errors and example."""
 
 import inspect
 import textwrap
@@ -17,29 +17,29 @@ _DESCRIPTIONS = {
         default.""",
     "eps": r"""
         :math:`\epsilon`, added to :math:`v` at every step, and to the denominator if the equation
-        has it there; 1e-8 by default. The adaptive stepsizes stay below
+        includes it there; 1e-8 by default. The adaptive stepsizes stay below
         :math:`\sqrt{(1 - \beta_2) / \epsilon}`.""",
     "weight_decay": """
-        coefficient of the L2 penalty, 0 by default. The penalty's gradient is a part of
-        :math:`g`, and so enters :math:`m` and what :math:`v` tracks.""",
+        coefficient of the L2 penalty, 0 by default. The penalty's gradient is part of :math:`g`,
+        so it enters :math:`m` and the vector that :math:`v` tracks.""",
     "tau": r"""
-        :math:`\tau`, the fraction of a layer's least :math:`w` that is taken away from all of them,
-        in [0, 1); 0.5 by default.""",
+        :math:`\tau`, the fraction of a layer's smallest :math:`w` that is subtracted from every
+        :math:`w`, in [0, 1); 0.5 by default.""",
     "k": "number of mutual projections K, at least 0; 2 by default.",
     "xi": r"""
-        :math:`\xi`, added to each squared norm that divides, which keeps a zero gradient finite;
-        1e-20 by default.""",
+        :math:`\xi`, added to each squared norm in a denominator, which keeps the projections of a
+        zero gradient finite; 1e-20 by default.""",
     "decoupled_weight_decay": """
-        shrink :math:`x` by the factor ``1 - lr * weight_decay`` instead, as AdamW does.""",
-    "foreach": "batch the operations of all layers; None does so on a GPU alone.",
+        whether to multiply :math:`x` by ``1 - lr * weight_decay`` instead, as AdamW does.""",
+    "foreach": "whether to batch the operations of all layers; None does so only on a GPU.",
     "fused": """
-        update in one or two sweeps of the memory. On the CPU the sweeps are C++, which is compiled
-        at the first step and cached; on CUDA they are Triton, in at most three launches; this was
-        checked in Triton's interpreter and never ran on a GPU. Without a compiler or without
-        Triton, the optimizer warns and goes on unfused.""",
-    "maximize": "maximize the objective instead of minimizing it.",
-    "capturable": "keep every number on the GPU, so that CUDA graphs can capture the step.",
-    "differentiable": "let autograd record the step.",
+        whether to update in one or two sweeps of the memory. On the CPU, the sweeps are C++ code,
+        which is compiled at the first step and cached. On CUDA, they are Triton kernels in at most
+        three launches; these were checked in Triton's interpreter and never ran on a GPU. Without
+        a compiler or Triton, the optimizer warns and continues unfused.""",
+    "maximize": "whether to maximize the objective instead of minimizing it.",
+    "capturable": "whether to keep all numbers on the GPU, so that CUDA graphs can capture a step.",
+    "differentiable": "whether autograd records the step.",
 }
 _OF_SUPPRESSED = {
     "eps": r"""
@@ -47,9 +47,9 @@ _OF_SUPPRESSED = {
         :math:`1 / ((1 - \tau) \sqrt \epsilon)`.""",
 }
 _ERRORS = {
-    "ValueError": "an option is outside of its range; the message names its value and the range.",
+    "ValueError": "an option is outside of its range; the message gives the value and the range.",
     "TypeError": "an option is not a number.",
-    "RuntimeError": "two of the options exclude each other, or ``step`` met a sparse gradient.",
+    "RuntimeError": "two options exclude each other, or ``step`` finds a sparse gradient.",
 }
 _EXAMPLE = """
 Example:
@@ -65,8 +65,8 @@ Example:
 
 
 def complete_docstring(member: _Member) -> _Member:
-    """Add to a member's docstring, before its source, what it has in common with the others'."""
-    if member.__doc__:  # which python -OO removes
+    """Add the shared sections to a member's docstring, before its source."""
+    if member.__doc__:  # python -OO removes it
         descriptions = _DESCRIPTIONS | (_OF_SUPPRESSED if member.suppresses_range else {})
         arguments = {name: descriptions[name] for name in inspect.signature(member).parameters}
         shape = [] if member.layer_mean == "statistic" else [2, 3]
@@ -78,7 +78,7 @@ def complete_docstring(member: _Member) -> _Member:
 
 
 def _section(title: str, entries: Mapping[str, str]) -> str:
-    """Lay one section of a docstring out."""
+    """Format one section of a docstring."""
     paragraphs = (
         textwrap.fill(
             " ".join(f"{name}: {text}".split()),

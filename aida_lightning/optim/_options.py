@@ -1,4 +1,4 @@
-"""The options that the optimizers share, and the values that each of them may have."""
+"""The options that the optimizers share, and the values that each option accepts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,10 +19,10 @@ def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Give options as plain numbers, and raise in torch's wording where one is out of its range.
+    """Convert options to plain numbers, and raise torch's errors for those out of range.
 
-    NumPy's numbers and the sequences of configuration libraries would go into checkpoints, which
-    could not be loaded with ``weights_only`` then.
+    A checkpoint that contains NumPy's numbers or a configuration library's sequences cannot be
+    loaded with ``weights_only``.
     """
     return {
         name: _KINDS[name](_native(value)) if name in _KINDS else value
@@ -36,27 +36,27 @@ def _native(value: Any) -> Any:
 
 
 def _flag(name: str, value: object) -> bool | None:
-    """Give True, False or None, for a text such as "false" would count as true."""
+    """Return True, False or None, and refuse text: "false" would count as true."""
     if value is not None and not isinstance(value, bool):
         raise TypeError(f"Invalid {name} value: {value!r}, it must be True or False")
     return value
 
 
 def _lr(lr: object) -> float | Tensor:
-    """Give a number, or a tensor of one element, that is at least 0."""
+    """Return a number or one-element tensor that is at least 0."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
         _lr(lr.item())
         return lr
-    # This and the comparisons below refuse NaN too, for which no comparison holds.
+    # This and the comparisons below also refuse NaN, because no comparison with NaN holds.
     if not 0.0 <= (number := _number("learning rate", lr)):
         raise ValueError(f"Invalid learning rate: {lr}, it must be >= 0")
     return number
 
 
 def _betas(betas: object) -> tuple[float, float]:
-    """Give a pair of numbers in [0, 1), whatever sequence they are in."""
+    """Return a pair of numbers in [0, 1) from any sequence."""
     if isinstance(betas, str) or not isinstance(betas, Sequence | np.ndarray):
         raise TypeError(f"Invalid betas: {betas!r}, they must be a pair of numbers")
     if len(betas) != 2:
@@ -66,35 +66,35 @@ def _betas(betas: object) -> tuple[float, float]:
 
 
 def _fraction(what: str, value: object) -> float:
-    """Give a number in [0, 1), which the message calls ``what``."""
+    """Return a number in [0, 1); the error message calls it ``what``."""
     if not 0.0 <= (number := _number(what, value)) < 1.0:
         raise ValueError(f"Invalid {what}: {number}, it must be in [0, 1)")
     return number
 
 
 def _positive(name: str, value: object) -> float:
-    """Give a number above 0, which the message calls ``name``."""
+    """Return a number above 0; the error message calls it ``name``."""
     if not 0.0 < (number := _number(f"{name} value", value)):
         raise ValueError(f"Invalid {name} value: {value}, it must be > 0")
     return number
 
 
 def _non_negative(name: str, value: object) -> float:
-    """Give a number of at least 0, which the message calls ``name``."""
+    """Return a number of at least 0; the error message calls it ``name``."""
     if not 0.0 <= (number := _number(f"{name} value", value)):
         raise ValueError(f"Invalid {name} value: {value}, it must be >= 0")
     return number
 
 
 def _order(k: object) -> int:
-    """Give ``k``, the number of mutual projections, an integer of at least 0."""
+    """Return ``k``, the number of mutual projections, as an integer of at least 0."""
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
         raise ValueError(f"Invalid number of projections k: {k!r}, it must be an int >= 0")
     return int(k)
 
 
 def _number(what: str, value: object) -> float:
-    # bool is a number to Python, but `eps=True` is a mistake; so is "1e-3" out of a YAML file.
+    # bool is a number to Python, but `eps=True` is a mistake, as is "1e-3" from a YAML file.
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Invalid {what}: {value!r}, it must be a number")
     return float(value)

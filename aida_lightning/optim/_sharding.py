@@ -1,7 +1,7 @@
-"""Layers that processes share as DTensors: the part of each process, and sums over the whole.
+"""Layers that processes share as DTensors: each process's part, and sums over whole layers.
 
-FSDP2, hybrid sharding and tensor parallel are one case here: a layer lies on a mesh of processes,
-and each dimension of the mesh either splits it or repeats it.
+FSDP2, hybrid sharding and tensor parallelism are one case here: a layer lies on a mesh of
+processes, and each dimension of the mesh either splits or repeats it.
 """
 
 import sys
@@ -19,19 +19,19 @@ from aida_lightning.optim._kernels.dispatch import Batch
 
 
 def is_distributed(param: Tensor) -> bool:
-    """Tell whether the tensor is a DTensor, split or repeated over a mesh."""
+    """Return whether the tensor is a DTensor, split or repeated over a mesh."""
     return hasattr(param, "placements")
 
 
 def check_whole(optimizer: object, param: Any) -> None:
-    """Raise where a sum over the layer could not be right, for nobody knows who has the rest."""
+    """Raise an error if a sum over the layer cannot find the layer's other parts."""
     name = type(optimizer).__name__
     if param.ndim == 1 and type(param) is Tensor and "deepspeed" in sys.modules:
         raise RuntimeError(
             f"{name} was given a flat tensor of {param.numel()} elements that is no nn.Parameter: "
-            "DeepSpeed's ZeRO replaces layers by such partitions, and sums run over whole layers. "
-            "Shard with FSDP2, or use AdaBelief or AdamPlus, which take no such sums; make it an "
-            "nn.Parameter if it is a whole layer"
+            "DeepSpeed's ZeRO replaces layers by such partitions, but sums run over whole layers. "
+            "Shard with FSDP2, or use AdaBelief or AdamPlus, which take no such sums. If the "
+            "tensor is a whole layer, make it an nn.Parameter"
         )
     if is_flattened(param):
         raise RuntimeError(
@@ -47,18 +47,18 @@ def check_whole(optimizer: object, param: Any) -> None:
 
 
 def local_part(tensor: Any) -> Tensor:
-    """Return the part of a DTensor that this process holds, or any other tensor as it is."""
+    """Return this process's part of a DTensor, or any other tensor unchanged."""
     part: Tensor = tensor.to_local() if is_distributed(tensor) else tensor
     return part
 
 
 def whole_of(tensor: Any) -> Any:
-    """Gather the whole of a DTensor, for which all processes have to call; others are returned."""
+    """Gather a whole DTensor, in a call that all processes make, or return any other tensor."""
     return tensor.full_tensor() if is_distributed(tensor) else tensor
 
 
 def aligned(grad: Any, param: Any) -> Any:
-    """Return a gradient that is laid out over the mesh as its parameter is."""
+    """Return a gradient with its parameter's layout over the mesh."""
     if is_distributed(grad) and grad.placements != param.placements:
         return grad.redistribute(param.device_mesh, param.placements)
     return grad
@@ -67,12 +67,12 @@ def aligned(grad: Any, param: Any) -> Any:
 class SharedLayers:
     """The layers of an optimizer that are split over processes.
 
-    All processes must ask for the same sums in turn, even those without any gradient: the sums of
-    all layers of a mesh are one tensor, in which every layer has its place, updated or not.
+    All processes must request the same sums in the same order, even those without any gradient. The
+    sums of all layers of a mesh are one tensor, in which every layer has a place, updated or not.
 
     Args:
-        params: all parameters that may be updated, in the same order in every process.
-        whole: maps the local parts of the layers that are updated here to their parameters.
+        params: all parameters that a step may update, in the same order in every process.
+        whole: parameters of the layers that this process updates, by their local parts.
     """
 
     def __init__(self, params: Iterable[Any], whole: Mapping[Tensor, Tensor]) -> None:
@@ -90,13 +90,14 @@ class SharedLayers:
         This takes one all-reduce per mesh and dimension of it that splits layers.
 
         Args:
-            batches: the layers that are updated here.
-            sums: per batch of n layers, the sums over their local parts, of shape ``(n, columns)``.
-            of_none: the sums over no elements, one per column: 0, or infinity in the last one if
-                that has the least element instead.
+            batches: layers that this process updates.
+            sums: sums over the layers' local parts, of shape ``(n, columns)`` for a batch of n
+                layers.
+            of_none: sums over no elements, one per column: 0, or infinity in the last column if it
+                holds the smallest element instead of a sum.
 
         Returns:
-            ``sums`` for whole layers, those that are not split included.
+            ``sums`` for whole layers, including those that are not split.
         """
         names = [[self._whole.get(p, p) for p in batch.layers.params] for batch in batches]
         rows = {
@@ -105,7 +106,7 @@ class SharedLayers:
             for param, row in zip(params, of_batch.double().unbind(), strict=True)
         }
         for mesh, params in self._on_mesh.items():
-            if mesh.get_coordinate() is None:  # this process is outside of the mesh
+            if mesh.get_coordinate() is None:  # this process is outside the mesh
                 continue
             dimensions = sorted({d for param in params for d in split_dimensions(param)})
             none = torch.zeros(len(of_none), dtype=torch.float64, device=params[0].device)
@@ -115,7 +116,7 @@ class SharedLayers:
                 for param in params
             ]
             whole = torch.stack(parts)
-            # One after the other: a flattened mesh would change how DTensor gathers the user's.
+            # One by one: a flattened mesh would change how DTensor gathers the user's tensors.
             for dimension in dimensions:
                 whole = _completed(whole, mesh, dimension, least=isinf(of_none[-1]))
             rows |= zip(params, whole.unbind(), strict=True)
@@ -123,12 +124,12 @@ class SharedLayers:
 
 
 def _completed(sums: Tensor, mesh: Any, dimension: int, *, least: bool) -> Tensor:
-    """Add up sums over the processes of one dimension of a mesh, or find the least of the last."""
+    """Add up sums over one dimension of a mesh; with ``least``, take the last column's minimum."""
     group = mesh.get_group(dimension)
     if not least:
         dist.all_reduce(sums, group=group)
         return sums
-    # Each process has a column of its own for it, so that one all-reduce is enough.
+    # Each process fills a column of its own, so one all-reduce is enough.
     columns = sums.new_zeros(len(sums), mesh.size(dimension))
     columns[:, mesh.get_local_rank(dimension)] = sums[:, -1]
     wide = torch.cat((sums[:, :-1], columns), 1)
@@ -144,6 +145,6 @@ def split_dimensions(param: Any) -> list[int]:
 
 
 def counts_here(param: Any, dimensions: list[int]) -> bool:
-    """Tell whether this process adds its sums, of all those that hold the same part."""
+    """Return whether this process, of all that hold the same part, contributes its sums."""
     split = split_dimensions(param)
     return all(d in split or param.device_mesh.get_local_rank(d) == 0 for d in dimensions)

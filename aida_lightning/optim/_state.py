@@ -1,4 +1,4 @@
-"""The state of a layer: how it starts, and how it comes back from a checkpoint."""
+"""The state of a layer: its initial value, and its restoration from a checkpoint."""
 
 import warnings
 from typing import Any
@@ -12,7 +12,7 @@ from aida_lightning.optim._kernels.rule import LayerMean
 
 # The key of a group in a state dict that says which class saved it.
 _CLASS = "optimizer"
-# Options that tell whose the groups are that do not say it.
+# Options that identify the optimizer of groups that do not name their class.
 _TELLTALE = (
     "k",
     "xi",
@@ -39,14 +39,14 @@ def new_state(param: Tensor, layer_mean: LayerMean, *, capturable: bool) -> dict
 
 
 class OwnStateOptimizer(Optimizer):
-    """Base of the optimizers whose state dict says whose it is, and which load no other's unseen.
+    """Base class of optimizers that name themselves in their state dict, and check it on loading.
 
-    Optimizers keep states of the same names, such as ``exp_avg_sq``, that mean different things.
-    torch's distributed checkpoints in flat form keep no name, and tell nothing.
+    Different optimizers keep states of the same name, such as ``exp_avg_sq``, that mean different
+    things. torch's distributed checkpoints in flat form keep no class name.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as torch's optimizers do, with the class's name in each group."""
+        """Return the state in torch's format, with the class's name in each group."""
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
             group[_CLASS] = type(self).__name__
@@ -57,10 +57,10 @@ class OwnStateOptimizer(Optimizer):
 
         Raises:
             ValueError: a layer's state lacks what this class keeps or has another shape, or the
-                groups do not fit. Nothing has been loaded then.
+                groups do not fit. In this case, nothing is loaded.
 
         Warns:
-            UserWarning: the state is one of another class.
+            UserWarning: another class saved the state.
         """
         handle = self.register_load_state_dict_pre_hook(lambda _, given: self._check_loaded(given))
         try:
@@ -69,11 +69,11 @@ class OwnStateOptimizer(Optimizer):
             handle.remove()
 
     def _check_state(self, param: Tensor, state: dict[str, Any]) -> str | None:
-        """Say what of a layer's state is missing or does not fit, or None."""
+        """Describe what is missing or does not fit in a layer's state, or return None."""
         return fault_of(param, state, None)
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Check a state dict after the user's own hooks, and take the name out of its groups."""
+        """Check a state dict after the user's own hooks, and remove the name from its groups."""
         name = type(self).__name__
         groups = state_dict["param_groups"]
         another = next((other for g in groups if (other := self._another(g))), None)
@@ -87,7 +87,7 @@ class OwnStateOptimizer(Optimizer):
         return {**state_dict, "param_groups": own}
 
     def _another(self, group: dict[str, Any]) -> str | None:
-        """Name the class that a group was saved by, if it was another one."""
+        """Return the name of the class that saved a group, if it was a different one."""
         if _CLASS in group:
             return group[_CLASS] if group[_CLASS] != type(self).__name__ else None
         lacking = [name for name in self.defaults if name not in group]
@@ -98,13 +98,13 @@ class OwnStateOptimizer(Optimizer):
 
 
 def check_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Notice, for an optimizer of torch's, a state dict that is one of ours.
+    """Check, for one of torch's optimizers, whether a state dict is from this package.
 
     Raises:
-        ValueError: its groups lack what the optimizer would miss at a step.
+        ValueError: the groups lack options that the optimizer needs for a step.
 
     Warns:
-        UserWarning: they do not, and what both keep may mean something else.
+        UserWarning: the groups have these options, but entries of one name may differ in meaning.
     """
     name = type(optimizer).__name__
     for group in state_dict["param_groups"]:
@@ -120,9 +120,9 @@ def check_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
 
 def _warn_of_another(whose: str, name: str) -> None:
     warnings.warn(
-        f"the loaded state dict is one of {whose}, not of {name}: what both call by the same name "
-        f"may mean something else, and the options of the groups are those of {whose} where both "
-        "have them. To start afresh, load the model's weights alone",
+        f"the loaded state dict is one of {whose}, not of {name}: entries with the same name may "
+        f"mean different things, and options that both have keep the values of {whose}. To start "
+        "afresh, load only the model's weights",
         stacklevel=5,
     )
 
@@ -130,20 +130,20 @@ def _warn_of_another(whose: str, name: str) -> None:
 def check_layer(
     optimizer: Optimizer, param: Tensor, state: dict[str, Any] | None, layer_mean: LayerMean
 ) -> None:
-    """Raise a RuntimeError if a layer's gradient or its state is not of the layer's size."""
+    """Raise a RuntimeError if a layer's gradient or state does not have the layer's size."""
     fault = fault_of(param, state, layer_mean) if state else None
     if param.grad is not None and param.grad.shape != param.shape:
         fault = f"its gradient has the shape {[*param.grad.shape]}, not {[*param.shape]}"
     if fault:
         raise RuntimeError(
             f"{type(optimizer).__name__} cannot update a layer of the shape {[*param.shape]}: "
-            f"{fault}. Where a parameter is changed in size, so have to be its gradient and its "
-            "state, or delete optimizer.state[parameter]"
+            f"{fault}. When you resize a parameter, also resize its gradient and its state, or "
+            "delete optimizer.state[parameter]"
         )
 
 
 def fault_of(param: Tensor, state: dict[str, Any], layer_mean: LayerMean) -> str | None:
-    """Say what of a layer's state is missing or has another shape than it has to have."""
+    """Describe what is missing or has the wrong shape in a layer's state, or return None."""
     for name in ("step", "exp_avg", "exp_avg_sq"):
         if name not in state:
             return f"it lacks {name!r}"
@@ -157,7 +157,7 @@ def fault_of(param: Tensor, state: dict[str, Any], layer_mean: LayerMean) -> str
 
 
 def restore_dtypes(optimizer: Optimizer, layer_mean: LayerMean, state_dict: dict[str, Any]) -> None:
-    """Undo torch's cast of all loaded state to the parameter's dtype, from what was saved."""
+    """Undo torch's cast of loaded state to the parameter's dtype, from the saved state."""
     for saved, param, group in saved_layers(optimizer, state_dict):
         state = optimizer.state[param]
         state["step"] = _step(saved["step"], param, group["capturable"])
@@ -167,7 +167,7 @@ def restore_dtypes(optimizer: Optimizer, layer_mean: LayerMean, state_dict: dict
 
 
 def _step(value: float | Tensor, param: Tensor, capturable: bool) -> Tensor:
-    # On the host it can be read without a wait; a graph to be captured needs it on the device.
+    # The host can read its own memory without a wait; a captured graph needs it on the device.
     device = param.device if capturable else torch.device("cpu")
     return torch.as_tensor(value, dtype=step_dtype(), device=device)
 
@@ -182,10 +182,10 @@ def _statistic_dtype(param: Tensor, layer_mean: LayerMean) -> torch.dtype:
 def saved_layers(
     optimizer: Optimizer, state_dict: dict[str, Any]
 ) -> list[tuple[dict[str, Any], Tensor, dict[str, Any]]]:
-    """Pair what was saved of each layer with its parameter and its group."""
+    """Pair each layer's saved state with its parameter and its group."""
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     ours = [(param, group) for group in optimizer.param_groups for param in group["params"]]
-    # Not strict, for torch itself refuses groups that do not fit.
+    # Not strict, because torch itself refuses groups that do not fit.
     return [
         (saved, param, group)
         for key, (param, group) in zip(keys, ours, strict=False)

@@ -1,4 +1,4 @@
-"""The family: ten members, each a choice of what is tracked and how stepsizes follow from it."""
+"""The ten members of the family, which differ in what they track and how stepsizes follow."""
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -28,7 +28,7 @@ class Aida(LayerwiseOptimizer):
         v_t &= \beta_2 v_{t-1} + (1 - \beta_2) (m^{(K)} - g^{(K)})^2 + \epsilon \\
         x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t} \frac{1}{\sqrt{v_t / (1 - \beta_2^t)}}
 
-    The projections cost three sums per layer, whatever K is. With K = 0 the optimizer is AdaBelief
+    The projections cost three sums per layer for any K. With K = 0, the optimizer is AdaBelief
     without its second :math:`\epsilon`.
 
     Source: arXiv 2203.13273, Algorithm 3, eq. 12-14.
@@ -58,13 +58,13 @@ class Aida(LayerwiseOptimizer):
 
 @complete_docstring
 class LAida(Aida):
-    r"""Aida with one stepsize per layer: the tracked square is averaged over the layer.
+    r"""Run Aida with one stepsize per layer, from the layer mean of the tracked square.
 
     .. math::
         v_t = \beta_2 v_{t-1}
               + (1 - \beta_2) \operatorname{mean}\bigl[(m^{(K)} - g^{(K)})^2\bigr] + \epsilon
 
-    :math:`v` is one number per layer, so that the state is half of Adam's.
+    :math:`v` is one number per layer, so the state is half the size of Adam's.
 
     Source: arXiv 2203.13273, Algorithm 5.
     """
@@ -82,8 +82,8 @@ class AidaGrad(LayerwiseOptimizer):
         v_t &= \beta_2 v_{t-1} + (1 - \beta_2) (g^p_t)^2 + \epsilon \\
         x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t} \frac{1}{\sqrt{v_t / (1 - \beta_2^t)}}
 
-    Source: arXiv 2203.13273, Algorithm 4, whose line 11 prints :math:`m_t` for the bias-corrected
-    momentum.
+    Source: arXiv 2203.13273, Algorithm 4. Its line 11 prints :math:`m_t` where the bias-corrected
+    momentum is meant.
     """
 
     track = PROJECTED_GRADIENT
@@ -143,7 +143,7 @@ class AdaBelief(LayerwiseOptimizer):
 
 @complete_docstring
 class AdaBeliefL(AdaBelief):
-    r"""AdaBelief with one stepsize per layer: the mean of the layer's adaptive stepsizes.
+    r"""Run AdaBelief with one stepsize per layer, the mean of the layer's adaptive stepsizes.
 
     .. math::
         x_t = x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t}
@@ -160,13 +160,13 @@ class AdaBeliefL(AdaBelief):
 
 @complete_docstring
 class LAdaBelief(AdaBelief):
-    r"""AdaBelief with one stepsize per layer: the tracked square is averaged over the layer.
+    r"""Run AdaBelief with one stepsize per layer, from the layer mean of the tracked square.
 
     .. math::
         v_t &= \beta_2 v_{t-1} + (1 - \beta_2) \operatorname{mean}[(m_t - g_t)^2] + \epsilon \\
         x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t} \frac{1}{\sqrt{v_t / (1 - \beta_2^t)}}
 
-    :math:`v` is one number per layer, so that the state is half of Adam's. There is no second
+    :math:`v` is one number per layer, so the state is half the size of Adam's. There is no second
     :math:`\epsilon`.
 
     Source: arXiv 2203.13273, Algorithm 2, below its last line.
@@ -178,7 +178,7 @@ class LAdaBelief(AdaBelief):
 
 @complete_docstring
 class AdamPlus(AdaBelief):
-    r"""AdaBelief with the squared gradient tracked: Adam, with :math:`\epsilon` in the state.
+    r"""Track the squared gradient, as Adam does, but keep :math:`\epsilon` in the state.
 
     .. math::
         v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 + \epsilon \\
@@ -193,13 +193,13 @@ class AdamPlus(AdaBelief):
 
 @complete_docstring
 class AdamL(AdamPlus):
-    r"""Adam with one stepsize per layer: the mean of the layer's adaptive stepsizes.
+    r"""Run Adam with one stepsize per layer, the mean of the layer's adaptive stepsizes.
 
     .. math::
         x_t = x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t}
               \operatorname{mean}\left[\frac{1}{\sqrt{v_t / (1 - \beta_2^t)}}\right]
 
-    :math:`v` is that of :class:`AdamPlus`; there is no second :math:`\epsilon`.
+    :math:`v` is the one of :class:`AdamPlus`. There is no second :math:`\epsilon`.
 
     Source: arXiv 2203.13273, Algorithm 1.
     """
@@ -210,13 +210,13 @@ class AdamL(AdamPlus):
 
 @complete_docstring
 class LAdam(AdamPlus):
-    r"""Adam with one stepsize per layer: the squared gradient is averaged over the layer.
+    r"""Run Adam with one stepsize per layer, from the layer mean of the squared gradient.
 
     .. math::
         v_t &= \beta_2 v_{t-1} + (1 - \beta_2) \operatorname{mean}[g_t^2] + \epsilon \\
         x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t} \frac{1}{\sqrt{v_t / (1 - \beta_2^t)}}
 
-    :math:`v` is one number per layer, so that the state is half of Adam's.
+    :math:`v` is one number per layer, so the state is half the size of Adam's.
 
     Source: arXiv 2203.13273, Algorithm 2.
     """
@@ -227,7 +227,7 @@ class LAdam(AdamPlus):
 
 @complete_docstring
 class SETAdam(LayerwiseOptimizer):
-    r"""Adam with the range of each layer's adaptive stepsizes suppressed.
+    r"""Run Adam with a suppressed range of each layer's adaptive stepsizes.
 
     For each layer of n elements,
 
@@ -239,15 +239,15 @@ class SETAdam(LayerwiseOptimizer):
         \tilde w_t = w_t - \tau \min_i w_{t,i} \\
         x_t &= x_{t-1} - \eta \, \frac{m_t}{1 - \beta_1^t} \frac{1}{\tilde w_t}
 
-    :math:`v` is multiplied by the squared cosine of the angle between it and the vector of ones,
-    which counts as 1 where :math:`v` is all zeros or has overflowed. :math:`\epsilon` does not stay
-    in the state. The adaptive stepsizes, :math:`1 / \tilde w`, cost two sums and a minimum per
-    layer. The default :math:`\epsilon` is that which bounds :math:`w` as the other members'
-    :math:`\epsilon` of 1e-8 bounds :math:`\sqrt{v / (1 - \beta_2^t)}`; it is not the source's.
+    :math:`v` is multiplied by the squared cosine of the angle between it and the vector of ones.
+    This cosine counts as 1 where :math:`v` is all zeros or has overflowed. :math:`\epsilon` does
+    not stay in the state. The adaptive stepsizes, :math:`1 / \tilde w`, cost two sums and a minimum
+    per layer. The default :math:`\epsilon` differs from the source's: it bounds :math:`w` as the
+    other members' :math:`\epsilon` of 1e-8 bounds :math:`\sqrt{v / (1 - \beta_2^t)}`.
 
     Source: Zhang, On Suppressing Range of Adaptive Stepsizes of Adam to Improve Generalisation
-    Performance, ECML PKDD 2024, arXiv 2302.01029; the equations as transcribed at
-    https://junaidaliop.github.io/zij/math/setadam/, not compared with the paper's own text.
+    Performance, ECML PKDD 2024, arXiv 2302.01029. The equations follow the transcription at
+    https://junaidaliop.github.io/zij/math/setadam/; nobody has compared them with the paper's text.
     """
 
     track = GRADIENT

@@ -1,6 +1,7 @@
 """The baselines of the paper's Table I that torch does not have: Yogi, M-SVAG and Fromage.
 
-Letters, as in the papers: x parameter, g gradient, m and v the moving averages, t the step.
+The letters follow the papers: x is the parameter, g the gradient, m and v are the moving averages,
+and t is the step.
 """
 
 import math
@@ -17,31 +18,31 @@ from aida_lightning.optim._state import OwnStateOptimizer
 
 
 class Baseline(OwnStateOptimizer):
-    """Base of the baselines: the checks of options and gradients, and the walk over the layers.
+    """Base class of the baselines, which checks options and gradients and visits the layers.
 
     Args:
         params: parameters, or dicts that define groups of them.
-        defaults: the options, by name, of groups that do not set them.
+        defaults: default options by name, for groups that do not set them.
     """
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, plain_options(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, whose own options are checked as the constructor's are."""
+        """Add a group and check its options as the constructor does."""
         param_group.update(plain_options(param_group))
         super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step and return what ``closure``, if any, returned for the loss."""
+        """Take one step and return the loss from ``closure``, or None without a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         layers = [(x, group) for group in self.param_groups for x in group["params"]]
         layers = [(x, group) for x, group in layers if x.grad is not None]
-        for x, _ in layers:  # all of them before any is updated
+        for x, _ in layers:  # check all of them before any is updated
             self._check_gradient(x.grad)
         for x, group in layers:
             self._update(x, self._gradient(x, group), group)
@@ -53,10 +54,10 @@ class Baseline(OwnStateOptimizer):
                 raise RuntimeError(f"{type(self).__name__} does not support {kind} gradients")
 
     def _gradient(self, x: Tensor, group: dict[str, Any]) -> Tensor:
-        """Compute the gradient of what is minimized, in float32 or wider."""
+        """Compute the gradient of the minimized objective, in float32 or wider."""
         g = x.grad
         assert g is not None
-        # A float16 gradient's square or norm overflows; what meets a float32 one is float32.
+        # The square or norm of a float16 gradient overflows; its results with float32 are float32.
         g = g.to(torch.promote_types(g.dtype, torch.float32))
         if group["maximize"]:
             g = -g
@@ -65,7 +66,7 @@ class Baseline(OwnStateOptimizer):
         return g
 
     def _averages(self, x: Tensor, initial: float = 0.0) -> tuple[Tensor, Tensor, float]:
-        """Count the step of a layer; return its m and v of the step before, and t."""
+        """Count the step of a layer, and return its m and v from the previous step, and t."""
         state = self.state[x]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -80,7 +81,7 @@ class Baseline(OwnStateOptimizer):
 
 
 class Yogi(Baseline):
-    r"""Adam whose second moment moves by at most a fraction of the squared gradient.
+    r"""Run Adam with a second moment that moves by at most a fraction of the squared gradient.
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
@@ -93,15 +94,15 @@ class Yogi(Baseline):
         lr: learning rate :math:`\eta`, a float or a tensor of one element; 1e-3 by default.
         betas: :math:`(\beta_1, \beta_2)`; (0.9, 0.999) by default.
         eps: :math:`\epsilon`, added to the denominator; 1e-3 by default.
-        weight_decay: coefficient of the L2 penalty, 0 by default; the parameter is added to the
-            gradient, times this.
-        initial_accumulator: the elements of both :math:`m_0` and :math:`v_0`; 1e-6 by default.
-        maximize: maximize the objective instead of minimizing it.
+        weight_decay: coefficient of the L2 penalty, by which the parameter is multiplied before it
+            is added to the gradient; 0 by default.
+        initial_accumulator: value of all elements of :math:`m_0` and :math:`v_0`; 1e-6 by default.
+        maximize: whether to maximize the objective instead of minimizing it.
 
     Raises:
         ValueError: an option is outside of its range.
         TypeError: an option is not a number.
-        RuntimeError: ``step`` met a sparse or complex gradient.
+        RuntimeError: ``step`` finds a sparse or complex gradient.
 
     Example:
         >>> import torch
@@ -140,7 +141,7 @@ class Yogi(Baseline):
 
 
 class MSVAG(Baseline):
-    r"""Momentum SGD that scales each element by how far its gradient exceeds its noise.
+    r"""Run momentum SGD that scales each element by how far its gradient exceeds its noise.
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t
@@ -152,10 +153,11 @@ class MSVAG(Baseline):
         \gamma_t &= \frac{\tilde m_t^2}{\tilde m_t^2 + \rho_t s_t}
             & x_t &= x_{t-1} - \eta \gamma_t \tilde m_t
 
-    :math:`\gamma_t` is 0 where it is 0/0. :math:`\rho_1 = 1`, so the first step never moves x.
+    :math:`\gamma_t` is 0 where the fraction is 0/0. Because :math:`\rho_1 = 1`, the first step
+    never moves x.
 
-    :math:`\beta_2` enters the bias correction alone. That is how the baseline of the paper's Table
-    I was run; M-SVAG's authors divide by :math:`1 - \beta_1^t`, which equal betas give.
+    :math:`\beta_2` enters only the bias correction, as in the baseline of the paper's Table I.
+    M-SVAG's authors divide by :math:`1 - \beta_1^t`; set equal betas to do the same.
 
     Args:
         params: parameters, or dicts that define groups of them.
@@ -163,14 +165,14 @@ class MSVAG(Baseline):
         betas: :math:`(\beta_1, \beta_2)`; (0.9, 0.999) by default. With
             :math:`\beta_2 \ge \beta_1`, the variance :math:`s_t` is not negative and
             :math:`\gamma_t` lies in [0, 1].
-        weight_decay: coefficient of the L2 penalty, 0 by default; the parameter is added to the
-            gradient, times this.
-        maximize: maximize the objective instead of minimizing it.
+        weight_decay: coefficient of the L2 penalty, by which the parameter is multiplied before it
+            is added to the gradient; 0 by default.
+        maximize: whether to maximize the objective instead of minimizing it.
 
     Raises:
         ValueError: an option is outside of its range.
         TypeError: an option is not a number.
-        RuntimeError: ``step`` met a sparse or complex gradient.
+        RuntimeError: ``step`` finds a sparse or complex gradient.
 
     Example:
         >>> import torch
@@ -207,30 +209,30 @@ class MSVAG(Baseline):
         v = v.to(g.dtype) / (1 - beta2**t)
         rho = (1 - beta1) * (1 + beta1**t) / ((1 + beta1) * (1 - beta1**t))
         m_sq = m.square()
-        s = (v - m_sq) / (1 - rho)  # infinite at t = 1, where rho is 1: then gamma is 0
+        s = (v - m_sq) / (1 - rho)  # infinite at t = 1, where rho is 1; gamma is then 0
         gamma = m_sq / (m_sq + rho * s)
         gamma.masked_fill_(gamma.isnan(), 0.0)
         x.sub_(gamma.mul_(m), alpha=float(group["lr"]))
 
 
 class Fromage(Baseline):
-    r"""SGD whose step is, in each layer, a fixed fraction of the layer's own norm.
+    r"""Run SGD with a step in each layer that is a fixed fraction of the layer's own norm.
 
     .. math::
         x_t = \frac{1}{\sqrt{1 + \eta^2}}
               \left( x_{t-1} - \eta \frac{\|x_{t-1}\|}{\|g_t\|} g_t \right)
 
-    The ratio of the norms is left out where either of them is 0. Nothing is kept between steps.
+    Where either norm is 0, the ratio of the norms is omitted. The optimizer keeps no state.
 
     Args:
         params: parameters, or dicts that define groups of them. Each tensor is a layer.
         lr: learning rate :math:`\eta`, a float or a tensor of one element; 0.01 by default.
-        maximize: maximize the objective instead of minimizing it.
+        maximize: whether to maximize the objective instead of minimizing it.
 
     Raises:
         ValueError: ``lr`` is negative or NaN.
         TypeError: ``lr`` is not a number.
-        RuntimeError: ``step`` met a sparse or complex gradient.
+        RuntimeError: ``step`` finds a sparse or complex gradient.
 
     Example:
         >>> import torch
@@ -251,12 +253,12 @@ class Fromage(Baseline):
         super().__init__(params, options_of(locals()))
 
     def _check_state(self, param: Tensor, state: dict[str, Any]) -> str | None:
-        return f"it has {[*state]}, and Fromage keeps nothing between steps"
+        return f"it has {[*state]}, but Fromage keeps nothing between steps"
 
     def _update(self, x: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         lr = float(group["lr"])
         norm_x = torch.linalg.vector_norm(x, dtype=g.dtype)
         norm_g = torch.linalg.vector_norm(g)
-        # Chosen on the device: asking which it is would wait for the device once per layer.
+        # The device chooses: a choice on the host would wait for the device once per layer.
         direction = torch.where((norm_x > 0) & (norm_g > 0), g / norm_g * norm_x, g)
         x.copy_((x - lr * direction) / math.sqrt(1 + lr**2))

@@ -35,10 +35,10 @@ from aida_lightning.optim._state import (
 
 
 class LayerwiseOptimizer(OwnStateOptimizer):
-    r"""The base of the family: a member chooses what it tracks and where a layer mean is taken.
+    r"""Base class of the family; a member chooses what it tracks and where it takes a layer mean.
 
-    A *layer* is one parameter tensor. At step :math:`t`, with :math:`d` the tracked vector and all
-    products of vectors elementwise,
+    A *layer* is one parameter tensor. At step :math:`t`, :math:`d` is the tracked vector and all
+    products of vectors are elementwise:
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
@@ -50,17 +50,17 @@ class LayerwiseOptimizer(OwnStateOptimizer):
     :math:`\sqrt{(1 - \beta_2) / \epsilon}`, 316.2 at the defaults.
 
     Attributes:
-        track: which vector, one of the tracks of ``aida_lightning.optim._kernels.tracking``.
-        layer_mean: ``"statistic"`` replaces :math:`d^2` by its mean over the layer, ``"stepsize"``
-            does so to :math:`s`, None to neither.
+        track: tracked vector, one of the tracks of ``aida_lightning.optim._kernels.tracking``.
+        layer_mean: what is replaced by its mean over the layer: ``"statistic"`` for :math:`d^2`,
+            ``"stepsize"`` for :math:`s`, None for neither.
         eps_in_denominator: whether :math:`s = 1 / (\sqrt{v / (1 - \beta_2^t)} + \epsilon)`.
         suppresses_range: whether :math:`s = 1 / (w - \tau \min w)` with :math:`w = \sqrt{c^2 v /
             (1 - \beta_2^t) + \epsilon}`, where :math:`c` is the cosine of the angle between
-            :math:`v` and the vector of ones; :math:`v` itself has no :math:`\epsilon` then.
+            :math:`v` and the vector of ones; :math:`v` itself then has no :math:`\epsilon`.
 
     Args:
         params: parameters, named parameters, or dicts that define groups of them.
-        defaults: the options, by name, of groups that do not set them.
+        defaults: default options by name, for groups that do not set them.
     """
 
     track: ClassVar[Track]
@@ -72,7 +72,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         super().__init__(params, _checked(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, whose own options are checked as the constructor's are.
+        """Add a group of parameters and check its options as the constructor does.
 
         Raises:
             ValueError: an option is outside of its range.
@@ -83,11 +83,11 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         super().add_param_group(self._with_names(param_group))
 
     def _with_names(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Name a group without names that joins groups with names, which torch would refuse."""
+        """Name an unnamed group that joins named groups, because torch would refuse it."""
         params = group["params"]
         if not any("param_names" in ours for ours in self.param_groups):
             return group
-        if isinstance(params, set):  # which torch refuses too
+        if isinstance(params, set):  # torch refuses it, too
             return group
         params = [params] if isinstance(params, Tensor) else list(params)
         if any(isinstance(param, tuple) for param in params):
@@ -103,14 +103,14 @@ class LayerwiseOptimizer(OwnStateOptimizer):
                 group.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state, with the moving averages of squares and the steps in their own dtype.
+        """Load the state, and keep the dtypes of the steps and the moving averages of squares.
 
-        torch casts all state to the parameter's dtype, which rounds step 1,000,001 to 999,424 in
-        bfloat16 and loses ``eps`` from ``exp_avg_sq`` in float16.
+        torch casts all state to the parameter's dtype. This cast rounds step 1,000,001 to 999,424
+        in bfloat16 and loses ``eps`` from ``exp_avg_sq`` in float16.
 
         Raises:
             ValueError: a layer's state lacks what this class keeps or has another shape, or the
-                groups do not fit. Nothing has been loaded then.
+                groups do not fit. In this case, nothing is loaded.
         """
         loaded: dict[str, Any] = {}
 
@@ -136,14 +136,14 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         """Perform a single optimization step.
 
         Args:
-            closure: reevaluates the model and returns the loss.
+            closure: function that reevaluates the model and returns the loss.
 
         Returns:
-            What ``closure`` returned, or None without one.
+            The value that ``closure`` returned, or None without a closure.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a sum over a whole layer is needed where nobody
-                knows who holds the rest of it.
+            RuntimeError: a gradient is sparse, or the step needs a sum over a whole layer but
+                cannot find the layer's other parts.
         """
         check_graph_capture(self)
         loss = None
@@ -155,7 +155,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         if not torch.compiler.is_compiling():
             self._check_layers()
         parts_of_groups: list[tuple[str, Layers, UpdateRule]] = []
-        whole: dict[Tensor, Tensor] = {}  # by the local part that a batch has of it
+        whole: dict[Tensor, Tensor] = {}  # keyed by the local part in a batch
         distributed = False
         for group in self.param_groups:
             layers = Layers([], [], [], [], [], [], {})
@@ -179,7 +179,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         else:
             update(batches, rule)
         if distributed:
-            # What autograd kept of the parameters is no longer what it kept.
+            # Autograd must notice that the parameters that it saved have changed.
             torch.autograd.graph.increment_version(list(whole.values()))
         return loss
 
@@ -190,13 +190,13 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             param: one of the optimizer's parameters, after at least one step.
 
         Returns:
-            A new real tensor in the dtype of ``exp_avg_sq``. Its shape is the parameter's, with a
-            last dimension of 2 if that is complex; it is 0-dim where the statistic is averaged. Of
-            a layer that processes share it is a DTensor; all of them have to ask for it where the
-            range of the stepsizes is suppressed.
+            A new real tensor in the dtype of ``exp_avg_sq``. It has the parameter's shape, with an
+            added last dimension of 2 if the parameter is complex, or is 0-dim if the statistic is
+            averaged. It is a DTensor if processes share the layer; if the range of the stepsizes is
+            suppressed, all of these processes must make the call.
 
         Raises:
-            KeyError: the parameter is not the optimizer's, or has not been updated yet.
+            KeyError: the parameter is not one of the optimizer's, or no step has updated it yet.
         """
         group = next((g for g in self.param_groups if any(p is param for p in g["params"])), None)
         if group is None or not self.state.get(param):
@@ -210,7 +210,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         return self._rule(group).stepsizes_of(v, state["step"], whole)
 
     def _check_layers(self) -> None:
-        """Raise where a layer cannot be updated, before any of them is."""
+        """Raise an error if any layer cannot be updated, before any of them is."""
         for group in self.param_groups:
             for param in group["params"]:
                 grad, state = param.grad, self.state.get(param)
@@ -233,10 +233,10 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         exp_avg_sqs: list[Tensor],
         steps: list[Tensor],
     ) -> bool:
-        """Collect the layers that have a gradient, start new ones' state; tell if all are plain.
+        """Collect the layers with a gradient, initialise new state, and report if all are plain.
 
-        A layer is plain if it is neither complex nor shared by processes. torch.compile runs this
-        method as it is, and so expects its form: lists to fill and a plain value.
+        A layer is plain if it is neither complex nor shared by processes. The lists to fill and the
+        plain return value have the form that torch.compile expects of this method.
         """
         is_plain = True
         for param in group["params"]:
@@ -264,14 +264,14 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             if others := {param.device.type for param in params}.difference(supported):
                 raise RuntimeError(
                     "`fused=True` requires all the params to be on supported devices: "
-                    f"{supported}, got {sorted(others)}; leave `fused` and `foreach` out for what "
-                    "is best there"
+                    f"{supported}, got {sorted(others)}; omit `fused` and `foreach` to use the "
+                    "best implementation there"
                 )
             return "fused"
         use_foreach = group["foreach"]
         if use_foreach is None:
             _, use_foreach = default_to_fused_or_foreach(params, group["differentiable"])
-            # As torch does: a tensor lr without capturable would cost foreach one wait per layer.
+            # torch does the same: a tensor lr without capturable costs foreach one wait per layer.
             if use_foreach and isinstance(group["lr"], Tensor) and not group["capturable"]:
                 use_foreach = False
         if use_foreach and group["differentiable"]:
@@ -325,13 +325,13 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _numel(param: Tensor) -> int:
-    """Count the real numbers of the whole layer, wherever its parts are."""
+    """Count the real numbers in the whole layer, including parts in other processes."""
     return param.numel() * (2 if param.is_complex() else 1)
 
 
 def _count(steps: list[Tensor]) -> None:
     if steps[0].is_cpu and not torch.compiler.is_compiling():
-        # A tensor of 1, for foreach would wrap a number once per step there.
+        # A tensor of 1, because foreach would wrap a number once per step there.
         torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1)
     else:
         torch._foreach_add_(steps, 1)

@@ -144,7 +144,7 @@ def test_weight_decay_reaches_every_optimizer_that_takes_it_and_has_none_of_its_
         (["adia"], "adia"),
         (["aida:q=3"], "aida:q=3.*'q'"),
         (["aida:lr=-1"], "aida:lr=-1"),
-        (["aida", "aida:k=1,label=aida"], "two are called 'aida'"),
+        (["aida", "aida:k=1,label=aida"], "two have the label 'aida'"),
         (["aida:label=a/b"], "'a/b' cannot name a folder"),
         (["aida:label=" + 128 * "é"], "cannot name a folder: it has 256 bytes, .* 255"),
         (["aida:label=config.yaml"], "'config.yaml' is the name of one of the files"),

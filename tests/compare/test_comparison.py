@@ -289,7 +289,7 @@ TWO_PROCESSES = ["--devices", "2", "--accelerator", "cpu"]
     [
         (["--optimizers", "adia"], "adia"),
         (["--optimizers", "aida:q=1"], "'q'"),
-        (["--optimizers", "aida", "aida"], "two are called 'Aida'"),
+        (["--optimizers", "aida", "aida"], "two have the label 'Aida'"),
         (["--optimizers", "x*"], "matches none of Aida K=1"),
         (["--model", "vgg12"], "vgg12"),
         (["--data", "mnist"], "none of digits, cifar10"),

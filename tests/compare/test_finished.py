@@ -123,7 +123,7 @@ def test_nothing_that_somebody_made_is_written_over(finished, tmp_path, capsys):
     output.mkdir()
     (output / "results.tex").write_text("mine")
     assert main(["report", str(finished / "one"), "--output", str(output)]) == 2
-    assert "holds something else than a report of these comparisons" in capsys.readouterr().err
+    assert "holds something other than a report of these comparisons" in capsys.readouterr().err
     assert [path.name for path in output.iterdir()] == ["results.tex"]
     assert (output / "results.tex").read_text() == "mine"
     before = contents(finished)

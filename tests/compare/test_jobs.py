@@ -242,7 +242,7 @@ def test_the_gpus_of_a_machine_are_dealt_out_to_its_jobs(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [*Launcher().with_gpus_for(trainer).gpus] == [0, 1, 2, 3]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5")
-    with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES=GPU-5 has to name"):
+    with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES=GPU-5 must give"):
         Launcher().with_gpus_for(trainer)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     launcher = Launcher("local", jobs=3).with_gpus_for(trainer)

@@ -280,7 +280,9 @@ def test_the_root_is_saved_as_plain_text(tree):
 
 @pytest.mark.filterwarnings("default:the (train|test) split in .* has")
 def test_a_split_of_another_size_than_cifar10s_is_warned_of(tree):
-    with pytest.warns(UserWarning, match=r"train split .* has 40 images, CIFAR-10's has 50,000"):
+    with pytest.warns(
+        UserWarning, match=r"train split .* has 40 images, but CIFAR-10's has 50,000"
+    ):
         loaded(tree)
 
 
@@ -329,7 +331,7 @@ def test_classes_that_differ_between_the_splits_are_named(tree):
 def test_another_number_of_classes_is_refused(tree):
     for split in ("train", "test"):
         (tree / split / "cat").rename(tree / f"{split}-cat")
-    with pytest.raises(ValueError, match=r"has 9 classes, CIFAR-10 has 10: \['airplane'"):
+    with pytest.raises(ValueError, match=r"has 9 classes, but CIFAR-10 has 10: \['airplane'"):
         loaded(tree)
 
 

@@ -108,5 +108,5 @@ def test_a_tree_of_pictures_has_a_hundred_classes(tmp_path):
     assert loaded(tmp_path).train_set.labels.sort().values.tolist() == list(range(100))
     for split in ("train", "test"):
         (tmp_path / split / CLASSES[0]).rename(tmp_path / f"{split} of another")
-    with pytest.raises(ValueError, match="has 99 classes, CIFAR-100 has 100"):
+    with pytest.raises(ValueError, match="has 99 classes, but CIFAR-100 has 100"):
         loaded(tmp_path)

@@ -128,7 +128,7 @@ def test_the_state_of_another_optimizer_is_loaded_with_a_warning(saved, loading,
         (SGD, Yogi, "an optimizer with 'momentum': it lacks 'step'"),
         (SGD, Aida, "an optimizer with 'momentum': it lacks 'step'"),
         (LAdam, MSVAG, r"LAdam: exp_avg_sq has the shape \[\], not \[3\]"),
-        (Aida, Fromage, r"Aida: it has .*, and Fromage keeps nothing"),
+        (Aida, Fromage, r"Aida: it has .*, but Fromage keeps nothing"),
     ],
 )
 def test_state_that_does_not_fit_is_refused(saved, loading, fault):
