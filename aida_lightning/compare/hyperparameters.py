@@ -31,7 +31,7 @@ class Hyperparameters(Callback):
         self._all = [
             hyperparameters(loaded.config, choice, other)
             for choice in choose_optimizers(experiment.optimizers, experiment.optimizer_options)
-            for other in experiment.seeds
+            for other in [*experiment.tune_seeds, *experiment.seeds]
         ]
         self._metric = experiment.metric
 

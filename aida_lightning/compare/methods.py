@@ -101,7 +101,10 @@ def choose_optimizers(
             except Exception as error:  # any error from a constructor refuses the request
                 shown = ",".join(f"{key}={value}" for key, value in options.items())
                 asked = f"{method.name}:{shown}".rstrip(":")
-                raise UsageError(f"optimizers: {asked}: {error}") from error
+                texts = [f"{key}={v!r}" for key, v in options.items() if isinstance(v, str)]
+                hint = f" ({', '.join(texts)} is text; a slash separates numbers to sweep)"
+                hint = hint if texts and isinstance(error, TypeError) else ""
+                raise UsageError(f"optimizers: {asked}: {error}{hint}") from error
             if full.lower() in chosen:
                 raise UsageError(
                     f"optimizers: two have the label {full!r}; give one another label, as in "

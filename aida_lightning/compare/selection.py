@@ -92,7 +92,7 @@ def standings(results: Sequence[RunResult], experiment: Experiment) -> list[Stan
             for label, runs in by_label.items()
         }
         best = max(ranks, key=lambda label: ranks[label])
-        several, known = len(by_label) > 1, np.isfinite(ranks[best][1])
+        several, known = len(by_label) > 1, ranks[best][0] > 0
         options = by_label[best][0].options
         found.append(
             Standing(

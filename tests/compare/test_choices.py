@@ -163,6 +163,10 @@ def test_weight_decay_reaches_every_optimizer_that_takes_it_and_has_none_of_its_
         ),
         (["aida:lr=1e-3/0.001"], "aida: the grid of 'lr' has 0.001 twice"),
         (["aida:lr=0.1/-1"], "aida:lr=-1"),
+        (
+            ["sgd:lr=1e-4|1e-3"],
+            r"supported between .* \(lr='1e-4\|1e-3' is text; a slash separates numbers to sweep\)",
+        ),
         (["aida:label=heatmap.png"], "'heatmap.png' is the name of one of the files"),
         (["aida:label=a\0"], r"'a\\x00' cannot name a folder"),
     ],

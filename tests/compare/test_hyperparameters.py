@@ -9,7 +9,9 @@ from tensorboard_server import Server
 
 from aida_lightning.compare.comparison import compare
 from aida_lightning.compare.folder import run_folder
+from aida_lightning.compare.hyperparameters import Hyperparameters
 from aida_lightning.compare.loading import load_experiment
+from aida_lightning.compare.methods import choose_optimizers
 from aida_lightning.logs.curves import read_scalars
 from aida_lightning.logs.events import read_folder
 
@@ -111,3 +113,10 @@ def test_curves_have_neither_more_points_nor_more_tags(folder):
         scalars = read_scalars(run)
         assert not [tag for tag in scalars if "hparam" in tag]
         assert scalars["val_accuracy"].steps.tolist() == [3, 7]
+
+
+def test_the_column_of_the_seeds_knows_those_that_choose(tmp_path):
+    loaded = load_experiment(write_experiment(tmp_path, seeds=[0], tune_seeds=[9]))
+    choice = choose_optimizers(loaded.experiment.optimizers)[0]
+    callback = Hyperparameters(loaded, choice, 9)
+    assert {run["seed"] for run in callback._all} == {0, 9}

@@ -122,6 +122,8 @@ def test_a_setting_that_does_not_complete_stands_behind_those_that_do(better, st
     results += [trained(greatest, 7, bad), trained(greatest, 8, bad)]
     assert standings(results, of)[0].label == greatest.label
     assert standings(results[:4], of)[0].label == middle.label
+    (of_none,) = standings([*results[:2], trained(middle, 7, bad, status)], of)
+    assert (of_none.label, of_none.edges) == (least.label, {})
 
 
 def test_an_edge_is_told_of_each_swept_number_and_of_no_switch():
