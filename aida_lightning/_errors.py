@@ -39,7 +39,7 @@ class BriefArgumentParser(ArgumentParser):
         message = re.sub(r'Parser key "(.+?)"', self._as_typed, message)
         # An error that is raised instead of printed passes through here twice.
         if message.startswith("unrecognized arguments") and "did you mean" not in message:
-            known = {*re.findall(r"--[\w.]+\w", self.format_help())}
+            known = {*re.findall(r"--[\w.]+\w", self.format_help())} - {"--help"}
             given = re.findall(r" (--[\w.]+)", message)
             if nearest := [name for typed in given for name in get_close_matches(typed, known)]:
                 message += f"; did you mean: {', '.join(nearest)}?"
