@@ -357,7 +357,7 @@ class Scheduled(Declared):
 
 
 def test_what_a_mixin_declares_beside_the_name_is_not_dropped_in_silence():
-    with pytest.warns(UserWarning, match="Scheduled.optimizer_options and lr_scheduler gives? way"):
+    with pytest.warns(UserWarning, match="overrides Scheduled.optimizer_options and lr_scheduler"):
         cli(Scheduled, "--optimizer=adam")
 
 

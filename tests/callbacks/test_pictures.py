@@ -40,7 +40,7 @@ def events(folder):
     return accumulator
 
 
-class Stepsizes(Callback):
+class Drawn(Callback):
     """Keeps the stepsizes of each layer at each step."""
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Stepsizes(Callback):
 
 @pytest.mark.parametrize("name", ["aida", "laida"])
 def test_histograms_have_every_stepsize_in_its_bin(tmp_path, name):
-    stepsizes = Stepsizes()
+    stepsizes = Drawn()
     fit(tmp_path, Net(name), StepsizeMonitor(histograms=True), stepsizes)
     accumulator = events(tmp_path)
     assert sorted(accumulator.Tags()["histograms"]) == [

@@ -185,7 +185,7 @@ def test_a_job_whose_code_was_edited_since_it_was_submitted_does_not_train(monke
     settings["sources"] = {"compare.tiny": "of yesterday"}
     result = Job(run, settings)()
     assert result.status == "failed"
-    assert "of classes that were edited since" in result.message
+    assert "of a job whose classes were edited since then" in result.message
     assert not run.folder.exists()
 
 
