@@ -30,7 +30,7 @@ from aida_lightning.compare.outputs import draw, write_results
 from aida_lightning.compare.progress import Progress, progress_of
 from aida_lightning.compare.report import print_sheets
 from aida_lightning.compare.results import RunResult
-from aida_lightning.compare.run import Run, stopped_run, train_run
+from aida_lightning.compare.run import Run, train_run
 from aida_lightning.compare.selection import check_selection, next_runs
 from aida_lightning.compare.settings import settings_digest
 from aida_lightning.compare.statistics import require_scipy
@@ -128,7 +128,7 @@ def _ended(run: Run) -> RunResult | None:
     """Return the result of a run that a comparison went on from: trained to its end, or failed."""
     result = run.finished()
     if result is None and (run.folder / ERROR_LOG).exists():
-        result = stopped_run(run, "failed")
+        result = run.stopped("failed")
     return result
 
 
@@ -207,9 +207,9 @@ def _train_in_turn(plan: Sequence[Run], console: Console) -> Generator[tuple[int
         else:
             console.print(title, style="bold")
             try:
-                result = train_run(*run, callbacks=forecast)
+                result = train_run(run, forecast)
             except (KeyboardInterrupt, SystemExit):  # Lightning turns the former into the latter
-                result = stopped_run(run, "interrupted")
+                result = run.stopped("interrupted")
             forecast = []  # the forecast is printed only once
         yield number, result
         if result.message:

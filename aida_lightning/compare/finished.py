@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,17 @@ import yaml
 from aida_lightning.compare.experiment import Experiment, Target
 from aida_lightning.compare.findings import Findings, findings_of, side_by_side
 from aida_lightning.compare.folder import (
-    DamagedFileError,
-    ResumePoint,
+    ERROR_LOG,
     finished_run,
-    resume_point,
     run_folder,
+    stopped_run,
     write_whole,
 )
 from aida_lightning.compare.loading import load_plan
 from aida_lightning.compare.methods import OptimizerChoice, UsageError, choose_optimizers
 from aida_lightning.compare.notes import COMPARABLE
 from aida_lightning.compare.outputs import draw, write_results
-from aida_lightning.compare.results import RunResult, measure_run
+from aida_lightning.compare.results import RunResult, Status
 from aida_lightning.compare.selection import check_selection, next_runs
 from aida_lightning.compare.settings import INCIDENTAL, common_settings, flat, short_key
 from aida_lightning.logs.runs import folder_titles
@@ -97,27 +95,11 @@ def _results(experiment: Experiment, folder: Path) -> list[RunResult]:
 
 
 def _result(experiment: Experiment, choice: OptimizerChoice, seed: int, folder: Path) -> RunResult:
-    run, metric, target = (
-        run_folder(folder, choice.label, seed),
-        experiment.metric,
-        experiment.target,
-    )
-    if (finished := finished_run(run, metric, target)) is not None:
-        return replace(finished, label=choice.label, method=choice.method)
-    point = ResumePoint()
-    with suppress(DamagedFileError):  # the run is not resumed here
-        point = resume_point(run)
-    status = "failed" if (run / "error.log").exists() else "interrupted"
-    return RunResult(
-        label=choice.label,
-        method=choice.method,
-        optimizer=choice.name,
-        options=choice.options,
-        seed=seed,
-        wall_time_s=point.seconds,
-        epochs=point.epochs,
-        **(measure_run(run, metric, target) | {"status": status}),
-    )
+    run = run_folder(folder, choice.label, seed)
+    if (finished := finished_run(run, choice, experiment)) is not None:
+        return finished
+    status: Status = "failed" if (run / ERROR_LOG).exists() else "interrupted"
+    return stopped_run(run, choice, seed, experiment, status)
 
 
 def _comparable(experiment: Experiment, config: Mapping[str, Any]) -> dict[str, str]:

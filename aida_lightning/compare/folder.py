@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 
 from aida_lightning.checkpoint_io import DurableCheckpointIO, find_whole
 from aida_lightning.compare.callbacks import CHECKPOINT, Resumable
-from aida_lightning.compare.experiment import Target
+from aida_lightning.compare.experiment import Experiment
 from aida_lightning.compare.methods import OptimizerChoice, UsageError
-from aida_lightning.compare.results import RunResult, measure_run, measured_by
+from aida_lightning.compare.results import RunResult, Status, measure_run, measured_by, run_result
 from aida_lightning.compare.settings import (
     common_settings,
     edited_sources,
@@ -25,7 +25,6 @@ from aida_lightning.compare.settings import (
     run_settings,
 )
 from aida_lightning.logs.events import DamagedEventsWarning
-from aida_lightning.logs.metric import Metric
 
 _T = TypeVar("_T")
 
@@ -221,12 +220,16 @@ def finish_run(folder: Path, result: RunResult, keep_checkpoint: bool) -> None:
         DurableCheckpointIO().remove_checkpoint(folder / CHECKPOINT)
 
 
-def finished_run(folder: Path, metric: Metric, target: Target | None = None) -> RunResult | None:
-    """Return the result of a finished run, or None for any other run.
+def finished_run(
+    folder: Path, optimizer: OptimizerChoice, experiment: Experiment
+) -> RunResult | None:
+    """Return the result of a finished run, under the optimizer's current label, or None.
 
-    If the metric or the target is not the one that the run was finished with, the run is measured
-    again from its event files.
+    The label may differ from the folder's name in the case of letters. If the metric or the target
+    is not the one that the run was finished with, the run is measured again from its
+    event files.
     """
+    metric, target = experiment.metric, experiment.target
     try:
         _read_settings(folder)
         result = _read_result(folder)
@@ -234,6 +237,7 @@ def finished_run(folder: Path, metric: Metric, target: Target | None = None) -> 
         return None  # The error is reported when the run begins.
     if result is None:
         return None
+    result = replace(result, label=optimizer.label, method=optimizer.method)
     known = measured_by(result, metric)
     if known and (target is None or result.target == target.value):
         return result
@@ -250,6 +254,25 @@ def finished_run(folder: Path, metric: Metric, target: Target | None = None) -> 
         message = f"the way to the target is not measured: event files in {folder} are missing"
         return replace(result, message=message)
     return replace(result, **measured)
+
+
+def stopped_run(
+    folder: Path,
+    optimizer: OptimizerChoice,
+    seed: int,
+    experiment: Experiment,
+    status: Status,
+    message: str = "",
+) -> RunResult:
+    """Return the result of an unfinished run from the files in its folder.
+
+    Its time counts only the epochs that need not be trained again.
+    """
+    point = ResumePoint()
+    with contextlib.suppress(DamagedFileError):  # the next start of the run reports it
+        point = resume_point(folder)
+    failure = {"status": status, "message": message}
+    return run_result(folder, optimizer, seed, experiment, point.seconds, point.epochs, failure)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from aida_lightning.compare.launcher import Launcher
 from aida_lightning.compare.methods import UsageError
 from aida_lightning.compare.progress import progress_of, progress_table
 from aida_lightning.compare.results import RunResult
-from aida_lightning.compare.run import Run, stopped_run, train_run
+from aida_lightning.compare.run import Run, train_run
 from aida_lightning.compare.settings import refuse_differences, run_settings
 
 _NOTE = "job.json"
@@ -54,9 +54,9 @@ class Job:
         try:
             refuse_differences(f"{self.run.folder} is of a job", self.settings, settings)
         except UsageError as error:
-            return stopped_run(self.run, "failed", str(error))
+            return self.run.stopped("failed", str(error))
         signals = _Signals()
-        result = train_run(*self.run, callbacks=[signals])
+        result = train_run(self.run, [signals])
         if signals.is_told and result.status == "failed":
             # SLURM also ended processes of the run; without a result, it can be requeued.
             raise SystemExit(f"told to end: {result.message}")
@@ -213,7 +213,7 @@ def _result(run: Run, job: Any) -> RunResult:
         if finished is not None:
             return finished
         log = job.paths.stderr
-        result = stopped_run(run, "failed", f"its job {job.job_id} was ended, and its log is {log}")
+        result = run.stopped("failed", f"its job {job.job_id} was ended, and its log is {log}")
         write_whole(run.folder / ERROR_LOG, result.message)
     return result
 

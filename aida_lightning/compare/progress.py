@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from aida_lightning.compare.folder import ERROR_LOG, is_at_work
-from aida_lightning.compare.run import Run, stopped_run
+from aida_lightning.compare.run import Run
 from aida_lightning.logs.metric import Metric
 
 
@@ -43,7 +43,7 @@ def progress_of(run: Run, job: Any = None) -> Progress:
     """
     result = run.finished()
     if result is None:
-        result = stopped_run(run, "interrupted")
+        result = run.stopped("interrupted")
         state = _state(run.folder, job, result.epochs)
     else:
         state = "finished" if result.status == "completed" else result.status

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aida_lightning.compare.experiment import Target
+from aida_lightning.compare.experiment import Experiment, Target
+from aida_lightning.compare.methods import OptimizerChoice
 from aida_lightning.logs import tags
 from aida_lightning.logs.curves import Curve, epochs_at, read_scalars
 from aida_lightning.logs.metric import Better, Metric
@@ -61,6 +62,39 @@ class RunResult:
     steps_to_target: int | None = None
     epochs_to_target: float | None = None
     seconds_to_target: float | None = None
+
+
+def run_result(
+    folder: Path,
+    optimizer: OptimizerChoice,
+    seed: int,
+    experiment: Experiment,
+    seconds: float,
+    epochs: int,
+    failure: Mapping[str, str],
+) -> RunResult:
+    """Read the result of a run from its event files.
+
+    Args:
+        folder: the run's own folder.
+        optimizer: optimizer of the run.
+        seed: seed of the run.
+        experiment: experiment, whose metric and target are read.
+        seconds: seconds of training.
+        epochs: number of finished epochs.
+        failure: the `status` and the `message` of a run that did not complete; empty otherwise.
+    """
+    measured = measure_run(folder, experiment.metric, experiment.target)
+    return RunResult(
+        label=optimizer.label,
+        method=optimizer.method,
+        optimizer=optimizer.name,
+        options=optimizer.options,
+        seed=seed,
+        wall_time_s=seconds,
+        epochs=epochs,
+        **{**measured, **failure},
+    )
 
 
 def measure_run(folder: Path, metric: Metric, target: Target | None = None) -> dict[str, Any]:

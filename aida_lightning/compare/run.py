@@ -7,8 +7,7 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
@@ -35,10 +34,11 @@ from aida_lightning.compare.folder import (
     finished_run,
     locked_run,
     resume_point,
+    stopped_run,
 )
 from aida_lightning.compare.loading import LoadedExperiment
 from aida_lightning.compare.methods import OptimizerChoice
-from aida_lightning.compare.results import RunResult, Status, measure_run
+from aida_lightning.compare.results import RunResult, Status, run_result
 from aida_lightning.compare.settings import run_settings
 from aida_lightning.logs.events import next_suffix
 from aida_lightning.registry import build_optimizer, get_optimizer_class
@@ -73,39 +73,28 @@ class Run(NamedTuple):
 
     def finished(self) -> RunResult | None:
         """Return the result if the run is already finished, or None."""
+        return finished_run(self.folder, self.optimizer, self.loaded.experiment)
+
+    def stopped(self, status: Status, message: str = "") -> RunResult:
+        """Return the result so far of the unfinished run, which no process trains any more."""
         experiment = self.loaded.experiment
-        result = finished_run(self.folder, experiment.metric, experiment.target)
-        if result is None:
-            return None
-        # Use the current label; it may differ from the folder's name in the case of letters.
-        return replace(result, label=self.optimizer.label, method=self.optimizer.method)
+        return stopped_run(self.folder, self.optimizer, self.seed, experiment, status, message)
 
 
-def train_run(
-    loaded: LoadedExperiment,
-    optimizer: OptimizerChoice,
-    seed: int,
-    folder: Path,
-    keep_checkpoint: bool = False,
-    callbacks: Sequence[Callback] = (),
-) -> RunResult:
+def train_run(run: Run, callbacks: Sequence[Callback] = ()) -> RunResult:
     """Train one run, from its last checkpoint if there is one, and read its event files.
 
     Any failure is reported in the result and not raised, so that the other runs continue. If
     another process trains the same run, this function waits for it and takes its result.
 
     Args:
-        loaded: experiment of the run.
-        optimizer: optimizer of the run.
-        seed: seed of the initialisation and of the order of the data.
-        folder: the run's own folder.
-        keep_checkpoint: whether to keep the last checkpoint after the run is finished.
+        run: run to train.
         callbacks: callbacks in addition to those of every run.
 
     Raises:
-        KeyboardInterrupt, SystemExit: training was stopped; `stopped_run` gives the result so far.
+        KeyboardInterrupt, SystemExit: training was stopped; `Run.stopped` gives the result so far.
     """
-    run = Run(loaded, optimizer, seed, folder, keep_checkpoint)
+    loaded, optimizer, seed, folder, keep_checkpoint = run
     point = ResumePoint()
     failure: dict[str, str] = {}
     with quiet():
@@ -135,41 +124,11 @@ def train_run(
                 failure = {"status": "failed", "message": _NOT_TRAINED}
         except DamagedFileError as error:
             failure = failure or {"status": "failed", "message": str(error)}
-        result = _measured(run, seconds, epochs, failure)
+        experiment = loaded.experiment
+        result = run_result(folder, optimizer, seed, experiment, seconds, epochs, failure)
         if not failure:
             finish_run(folder, result, keep_checkpoint)
         return result
-
-
-def stopped_run(run: Run, status: Status, message: str = "") -> RunResult:
-    """Return the result of an unfinished run from the files in its folder.
-
-    Its time counts only the epochs that need not be trained again.
-
-    Args:
-        run: run that no process trains any more.
-        status: how the run ended.
-        message: why the run ended.
-    """
-    point = ResumePoint()
-    with contextlib.suppress(DamagedFileError):  # the next start of the run reports it
-        point = resume_point(run.folder)
-    return _measured(run, point.seconds, point.epochs, {"status": status, "message": message})
-
-
-def _measured(run: Run, seconds: float, epochs: int, failure: Mapping[str, str]) -> RunResult:
-    experiment = run.loaded.experiment
-    measured = measure_run(run.folder, experiment.metric, experiment.target)
-    return RunResult(
-        label=run.optimizer.label,
-        method=run.optimizer.method,
-        optimizer=run.optimizer.name,
-        options=run.optimizer.options,
-        seed=run.seed,
-        wall_time_s=seconds,
-        epochs=epochs,
-        **{**measured, **failure},
-    )
 
 
 def _can_go_on(loaded: LoadedExperiment) -> bool:

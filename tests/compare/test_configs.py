@@ -7,7 +7,7 @@ from aida_lightning.compare.checks import check_experiment
 from aida_lightning.compare.folder import run_folder
 from aida_lightning.compare.loading import load_experiment
 from aida_lightning.compare.methods import choose_optimizers
-from aida_lightning.compare.run import train_run
+from aida_lightning.compare.run import Run, train_run
 
 # Two steps on the sample.
 SHORT = {
@@ -44,7 +44,7 @@ def test_it_trains_two_steps_on_the_sample(name, tmp_path):
     experiment = loaded.experiment
     chosen = choose_optimizers(experiment.optimizers, experiment.optimizer_options)
     check_experiment(loaded, chosen[:1])
-    result = train_run(loaded, chosen[0], 0, run_folder(tmp_path, chosen[0].label, 0))
+    result = train_run(Run(loaded, chosen[0], 0, run_folder(tmp_path, chosen[0].label, 0)))
     assert (result.status, result.epochs, result.message) == ("completed", 1, "")
     assert result.last is not None
     assert result.metric == experiment.metric.name
