@@ -1,7 +1,6 @@
 """The built site in a headless Chromium; skipped where there is none, or no Selenium or MkDocs."""
 
 import functools
-import shutil
 import subprocess
 import sys
 import threading
@@ -10,18 +9,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from chromium import chromium, needs_chromium
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `browser`")
 pytest.importorskip("material", reason="needs the extra `docs`")
+pytestmark = needs_chromium
 ROOT = Path(__file__).parents[1]
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the path"
-)
-ARGUMENTS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
 # What is wider than the page, or than a box that cuts it off; what a box scrolls sideways counts as
 # the box. A box that scrolls up and down hides what it has, and is found too.
 STICKING_OUT = """
@@ -72,13 +64,8 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ARGUMENTS.split():
-        options.add_argument(argument)
-    driver = webdriver.Chrome(service=webdriver.ChromeService(DRIVER), options=options)
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.mark.parametrize("width", [390, 1400])

@@ -1,10 +1,10 @@
 """TensorBoard's real page in a headless Chromium; skipped where there is none, or no Selenium."""
 
-import shutil
 import time
 from itertools import pairwise
 
 import pytest
+from chromium import chromium, needs_chromium
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard_server import Server
 
@@ -14,16 +14,7 @@ from aida_lightning.logs.custom_scalars import show
 from aida_lightning.logs.writing import log_scalars
 from aida_lightning.measuring._statistics import Point, scalars_of
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `browser`")
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the path"
-)
-ARGUMENTS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--window-size=1400,1500"
-)
+pytestmark = needs_chromium
 # All elements of a name, in the page's order, through the shadow roots of its components.
 FIND = """
 const found = [];
@@ -62,14 +53,9 @@ def page(tmp_path_factory):
         logger.finalize("success")
     server = Server(folder)
     server.when(lambda runs: len(runs.get("b", ())) == 2 * 30 + 2 * 12, "scalars/tags")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ARGUMENTS.split():
-        options.add_argument(argument)
-    driver = webdriver.Chrome(service=webdriver.ChromeService(DRIVER), options=options)
-    driver.get(f"{server.url}/#custom_scalars")
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        driver.get(f"{server.url}/#custom_scalars")
+        yield driver
     server.close()
 
 
