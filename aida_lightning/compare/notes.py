@@ -28,10 +28,12 @@ def run_notes(results: Sequence[RunResult], experiment: Experiment) -> list[str]
         if result.status != "completed"
     ]
     if experiment.changes.get("data") == "sample":
-        lines.append("On the built-in sample, so no number of the paper compares.")
+        lines.append("The runs used the built-in sample, so the paper's numbers do not compare.")
     elif experiment.paper is not None:
         if not compares(experiment):
-            lines.append("Other data or another metric than the paper's: no number compares.")
+            lines.append(
+                "The data or the metric are not the paper's, so its numbers do not compare."
+            )
         elif any(method.paper for method in experiment.optimizers):
             lines.append(f"Paper: {experiment.paper.source}.")
         epochs = sorted({result.epochs for result in results})
@@ -67,10 +69,10 @@ def budget_notes(found: Sequence[Standing]) -> list[str]:
     for seeds in dict.fromkeys(tuple(standing.tuned_on) for standing in found):
         chosen = [standing for standing in found if seeds and tuple(standing.tuned_on) == seeds]
         numbers, methods = ", ".join(map(str, seeds)), ", ".join(s.method for s in chosen)
+        seed = "seeds" if len(seeds) > 1 else "seed"
         reported = "not reported"
         if any(standing.tuned_on_reported for standing in chosen):
-            reported = "reported, too, which favours it: give others as tune_seeds"
+            reported = "reported as well, which favours the method; tune_seeds avoids that"
         if chosen:
-            plural = "s" if len(seeds) > 1 else ""
-            lines.append(f"{methods}: chosen on seed{plural} {numbers}, {reported}.")
+            lines.append(f"Setting of {methods}: chosen on {seed} {numbers}, {reported}.")
     return lines

@@ -133,7 +133,7 @@ def _differences(found: Findings) -> Sheet:
     ]
     if lacking:
         notes.append(
-            "Left out are seeds that not both completed, which may favour one: "
+            "Seeds that one of the two did not complete are left out, which may favour it: "
             f"{', '.join(lacking)}."
         )
     unit = " in percentage points" if metric.in_percent else ""
@@ -164,7 +164,9 @@ def _ways(found: Findings) -> Sheet:
         title=f"Until the {metric.label} was {better} {value}",
         columns=["Optimizer", "Reached it", "Steps", "Epochs", "Seconds"],
         rows=rows,
-        notes=["Medians over the seeds; a run that never reached it is later than all others."]
+        notes=[
+            "Medians over the seeds; a run that never reached it counts as later than all others."
+        ]
         if several
         else [],
     )

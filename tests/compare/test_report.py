@@ -241,7 +241,7 @@ def test_the_papers_number_stands_beside_its_own_data_and_metric_alone(key, valu
     of = replace(experiment(method, paper=Paper("Table I", 3)), changes={key: value})
     text = printed([result()], of)
     assert ("91.57" in text) is ("Paper: Table I." in text) is compares
-    assert ("Other data or another metric than the paper's" in text) is not compares
+    assert ("The data or the metric are not the paper's" in text) is not compares
     assert (f"Changed: {key}={value}" in text) is ("root" not in key)
     assert (rows([result()], of)[0]["paper_mean"] == "91.57") is compares
 
@@ -300,9 +300,8 @@ def test_each_method_is_compared_with_the_baseline_over_the_seeds_they_share(bet
         "SGD": ["+1.67", "[-9.28, +12.61]", "3", "not distinguishable"],
     }
     assert "The 2 intervals hold together with 95 % (Bonferroni)." in text
-    assert "Left out are seeds that not both completed, which may favour one: Aida, SGD." in (
-        " ".join(text.split())
-    )
+    left_out = "Seeds that one of the two did not complete are left out, which may favour it: "
+    assert f"{left_out}Aida, SGD." in " ".join(text.split())
 
 
 def test_the_baseline_is_the_one_that_was_asked_for():
@@ -370,7 +369,7 @@ def test_budgets_and_planted_edges_are_told_in_the_table_and_in_the_rows():
     assert cells(text, "Aida")[3] == "1"
     assert "Budgets differ: from 1 to 3 settings were tried per method." in text
     assert "Adam: lr=0.1 is the greatest of its grid, so that the best may lie beyond." in text
-    assert "Adam: chosen on seed 0, reported, too, which favours it" in text
+    assert "Setting of Adam: chosen on seed 0, reported as well, which favours the method" in text
     found = rows(results, of)
     assert [row["settings"] for row in found] == ["1", "3", "3", "3"]
     assert {row["at_edge"] for row in found if row["method"] == "Adam"} == {"lr"}
