@@ -12,8 +12,6 @@ from aida_lightning.compare.methods import OptimizerChoice, choose_optimizers
 from aida_lightning.compare.settings import flat, short_key
 from aida_lightning.logs.writing import log_hyperparameters, log_success
 
-_PLAIN = (bool, int, float, str)
-
 
 class Hyperparameters(Callback):
     """Log a run's hyperparameters, with the comparison's metric to judge them.
