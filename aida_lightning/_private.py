@@ -59,6 +59,17 @@ def is_flattened(param: Tensor) -> bool:
     return bool(getattr(param, "_fsdp_flattened", False))
 
 
+def local_shape_and_offset(param: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of a process's shard of a DTensor, and where it begins in the whole.
+
+    Without it, the parts of a layer that shards cut cannot be told, so only ``partition="rows"``
+    and layers that are not cut can be partitioned under FSDP2.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
+
+
 def weight_norm_hooks(module: nn.Module) -> list[WeightNorm]:
     """Return the hooks that the older ``nn.utils.weight_norm`` added to a module.
 

@@ -42,9 +42,7 @@ def _(
     param: Tensor,
     lr: float | Tensor | None = None,
 ) -> Tensor:
-    s = optimizer._stepsize(group, state)
-    if optimizer.layer_mean == "stepsize":
-        s = s.mean()
+    s = optimizer._stepsize(group, state, applied=True)
     update = real(state["exp_avg"]) * s * -effective_learning_rate(group, state, lr)
     if group["decoupled_weight_decay"] and group["weight_decay"]:
         x, decay = real(param), (group["lr"] if lr is None else lr) * group["weight_decay"]

@@ -31,6 +31,12 @@ _DESCRIPTIONS = {
         zero gradient finite; 1e-20 by default.""",
     "decoupled_weight_decay": """
         whether to multiply :math:`x` by ``1 - lr * weight_decay`` instead, as AdamW does.""",
+    "partition": """
+        what a layer is: the parameter (None, the default), each slice of its dimension 0
+        (``"rows"``), an int for that many equal parts of dimension 0 (3 for a packed query, key and
+        value), a sequence of the parts' sizes, each element (``"elements"``), or a callable that
+        takes the parameter and returns one of these. Projections and means are taken per part, and
+        an averaged :math:`v` is one number per part. A callable is not saved in the state dict.""",
     "foreach": "whether to batch the operations of all layers; None does so only on a GPU.",
     "fused": """
         whether to update in one or two sweeps of the memory. On the CPU, the sweeps are C++ code,

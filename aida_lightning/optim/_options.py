@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from aida_lightning.optim._partition import checked_partition
+
 
 def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
     """Pick the options from the local variables of a constructor that has just been entered."""
@@ -108,6 +110,7 @@ _KINDS: dict[str, Callable[[object], Any]] = {
     "weight_decay": partial(_non_negative, "weight_decay"),
     "initial_accumulator": partial(_non_negative, "initial_accumulator"),
     "k": _order,
+    "partition": checked_partition,
     **{name: partial(_flag, name) for name in _FLAGS},
     "xi": partial(_positive, "xi"),
     "tau": partial(_fraction, "tau value"),

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aida_lightning._private import is_flattened
+from aida_lightning._private import is_flattened, local_shape_and_offset
 from aida_lightning.optim._kernels.dispatch import Batch
 
 
@@ -52,9 +52,40 @@ def local_part(tensor: Any) -> Tensor:
     return part
 
 
-def whole_of(tensor: Any) -> Any:
+def whole_of(tensor: Any) -> Tensor:
     """Gather a whole DTensor, in a call that all processes make, or return any other tensor."""
-    return tensor.full_tensor() if is_distributed(tensor) else tensor
+    whole: Tensor = tensor.full_tensor() if is_distributed(tensor) else tensor
+    return whole
+
+
+def shard_like(whole: Tensor, param: Any) -> Tensor:
+    """Return the shards of a whole tensor that lie where a DTensor's do, without communication.
+
+    Dimensions of size 1 in ``whole`` are not split. For any other ``param`` this is ``whole``.
+    """
+    if not is_distributed(param):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    shape, offset = local_shape_and_offset(param)
+    local = whole
+    for dim, (size, begin) in enumerate(zip(shape, offset, strict=True)):
+        if whole.shape[dim] == param.shape[dim]:
+            local = local.narrow(dim, min(begin, whole.shape[dim] - size), size)
+    placements = [
+        placement
+        if placement.is_replicate() or whole.shape[placement.dim] == param.shape[placement.dim]
+        else Replicate()
+        for placement in param.placements
+    ]
+    return DTensor.from_local(
+        local,
+        param.device_mesh,
+        placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
 
 
 def aligned(grad: Any, param: Any) -> Any:
@@ -71,16 +102,17 @@ class SharedLayers:
     sums of all layers of a mesh are one tensor, in which every layer has a place, updated or not.
 
     Args:
-        params: all parameters that a step may update, in the same order in every process.
+        params: all parameters that a step may update, in the same order in every process, with the
+            number of layers that each holds; 0 for those that need no sums of other processes.
         whole: parameters of the layers that this process updates, by their local parts.
     """
 
-    def __init__(self, params: Iterable[Any], whole: Mapping[Tensor, Tensor]) -> None:
+    def __init__(self, params: Iterable[tuple[Any, int]], whole: Mapping[Tensor, Tensor]) -> None:
         self._whole = whole
-        self._on_mesh: defaultdict[Any, list[Any]] = defaultdict(list)
-        for param in params:
-            if is_distributed(param) and split_dimensions(param):
-                self._on_mesh[param.device_mesh].append(param)
+        self._on_mesh: defaultdict[Any, list[tuple[Any, int]]] = defaultdict(list)
+        for param, count in params:
+            if count and is_distributed(param) and split_dimensions(param):
+                self._on_mesh[param.device_mesh].append((param, count))
 
     def complete(
         self, batches: Sequence[Batch], sums: Sequence[Tensor], of_none: tuple[float, ...]
@@ -92,35 +124,41 @@ class SharedLayers:
         Args:
             batches: layers that this process updates.
             sums: sums over the layers' local parts, of shape ``(n, columns)`` for a batch of n
-                layers.
+                layers; the tensors of the batch hold one or several of them.
             of_none: sums over no elements, one per column: 0, or infinity in the last column if it
                 holds the smallest element instead of a sum.
 
         Returns:
             ``sums`` for whole layers, including those that are not split.
         """
-        names = [[self._whole.get(p, p) for p in batch.layers.params] for batch in batches]
+        names = [[self._whole.get(p, p) for p in batch.tensors] for batch in batches]
         rows = {
-            param: row
-            for params, of_batch in zip(names, sums, strict=True)
-            for param, row in zip(params, of_batch.double().unbind(), strict=True)
+            param: of_param
+            for params, batch, of_batch in zip(names, batches, sums, strict=True)
+            for param, of_param in zip(
+                params, torch.split(of_batch.double(), batch.counts), strict=True
+            )
         }
-        for mesh, params in self._on_mesh.items():
+        for mesh, held in self._on_mesh.items():
             if mesh.get_coordinate() is None:  # this process is outside the mesh
                 continue
-            dimensions = sorted({d for param in params for d in split_dimensions(param)})
-            none = torch.zeros(len(of_none), dtype=torch.float64, device=params[0].device)
-            none[-1].fill_(of_none[-1])
-            parts = [
-                rows.get(param, none) if counts_here(param, dimensions) else none
-                for param in params
-            ]
-            whole = torch.stack(parts)
+            dimensions = sorted({d for param, _ in held for d in split_dimensions(param)})
+            none = torch.zeros(1, len(of_none), dtype=torch.float64, device=held[0][0].device)
+            none[:, -1].fill_(of_none[-1])
+            whole = torch.cat(
+                [
+                    rows[param]
+                    if param in rows and counts_here(param, dimensions)
+                    else none.expand(count, -1)
+                    for param, count in held
+                ]
+            )
             # One by one: a flattened mesh would change how DTensor gathers the user's tensors.
             for dimension in dimensions:
                 whole = _completed(whole, mesh, dimension, least=isinf(of_none[-1]))
-            rows |= zip(params, whole.unbind(), strict=True)
-        return [torch.stack([rows[param] for param in params]) for params in names]
+            params, counts = map(list, zip(*held, strict=True))
+            rows |= zip(params, torch.split(whole, counts), strict=True)
+        return [torch.cat([rows[param] for param in params]) for params in names]
 
 
 def _completed(sums: Tensor, mesh: Any, dimension: int, *, least: bool) -> Tensor:

@@ -9,6 +9,7 @@ from torch.optim.optimizer import Optimizer
 
 from aida_lightning._private import step_dtype
 from aida_lightning.optim._kernels.rule import LayerMean
+from aida_lightning.optim._partition import Layout, is_cut, layout_of, new_statistics, number_of
 
 # The key of a group in a state dict that says which class saved it.
 _CLASS = "optimizer"
@@ -24,11 +25,14 @@ _TELLTALE = (
 )
 
 
-def new_state(param: Tensor, layer_mean: LayerMean, *, capturable: bool) -> dict[str, Tensor]:
-    """Make the state of a layer that has taken no step."""
-    dtype = _statistic_dtype(param, layer_mean)
-    if layer_mean == "statistic":
-        exp_avg_sq = torch.zeros((), dtype=dtype, device=param.device)
+def new_state(
+    param: Tensor, layer_mean: LayerMean, *, capturable: bool, layout: Layout = None
+) -> dict[str, Tensor]:
+    """Make the state of a layer that has taken no step, or of a tensor that is cut into layers."""
+    averaged = layer_mean == "statistic" and layout != "elements"
+    dtype = _statistic_dtype(param, averaged=averaged)
+    if averaged:
+        exp_avg_sq = new_statistics(param, layout, dtype)
     else:
         exp_avg_sq = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     return {
@@ -68,23 +72,32 @@ class OwnStateOptimizer(Optimizer):
         finally:
             handle.remove()
 
-    def _check_state(self, param: Tensor, state: dict[str, Any]) -> str | None:
+    def _check_state(
+        self, param: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> str | None:
         """Describe what is missing or does not fit in a layer's state, or return None."""
         return fault_of(param, state, None)
+
+    def _own_options(self, saved: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a saved group that the optimizer's own group takes."""
+        return {key: value for key, value in saved.items() if key != _CLASS}
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Check a state dict after the user's own hooks, and remove the name from its groups."""
         name = type(self).__name__
         groups = state_dict["param_groups"]
         another = next((other for g in groups if (other := self._another(g))), None)
-        for saved, param, _ in saved_layers(self, state_dict):
-            if fault := self._check_state(param, saved):
+        # Not strict, because torch itself refuses groups that do not fit.
+        pairs = [*zip(groups, self.param_groups, strict=False)]
+        own = [self._own_options(saved, ours) for saved, ours in pairs]
+        group_of = {id(ours): options for (_, ours), options in zip(pairs, own, strict=True)}
+        for saved, param, ours in saved_layers(self, state_dict):
+            if fault := self._check_state(param, saved, group_of[id(ours)]):
                 whose = f", but of {another}" if another else ""
                 raise ValueError(f"loaded state dict is not one of {name}{whose}: {fault}")
         if another:
             _warn_of_another(another, name)
-        own = [{key: group[key] for key in group if key != _CLASS} for group in groups]
-        return {**state_dict, "param_groups": own}
+        return {**state_dict, "param_groups": [*own, *groups[len(own) :]]}
 
     def _another(self, group: dict[str, Any]) -> str | None:
         """Return the name of the class that saved a group, if it was a different one."""
@@ -128,10 +141,14 @@ def _warn_of_another(whose: str, name: str) -> None:
 
 
 def check_layer(
-    optimizer: Optimizer, param: Tensor, state: dict[str, Any] | None, layer_mean: LayerMean
+    optimizer: Optimizer,
+    param: Tensor,
+    state: dict[str, Any] | None,
+    layer_mean: LayerMean,
+    layout: Layout,
 ) -> None:
     """Raise a RuntimeError if a layer's gradient or state does not have the layer's size."""
-    fault = fault_of(param, state, layer_mean) if state else None
+    fault = fault_of(param, state, layer_mean, layout) if state else None
     if param.grad is not None and param.grad.shape != param.shape:
         fault = f"its gradient has the shape {[*param.grad.shape]}, not {[*param.shape]}"
     if fault:
@@ -142,17 +159,23 @@ def check_layer(
         )
 
 
-def fault_of(param: Tensor, state: dict[str, Any], layer_mean: LayerMean) -> str | None:
+def fault_of(
+    param: Tensor, state: dict[str, Any], layer_mean: LayerMean, layout: Layout = None
+) -> str | None:
     """Describe what is missing or has the wrong shape in a layer's state, or return None."""
     for name in ("step", "exp_avg", "exp_avg_sq"):
         if name not in state:
             return f"it lacks {name!r}"
-    averaged = layer_mean == "statistic"
-    shape, shape_sq = param.shape, torch.Size() if averaged else param.shape
+    shape = shape_sq = param.shape
+    if layer_mean == "statistic" and layout != "elements":
+        shape_sq = torch.Size([number_of(layout)] if is_cut(layout) else [])
     for name, expected in (("exp_avg", shape), ("exp_avg_sq", shape_sq)):
         if (found := getattr(state[name], "shape", None)) != expected:
             shown = "no shape" if found is None else f"the shape {[*found]}"
-            return f"{name} has {shown}, not {[*expected]}"
+            hint = ""
+            if name == "exp_avg_sq" and layer_mean == "statistic":
+                hint = "; it holds one number per part, so `partition` must be what it was"
+            return f"{name} has {shown}, not {[*expected]}{hint}"
     return None
 
 
@@ -161,8 +184,10 @@ def restore_dtypes(optimizer: Optimizer, layer_mean: LayerMean, state_dict: dict
     for saved, param, group in saved_layers(optimizer, state_dict):
         state = optimizer.state[param]
         state["step"] = _step(saved["step"], param, group["capturable"])
+        layout = layout_of(group["partition"], param)
+        averaged = layer_mean == "statistic" and layout != "elements"
         state["exp_avg_sq"] = saved["exp_avg_sq"].to(
-            param.device, _statistic_dtype(param, layer_mean)
+            param.device, _statistic_dtype(param, averaged=averaged)
         )
 
 
@@ -172,11 +197,11 @@ def _step(value: float | Tensor, param: Tensor, capturable: bool) -> Tensor:
     return torch.as_tensor(value, dtype=step_dtype(), device=device)
 
 
-def _statistic_dtype(param: Tensor, layer_mean: LayerMean) -> torch.dtype:
+def _statistic_dtype(param: Tensor, *, averaged: bool) -> torch.dtype:
     # In float16 an eps of 1e-8 is 0; in bfloat16 v * 0.999 rounds back to v and never decays.
     half = param.dtype in (torch.float16, torch.bfloat16)
     dtype = torch.float32 if half else param.dtype
-    return dtype.to_real() if layer_mean == "statistic" else dtype
+    return dtype.to_real() if averaged else dtype
 
 
 def saved_layers(

@@ -11,6 +11,7 @@ from aida_lightning.optim._kernels.tracking import (
     RESIDUAL,
 )
 from aida_lightning.optim._options import options_of
+from aida_lightning.optim._partition import Partition
 from aida_lightning.optim.layerwise import LayerwiseOptimizer
 
 
@@ -47,6 +48,7 @@ class Aida(LayerwiseOptimizer):
         k: int = 2,
         xi: float = 1e-20,
         decoupled_weight_decay: bool = False,
+        partition: Partition = None,
         foreach: bool | None = None,
         fused: bool | None = None,
         maximize: bool = False,
@@ -98,6 +100,7 @@ class AidaGrad(LayerwiseOptimizer):
         *,
         xi: float = 1e-20,
         decoupled_weight_decay: bool = False,
+        partition: Partition = None,
         foreach: bool | None = None,
         fused: bool | None = None,
         maximize: bool = False,
@@ -132,6 +135,7 @@ class AdaBelief(LayerwiseOptimizer):
         weight_decay: float = 0.0,
         *,
         decoupled_weight_decay: bool = False,
+        partition: Partition = None,
         foreach: bool | None = None,
         fused: bool | None = None,
         maximize: bool = False,
@@ -263,6 +267,7 @@ class SETAdam(LayerwiseOptimizer):
         *,
         tau: float = 0.5,
         decoupled_weight_decay: bool = False,
+        partition: Partition = None,
         foreach: bool | None = None,
         fused: bool | None = None,
         maximize: bool = False,

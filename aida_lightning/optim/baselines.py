@@ -252,7 +252,9 @@ class Fromage(Baseline):
     ) -> None:
         super().__init__(params, options_of(locals()))
 
-    def _check_state(self, param: Tensor, state: dict[str, Any]) -> str | None:
+    def _check_state(
+        self, param: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> str | None:
         return f"it has {[*state]}, but Fromage keeps nothing between steps"
 
     def _update(self, x: Tensor, g: Tensor, group: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The engine of the family: options, state, and the choice of a kernel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -14,16 +14,26 @@ from aida_lightning._private import (
     use_grad_for_differentiable,
 )
 from aida_lightning.optim._kernels.dispatch import dispatch, update
-from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule
+from aida_lightning.optim._kernels.layers import Layers
+from aida_lightning.optim._kernels.rule import LayerMean, UpdateRule
 from aida_lightning.optim._kernels.tracking import Track
 from aida_lightning.optim._options import plain_options
+from aida_lightning.optim._partition import (
+    Layout,
+    check_partition,
+    is_cut,
+    layout_of,
+    lies_whole,
+    number_of,
+    parts_of,
+)
+from aida_lightning.optim._reading import mean_stepsizes, stepsizes_of
 from aida_lightning.optim._sharding import (
     SharedLayers,
     aligned,
     check_whole,
     is_distributed,
     local_part,
-    whole_of,
 )
 from aida_lightning.optim._state import (
     OwnStateOptimizer,
@@ -32,6 +42,9 @@ from aida_lightning.optim._state import (
     new_state,
     restore_dtypes,
 )
+
+# What a state dict holds in place of a callable partition.
+_BY_CALLABLE = "callable"
 
 
 class LayerwiseOptimizer(OwnStateOptimizer):
@@ -81,6 +94,11 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         options = _checked({**self.defaults, **param_group})
         param_group.update((name, options[name]) for name in param_group)
         super().add_param_group(self._with_names(param_group))
+        try:
+            check_partition(self.param_groups[-1], suppresses_range=self.suppresses_range)
+        except (ValueError, TypeError):
+            self.param_groups.pop()  # as if it had never been added
+            raise
 
     def _with_names(self, group: dict[str, Any]) -> dict[str, Any]:
         """Name an unnamed group that joins named groups, because torch would refuse it."""
@@ -101,6 +119,14 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in torch's format; a callable `partition` is not part of it."""
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            if callable(group["partition"]):
+                group["partition"] = _BY_CALLABLE
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state, and keep the dtypes of the steps and the moving averages of squares.
@@ -128,8 +154,16 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             first.remove()
             second.remove()
 
-    def _check_state(self, param: Tensor, state: dict[str, Any]) -> str | None:
-        return fault_of(param, state, self.layer_mean)
+    def _check_state(
+        self, param: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> str | None:
+        return fault_of(param, state, self.layer_mean, layout_of(group["partition"], param))
+
+    def _own_options(self, saved: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+        options = super()._own_options(saved, ours)
+        if options.get("partition", _BY_CALLABLE) == _BY_CALLABLE:
+            options["partition"] = ours["partition"]
+        return options
 
     @use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -161,27 +195,42 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             layers = Layers([], [], [], [], [], [], {})
             is_plain = self._init_group(group, *layers.tensors())
             layers.numels.extend(_numel(param) for param in layers.params)
+            layouts: list[Layout] = []
+            if (partition := group["partition"]) is not None:
+                layouts = [layout_of(partition, param) for param in layers.params]
+                parts = [*map(parts_of, layers.params, layouts)]
+                layers = layers._replace(parts=parts if any(parts) else ())
             if not is_plain:
                 distributed |= any(is_distributed(param) for param in group["params"])
                 layers.grads[:] = map(aligned, layers.grads, layers.params)
-                parts = layers.map(lambda tensor: _real(local_part(tensor)))
-                whole |= zip(parts.params, layers.params, strict=True)
-                layers = parts
+                local = layers.map(lambda tensor: _real(local_part(tensor)))
+                whole |= zip(local.params, layers.params, strict=True)
+                layers = local
             kernel, rule = self._kernel(group, layers.params), self._rule(group)
-            parts_of_groups.append((kernel, layers, rule))
+            for of_layers, part in _by_elements(layers, layouts, rule):
+                parts_of_groups.append((kernel, part, of_layers))
         batches = [batch for part in parts_of_groups for batch in dispatch(*part)]
         for _, layers, _ in parts_of_groups:
             if layers.steps:
                 _count(layers.steps)
         if distributed and self._takes_layer_sums:
-            shared = SharedLayers((p for g in self.param_groups for p in g["params"]), whole)
-            update(batches, rule, shared.complete)
+            update(batches, rule, SharedLayers(self._counts_to_complete(), whole).complete)
         else:
             update(batches, rule)
         if distributed:
             # Autograd must notice that the parameters that it saved have changed.
             torch.autograd.graph.increment_version(list(whole.values()))
         return loss
+
+    def _counts_to_complete(self) -> Iterator[tuple[Tensor, int]]:
+        """Yield all parameters, with the number of their layers that processes may share."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                layout = layout_of(group["partition"], param)
+                if not is_cut(layout):
+                    yield param, 0 if layout else 1
+                else:
+                    yield param, 0 if lies_whole(param, layout) else number_of(layout)
 
     def stepsize(self, param: Tensor) -> Tensor:
         r"""Compute the adaptive stepsizes :math:`s` of a layer from its state.
@@ -191,9 +240,11 @@ class LayerwiseOptimizer(OwnStateOptimizer):
 
         Returns:
             A new real tensor in the dtype of ``exp_avg_sq``. It has the parameter's shape, with an
-            added last dimension of 2 if the parameter is complex, or is 0-dim if the statistic is
-            averaged. It is a DTensor if processes share the layer; if the range of the stepsizes is
-            suppressed, all of these processes must make the call.
+            added last dimension of 2 if the parameter is complex. If the statistic is averaged, it
+            is 0-dim, or of shape ``(rows, 1, ..., 1)`` if the parameter is cut along dimension 0
+            by ``partition``. It is a DTensor if processes share the layer; if the range of the
+            stepsizes is suppressed or the parameter is cut, all of these processes must make the
+            call.
 
         Raises:
             KeyError: the parameter is not one of the optimizer's, or no step has updated it yet.
@@ -204,10 +255,17 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         return self._stepsize(group, self.state[param])
 
     @torch.no_grad()
-    def _stepsize(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-        v = _real(state["exp_avg_sq"])
-        whole = whole_of(v) if self.suppresses_range else v
-        return self._rule(group).stepsizes_of(v, state["step"], whole)
+    def _stepsize(
+        self, group: dict[str, Any], state: dict[str, Any], *, applied: bool = False
+    ) -> Tensor:
+        """Compute a parameter's stepsizes, or the means that are `applied` in their place."""
+        partition, param = group["partition"], state["exp_avg"]
+        if callable(partition):
+            owners = (p for p in group["params"] if self.state.get(p) is state)
+            param = next(owners, param)
+        layout = layout_of(partition, param)
+        s = stepsizes_of(self._rule(group), state, layout)
+        return mean_stepsizes(s, layout) if applied and self.layer_mean == "stepsize" else s
 
     def _check_layers(self) -> None:
         """Raise an error if any layer cannot be updated, before any of them is."""
@@ -220,7 +278,8 @@ class LayerwiseOptimizer(OwnStateOptimizer):
                     raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
                 if self._takes_layer_sums:
                     check_whole(self, param)
-                check_layer(self, param, state, self.layer_mean)
+                layout = layout_of(group["partition"], param)
+                check_layer(self, param, state, self.layer_mean, layout)
                 if group["capturable"]:
                     _check_capturable(param, state)
 
@@ -245,7 +304,10 @@ class LayerwiseOptimizer(OwnStateOptimizer):
                 continue
             state = self.state[param]
             if len(state) == 0:
-                state.update(new_state(param, self.layer_mean, capturable=group["capturable"]))
+                capturable, layout = group["capturable"], layout_of(group["partition"], param)
+                state.update(
+                    new_state(param, self.layer_mean, capturable=capturable, layout=layout)
+                )
             params.append(param)
             grads.append(param.grad)
             exp_avgs.append(state["exp_avg"])
@@ -309,6 +371,19 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     if isinstance(options["lr"], Tensor) and options["foreach"] and not options["capturable"]:
         raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
     return options
+
+
+def _by_elements(
+    layers: Layers, layouts: list[Layout], rule: UpdateRule
+) -> Iterator[tuple[UpdateRule, Layers]]:
+    """Yield the rule and the layers of a group, apart from those of single elements."""
+    of_elements = [index for index, layout in enumerate(layouts) if layout == "elements"]
+    if not of_elements:
+        yield rule, layers
+        return
+    yield rule.of_elements(), layers.take(of_elements)
+    others = sorted({*range(len(layouts))}.difference(of_elements))
+    yield rule, layers.take(others)
 
 
 def _check_capturable(param: Tensor, state: dict[str, Any] | None) -> None:

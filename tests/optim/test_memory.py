@@ -13,8 +13,8 @@ from torch._inductor import codecache
 
 from aida_lightning import Aida, LAida, optim
 from aida_lightning.optim._kernels import fused
+from aida_lightning.optim._kernels.layers import Layers
 from aida_lightning.optim._kernels.memory import overlap
-from aida_lightning.optim._kernels.rule import Layers
 
 TESTS = Path(__file__).parents[1]
 

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from aida_lightning import optim
 from aida_lightning.optim._kernels import triton as kernel
 from aida_lightning.optim._kernels.tracking import Track
+from aida_lightning.optim._partition import layout_of, parts_of
+from aida_lightning.optim._reading import sizes_of
 from aida_lightning.optim._state import new_state
 
 DEVICE = "cpu" if kernel._sweeps().INTERPRETED else "cuda"
@@ -75,6 +77,36 @@ def assert_follows_the_box(name, start, gradients, rtol, **options):
         torch.testing.assert_close(param.double(), layer.x[-1], rtol=rtol, atol=rtol / 10)
         torch.testing.assert_close(m, layer.m[-1], rtol=rtol, atol=rtol)
         torch.testing.assert_close(v, layer.v[-1], rtol=10 * rtol, atol=0)
+
+
+def cut_into(optimizer, gradients, parts):
+    """Return a kernel's arguments for tensors that hold several layers."""
+    layers, rule = layers_of(optimizer, gradients)
+    return layers._replace(parts=parts), rule
+
+
+@pytest.mark.parametrize("partition", ["rows", 2, (1, 4, 1)])
+@each_optimizer
+def test_parts_follow_the_box_as_layers_of_their_own(name, partition):
+    start, gradients = make_problem(torch.float64, steps=4, shapes=[(6, 37), (6,), (6, 0)])
+    params = [nn.Parameter(x.clone()) for x in start]
+    optimizer = getattr(optim, name)(params, partition=partition, weight_decay=0.1)
+    layouts = [layout_of(optimizer.param_groups[0]["partition"], param) for param in params]
+    for param, layout in zip(params, layouts, strict=True):
+        optimizer.state[param] = new_state(
+            param, optimizer.layer_mean, capturable=False, layout=layout
+        )
+    for grads in gradients:
+        arguments = cut_into(optimizer, grads, [*map(parts_of, params, layouts)])
+        for *layer, parts in zip(*arguments[0][:5], arguments[0].parts, strict=True):
+            assert kernel.takes(*layer, arguments[1].layer_mean, parts)
+        step(kernel, arguments)
+    cut = lambda tensors: [  # noqa: E731
+        part for tensor in tensors for part in tensor.split(sizes_of(layouts[0], len(tensor)))
+    ]
+    boxes = reference.run(name, cut(start), [cut(g) for g in gradients], weight_decay=0.1)
+    for part, box in zip(cut(params), boxes, strict=True):
+        torch.testing.assert_close(part.detach(), box.x[-1], rtol=1e-9, atol=1e-10)
 
 
 @each_optimizer

@@ -10,16 +10,27 @@ import torch
 from torch import Tensor
 
 from aida_lightning.optim._kernels import foreach, fused, loop, triton
+from aida_lightning.optim._kernels.layers import Layers, Parts
 from aida_lightning.optim._kernels.memory import overlap
-from aida_lightning.optim._kernels.rule import Kernel, LayerMean, Layers, UpdateRule
+from aida_lightning.optim._kernels.rule import Kernel, LayerMean, UpdateRule
 
 
 class Batch(NamedTuple):
-    """The layers that one kernel takes in one call."""
+    """The layers that one kernel takes in one call, and the tensors that hold them."""
 
     kernel: Kernel
     layers: Layers
     rule: UpdateRule
+    tensors: list[Tensor]
+    counts: list[int]  # the layers in each tensor
+
+
+def batch_of(kernel: Kernel, layers: Layers, rule: UpdateRule) -> Batch:
+    """Batch layers for a kernel, as tensors of their own if it does not go by addresses."""
+    tensors, counts = layers.params, layers.counts
+    if kernel is not fused and kernel is not triton:
+        layers = layers.split(averaged=rule.layer_mean == "statistic")
+    return Batch(kernel, layers, rule, tensors, counts)
 
 
 # (batches, sums over the local parts of their layers, those over no elements) -> sums over whole
@@ -35,19 +46,24 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
     """
     groups = defaultdict(list)
     compiles = kernel == "fused" and not torch.compiler.is_compiling()
-    for index, (x, g, m, v, step) in enumerate(zip(*layers.tensors(), strict=True)):
-        compiled = compiles and _compiled(x, g, m, v, step, rule.layer_mean)
+    all_parts = layers.parts or [None] * len(layers.params)
+    for index, (x, g, m, v, step, parts) in enumerate(
+        zip(*layers.tensors(), all_parts, strict=True)
+    ):
+        if parts and not parts.number:
+            continue  # other processes hold all of it
+        compiled = compiles and _compiled(x, g, m, v, step, rule.layer_mean, parts)
         groups[compiled, x.device, x.dtype, m.dtype, v.dtype, step.dtype].append(index)
     batches = []
     for (compiled, device, *_), indices in groups.items():
-        part = layers if len(groups) == 1 else layers.take(indices)
+        part = layers if len(indices) == len(layers.params) else layers.take(indices)
         on_host = device.type == "cpu"
         if compiled and not overlap(part):
-            batches.append(Batch(fused if on_host else triton, part, rule))
+            batches.append(batch_of(fused if on_host else triton, part, rule))
         elif kernel == "foreach" or (kernel == "fused" and not on_host):
-            batches.append(Batch(foreach, part, rule))
+            batches.append(batch_of(foreach, part, rule))
         else:
-            batches += [Batch(loop, part.take(run), rule) for run in _runs(part.params)]
+            batches += [batch_of(loop, part.take(run), rule) for run in _runs(part.params)]
     return batches
 
 
@@ -71,13 +87,14 @@ def _compiled(
     exp_avg_sq: Tensor,
     step: Tensor,
     layer_mean: LayerMean,
+    parts: Parts | None = None,
 ) -> bool:
     """Tell whether compiled code can take the layer; where there is none, warn."""
     if param.is_cpu:
         layer = (param, grad, exp_avg, exp_avg_sq, step)
-        return fused.is_available() and fused.takes(*layer, layer_mean)
+        return fused.is_available() and fused.takes(*layer, layer_mean, parts)
     try:
-        return triton.takes(param, grad, exp_avg, exp_avg_sq, step, layer_mean)
+        return triton.takes(param, grad, exp_avg, exp_avg_sq, step, layer_mean, parts)
     except ImportError as error:
         _warn_once(f"fused=True falls back to foreach: {error}")
         return False
@@ -97,13 +114,14 @@ def update(batches: Sequence[Batch], rule: UpdateRule, complete: Complete | None
         complete: completes sums where layers are spread over processes, which all call it in turn.
     """
     if complete is not None:
-        _sweep(batches, rule, complete)
-        return
+        alone = [batch for batch in batches if not batch.rule.takes_any_sums]
+        _sweep([batch for batch in batches if batch.rule.takes_any_sums], rule, complete)
+        batches = alone
     for batch in batches:  # one after the other, while the caches hold it
         if batch.kernel is fused:
             fused.step(batch.layers, batch.rule)
         else:
-            _sweep([batch], rule, lambda _, sums, __: sums)
+            _sweep([batch], batch.rule, lambda _, sums, __: sums)
 
 
 def _sweep(batches: Sequence[Batch], rule: UpdateRule, complete: Complete) -> None:
@@ -117,5 +135,5 @@ def _sweep(batches: Sequence[Batch], rule: UpdateRule, complete: Complete) -> No
     ]
     if rule.of_no_elements:
         whole = complete(batches, [t for t in totals if t is not None], rule.of_no_elements)
-        for (kernel, layers, of_group), total in zip(batches, whole, strict=True):
+        for (kernel, layers, of_group, *_), total in zip(batches, whole, strict=True):
             kernel.move(layers, of_group, of_group.stepsizes(layers, total))

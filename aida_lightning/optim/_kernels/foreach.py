@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from aida_lightning.optim._kernels.rule import Layers, UpdateRule, finite_sums
+from aida_lightning.optim._kernels.layers import Layers
+from aida_lightning.optim._kernels.rule import UpdateRule, finite_sums
 from aida_lightning.optim._kernels.stepsizes import joined_sums, partial_sums
 
 # Floats or 0-dim tensors, one per layer; torch's stubs have no overload that takes either.
@@ -39,7 +40,8 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
     corrections2: ScalarList = [correction2 for _, correction2 in corrections]
     if rule.layer_mean == "statistic":
         assert sums is not None
-        means = layers.mean(rule.squares(sums), rule) * (1 - rule.beta2) + rule.eps
+        means = layers.mean(rule.squares(sums), on_device=rule.on_device)
+        means = means * (1 - rule.beta2) + rule.eps
         torch._foreach_mul_(vs, rule.beta2) if rule.beta2 else torch._foreach_zero_(vs)
         torch._foreach_add_(vs, list(means.to(vs[0].dtype).unbind()))
         move(layers, rule, torch.stack(_stepsizes(vs, corrections2, rule)))

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from aida_lightning._private import cpp_code_cache
+from aida_lightning.optim._kernels.layers import Layers, Parts
 from aida_lightning.optim._kernels.memory import is_safe
-from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule
+from aida_lightning.optim._kernels.rule import LayerMean, UpdateRule
 
 # The dtype of the statistic and of the arithmetic, by that of the parameter; their numbers in
 # fused.cpp are their places here.
@@ -51,24 +52,27 @@ def takes(
     exp_avg_sq: Tensor,
     step: Tensor,
     layer_mean: LayerMean = None,
+    parts: Parts | None = None,
 ) -> bool:
     """Tell whether the compiled code can update the layer."""
     on_host = param.is_cpu and step.is_cpu
-    return on_host and is_safe(param, grad, exp_avg, exp_avg_sq, step, _STATISTICS, layer_mean)
+    return on_host and is_safe(
+        param, grad, exp_avg, exp_avg_sq, step, _STATISTICS, layer_mean, parts
+    )
 
 
 def step(layers: Layers, rule: UpdateRule) -> None:
     """Make all sweeps, over layers of which no other process holds a part."""
     sweeps = _UPDATE + (_MOVE if rule.layer_mean or rule.suppresses_range else 0)
     if rule.takes_sums:
-        _sweep(_MOMENTUM + sweeps, layers, rule, sums=_zeros(len(layers.params), _SUMS))
+        _sweep(_MOMENTUM + sweeps, layers, rule, sums=_zeros(layers.number, _SUMS))
     else:
         _sweep(sweeps, layers, rule)
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
     """Update every momentum and return the sums over each layer."""
-    sums = _zeros(len(layers.params), _SUMS)
+    sums = _zeros(layers.number, _SUMS)
     _sweep(_MOMENTUM, layers, rule, sums=sums)
     return sums if rule.layer_mean == "statistic" else sums[:, :3].contiguous()
 
@@ -97,7 +101,7 @@ def _zeros(*size: int) -> Tensor:
 def _totals(layers: Layers, rule: UpdateRule) -> Tensor:
     """Make room for what the stepsizes depend on, or for one number per layer."""
     of_none = rule.of_no_elements or (0.0,)
-    totals = _zeros(len(layers.params), len(of_none))
+    totals = _zeros(layers.number, len(of_none))
     totals[:, -1].fill_(of_none[-1])
     return totals
 
@@ -167,14 +171,15 @@ def _sweep(
     )
     if "table" not in layers.kept:
         addresses = [[tensor.data_ptr() for tensor in column] for column in layers.tensors()]
-        parts = [param.numel() for param in layers.params]
-        layers.kept["table"] = torch.tensor([*addresses, parts, layers.numels], device="cpu")
+        averaged = rule.layer_mean == "statistic"
+        dtypes = layers.params[0].dtype, layers.exp_avg_sqs[0].dtype
+        layers.kept["table"] = layers.cut.table(addresses, dtypes, averaged=averaged)
     table = layers.kept["table"]
     pointers = range(table.data_ptr(), table.data_ptr() + table.nbytes, table.stride(0) * 8)
     _library().aida_step(
         ctypes.c_int64([*_STATISTICS].index(layers.params[0].dtype)),
         ctypes.c_int64(sweeps),
-        ctypes.byref(_Layers(*pointers, n=len(layers.params))),
+        ctypes.byref(_Layers(*pointers, n=table.shape[1])),
         ctypes.byref(options),
         ctypes.c_void_p(None if sums is None else sums.data_ptr()),
         ctypes.c_int64(0 if sums is None else sums.shape[1]),

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aida_lightning.optim._kernels.rule import Layers, UpdateRule, finite_sums
+from aida_lightning.optim._kernels.layers import Layers
+from aida_lightning.optim._kernels.rule import UpdateRule, finite_sums
 from aida_lightning.optim._kernels.stepsizes import (
     LARGEST,
     adaptive_stepsize,
@@ -174,9 +175,11 @@ def _move_suppressed(
 def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tensor:
     """Update the one statistic of every layer and return the stepsizes, of shape ``(n,)``."""
     stepsizes = []
-    means = layers.mean(rule.squares(sums), rule)
+    means = layers.mean(rule.squares(sums), on_device=rule.on_device)
     for v, step, mean in zip(layers.exp_avg_sqs, layers.steps, means, strict=True):
         _, correction2 = rule.bias_corrections(step)
+        if rule.differentiable:
+            v = _noticed(v)
         v.mul_(rule.beta2) if rule.beta2 else v.zero_()
         v.add_(mean * (1 - rule.beta2) + rule.eps)
         stepsizes.append(adaptive_stepsize(v, correction2, 0.0))
@@ -257,7 +260,10 @@ def _blocks(rule: UpdateRule, dtype: torch.dtype | None, *tensors: Tensor) -> It
 
     There is no scratch without a dtype, or where autograd would notice that it is overwritten.
     """
-    if rule.differentiable or torch.compiler.is_compiling():
+    if rule.differentiable:
+        yield None, *map(_noticed, tensors)
+        return
+    if torch.compiler.is_compiling():
         yield None, *tensors
         return
     blocks = _cut(tensors)
@@ -287,6 +293,16 @@ def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
         return None
     dense = torch.empty_like(x, device="meta", memory_format=torch.preserve_format).stride()
     return [t.as_strided((x.numel(),), (1,)) for t in tensors] if x.stride() == dense else None
+
+
+def _noticed(tensor: Tensor) -> Tensor:
+    """Return a tensor that has noticed what autograd recorded of the tensor that it is a view of.
+
+    Until a view is asked for its function, autograd takes it for a leaf if its base was one when
+    it was made, and refuses to change it.
+    """
+    _ = tensor.grad_fn
+    return tensor
 
 
 def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:

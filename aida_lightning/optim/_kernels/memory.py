@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from aida_lightning.optim._kernels.rule import LayerMean, Layers
+from aida_lightning.optim._kernels.layers import Layers, Parts
+from aida_lightning.optim._kernels.rule import LayerMean
 
 
 def is_safe(
@@ -18,6 +19,7 @@ def is_safe(
     step: Tensor,
     dtypes: Mapping[torch.dtype, torch.dtype],
     layer_mean: LayerMean,
+    parts: Parts | None,
 ) -> bool:
     """Tell whether a layer's memory is what compiled code takes it for.
 
@@ -28,10 +30,12 @@ def is_safe(
         param: the parameter.
         grad: its gradient.
         exp_avg: the moving average of the gradient.
-        exp_avg_sq: the statistic, of the parameter's shape, or a scalar if it is averaged.
+        exp_avg_sq: the statistic, of the parameter's shape, or a number per layer if it is
+            averaged.
         step: the number of steps taken, a scalar on the host or beside the parameter.
         dtypes: the statistic's dtype, by that of the parameter.
         layer_mean: what the rule averages over a layer.
+        parts: how the tensors are cut into layers, if they hold several.
     """
     # Only exact classes; and the layout first, for sparse tensors have no address.
     if not type(grad) is type(exp_avg) is type(exp_avg_sq) is type(step) is Tensor:
@@ -44,7 +48,10 @@ def is_safe(
     size, dtype, device = param.numel(), param.dtype, param.get_device()  # the host is -1
     if not grad.numel() == exp_avg.numel() == size or step.numel() != 1:
         return False
-    if exp_avg_sq.numel() != (1 if layer_mean == "statistic" else size):
+    averaged = layer_mean == "statistic"
+    if exp_avg_sq.numel() != ((parts.number if parts else 1) if averaged else size):
+        return False
+    if parts and not (_slices_lie_together(param) and (exp_avg_sq.is_contiguous() or not averaged)):
         return False
     if not dtype is grad.dtype is exp_avg.dtype or dtypes.get(dtype) is not exp_avg_sq.dtype:
         return False
@@ -59,7 +66,7 @@ def is_safe(
     if exp_avg_sq.is_neg() or step.is_neg():  # memory that holds the negative of the values
         return False
     vectors = [param, grad, exp_avg]
-    if layer_mean != "statistic":
+    if not averaged:
         vectors.append(exp_avg_sq)
     return _lie_alike(vectors)
 
@@ -80,6 +87,12 @@ def overlap(layers: Layers) -> bool:
 def _spans_overlap(begins: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
     spans = sorted((begin, size) for begin, size in zip(begins, sizes, strict=True) if size)
     return any(begin + size > after for (begin, size), (after, _) in pairwise(spans))
+
+
+def _slices_lie_together(param: Tensor) -> bool:
+    """Tell whether a tensor without gaps has the slices of dimension 0 one after the other."""
+    rows = param.shape[0]
+    return rows < 2 or param.is_contiguous() or param.stride(0) * rows == param.numel()
 
 
 def _lie_alike(vectors: Sequence[Tensor]) -> bool:

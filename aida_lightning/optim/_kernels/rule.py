@@ -1,12 +1,12 @@
-"""What every kernel is given: lists with one tensor per layer, and the rule to update them by."""
+"""The rule that every kernel updates layers by, and what a kernel is."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from aida_lightning.optim._kernels.layers import Layers, to_device
 from aida_lightning.optim._kernels.stepsizes import (
     LARGEST,
     OF_NO_ELEMENTS,
@@ -20,43 +20,6 @@ from aida_lightning.optim._kernels.stepsizes import (
 from aida_lightning.optim._kernels.tracking import Coefficients, Scalar, Track
 
 LayerMean: TypeAlias = Literal["statistic", "stepsize"] | None
-
-
-class Layers(NamedTuple):
-    """The tensors of some layers; entry ``l`` of each list belongs to layer ``l``."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-    steps: list[Tensor]
-    # The elements of the whole layers, of which this process may hold but a part.
-    numels: list[int]
-    # What a kernel keeps from one sweep over these layers to the next.
-    kept: dict[str, Any]
-
-    def tensors(self) -> tuple[list[Tensor], ...]:
-        """Return the lists that have a tensor per layer; torch.compile cuts no named tuple."""
-        return self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps
-
-    def mean(self, totals: Tensor, rule: "UpdateRule") -> Tensor:
-        """Divide sums over whole layers, of shape ``(n,)``, by the layers' numbers of elements."""
-        counts = [max(numel, 1) for numel in self.numels]
-        if rule.on_device:  # At a graph's replay the memory of a copy's source would be another's.
-            return torch.stack(torch._foreach_div(totals.unbind(), counts))
-        divisors = torch.tensor(counts, dtype=totals.dtype, device="cpu")
-        return totals / to_device(totals.device, divisors)
-
-    def take(self, indices: Sequence[int]) -> "Layers":
-        """Pick the layers of these indices."""
-        picked = ([column[index] for index in indices] for column in self.tensors())
-        numels = [self.numels[index] for index in indices]
-        return Layers(*picked, numels=numels, kept={})  # type: ignore[misc, arg-type]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Layers":
-        """Replace every tensor by what the function makes of it."""
-        mapped = ([function(tensor) for tensor in column] for column in self.tensors())
-        return Layers(*mapped, numels=self.numels, kept={})  # type: ignore[misc, arg-type]
 
 
 @dataclass(frozen=True)
@@ -86,6 +49,11 @@ class UpdateRule:
         return self.layer_mean == "statistic" or not self.track.is_constant
 
     @property
+    def takes_any_sums(self) -> bool:
+        """Whether anything is summed over a layer while it is updated."""
+        return self.takes_sums or self.of_no_elements is not None
+
+    @property
     def of_no_elements(self) -> tuple[float, ...] | None:
         """What ``update`` returns of a layer without elements; None if it returns nothing."""
         if self.suppresses_range:
@@ -105,6 +73,10 @@ class UpdateRule:
     def coefficients(self, m_sq: Scalar, g_sq: Scalar, m_dot_g: Scalar) -> Coefficients:
         """Compute (alpha, beta) of the tracked vector ``alpha * m + beta * g``."""
         return self.track.function(m_sq, g_sq, m_dot_g, k=self.k, xi=self.xi)
+
+    def of_elements(self) -> "UpdateRule":
+        """Return the rule by which every element is updated by itself."""
+        return replace(self, track=self.track.of_elements, layer_mean=None)
 
     @property
     def compiled_track(self) -> tuple[int, float, float]:
@@ -149,10 +121,12 @@ class UpdateRule:
     def stepsizes(self, layers: Layers, totals: Tensor) -> Tensor:
         """Compute what ``move`` takes from what ``update`` returned, over whole layers."""
         if not self.suppresses_range:
-            return layers.mean(totals.squeeze(1), self)
+            return layers.mean(totals.squeeze(1), on_device=self.on_device)
         totals = totals.double()
-        steps = torch.stack(layers.steps).double()
-        mean, mean_square = (layers.mean(sums, self) for sums in totals[:, :2].unbind(1))
+        steps = layers.steps_of_layers().double()
+        mean, mean_square = (
+            layers.mean(sums, on_device=self.on_device) for sums in totals[:, :2].unbind(1)
+        )
         correction2 = to_device(totals.device, 1 - self.beta2**steps)
         return suppression(mean, mean_square, totals[:, 2], correction2, self.eps, self.tau)
 
@@ -231,10 +205,3 @@ def finite_sums(sums: Tensor) -> Tensor:
     least = (m_dot_g.square().unsqueeze(-1) / others).clamp(min=LARGEST)
     norms = torch.where(sums[..., :2].isinf(), least, finite[..., :2])
     return torch.cat((norms, finite[..., 2:]), -1)
-
-
-def to_device(device: torch.device, host: Tensor) -> Tensor:
-    """Copy to the device without a wait, which takes pinned memory."""
-    if device.type == "cuda" and host.is_cpu:
-        return host.pin_memory().to(device, non_blocking=True)
-    return host.to(device)

@@ -32,6 +32,8 @@ class Track:
         of_momentum: whether m is in d.
         of_gradient: whether g is in d.
         number: what the compiled kernels call it; None if they do not know it.
+        elementwise: what is tracked in its place where no sums are taken, for a vector of one
+            element is its own projection on any other; None for what takes no sums.
     """
 
     function: Callable[..., Coefficients]
@@ -39,6 +41,12 @@ class Track:
     of_momentum: bool = True
     of_gradient: bool = True
     number: int | None = None
+    elementwise: "Track | None" = None
+
+    @property
+    def of_elements(self) -> "Track":
+        """The vector that is tracked where no sums are taken."""
+        return self.elementwise or self
 
 
 def gradient(m_sq: Scalar, g_sq: Scalar, m_dot_g: Scalar, *, k: int, xi: float) -> Coefficients:
@@ -91,5 +99,5 @@ def projected_gradient(
 # The numbers are those in fused.cpp and triton_sweeps.py.
 GRADIENT = Track(gradient, is_constant=True, of_momentum=False, number=0)
 RESIDUAL = Track(residual, is_constant=True, number=0)
-MUTUAL_PROJECTION = Track(mutual_projection, number=1)
-PROJECTED_GRADIENT = Track(projected_gradient, of_gradient=False, number=2)
+MUTUAL_PROJECTION = Track(mutual_projection, number=1, elementwise=RESIDUAL)
+PROJECTED_GRADIENT = Track(projected_gradient, of_gradient=False, number=2, elementwise=GRADIENT)

@@ -15,6 +15,7 @@ double from there on. Nothing waits for the device.
 
 import math
 import sys
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,8 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from aida_lightning.optim._kernels.layers import Cut, Layers, Parts, plan_of, to_device
 from aida_lightning.optim._kernels.memory import is_safe
-from aida_lightning.optim._kernels.rule import LayerMean, Layers, UpdateRule, to_device
+from aida_lightning.optim._kernels.rule import LayerMean, UpdateRule
 
 # The dtype of the statistic and of the arithmetic, by that of the parameter.
 _DTYPES = {
@@ -45,6 +47,7 @@ def takes(
     exp_avg_sq: Tensor,
     step: Tensor,
     layer_mean: LayerMean = None,
+    parts: Parts | None = None,
 ) -> bool:
     """Tell whether the kernel can update a layer; others have to go elsewhere.
 
@@ -57,7 +60,7 @@ def takes(
         return False
     if param.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    return is_safe(param, grad, exp_avg, exp_avg_sq, step, _DTYPES, layer_mean)
+    return is_safe(param, grad, exp_avg, exp_avg_sq, step, _DTYPES, layer_mean, parts)
 
 
 def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
@@ -66,7 +69,7 @@ def momentum(layers: Layers, rule: UpdateRule) -> Tensor:
     arguments = _arguments(layers, rule, table)
     arguments["partials"] = partials = table.new_partials(arguments["SUMS"])
     _launch("momentum", table.programs, arguments)
-    return table.sum(partials).view(len(layers.params), -1)
+    return table.sum(partials).view(table.layers, -1)
 
 
 def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | None:
@@ -77,7 +80,7 @@ def update(layers: Layers, rule: UpdateRule, sums: Tensor | None) -> Tensor | No
     if sums is not None:
         arguments["sums"] = sums.double().contiguous()
     if rule.layer_mean == "statistic":
-        stepsizes = table.records.new_empty(len(layers.params), dtype=torch.float64)
+        stepsizes = table.records.new_empty(table.layers, dtype=torch.float64)
         arguments["stepsizes"] = stepsizes
         _launch("statistics", -(-len(stepsizes) // _LAYERS), arguments | {"BLOCK": _LAYERS})
         _launch("move", table.programs, arguments)
@@ -118,7 +121,7 @@ def _arguments(layers: Layers, rule: UpdateRule, table: "_Table") -> dict[str, A
     return {
         "records": table.records,
         "chunks": table.chunks,
-        "n": len(layers.params),
+        "n": table.layers,
         "sums": None,
         "partials": None,
         "lr": 0.0 if on_device else float(rule.lr),
@@ -161,6 +164,10 @@ class _Table(NamedTuple):
     offsets: dict[int, Tensor]  # where the layers' partial sums begin, by the number of sums
 
     @property
+    def layers(self) -> int:
+        return len(self.records)
+
+    @property
     def programs(self) -> int:
         return len(self.chunks)
 
@@ -190,41 +197,40 @@ def _table(layers: Layers, rule: UpdateRule) -> _Table:
     device = layers.params[0].device
     lists = layers.tensors()[:4] if not rule.capturable else layers.tensors()
     addresses = tuple(tuple(map(Tensor.data_ptr, tensors)) for tensors in lists)
-    parts = tuple(map(Tensor.numel, layers.params))
-    dtypes = layers.params[0].dtype, layers.steps[0].dtype
-    records, clock, alignment = _records(addresses, parts, tuple(layers.numels), *dtypes, device)
-    return _Table(records, clock, alignment, *_chunks(parts, device, _CHUNK))
+    cut, dtypes = layers.cut, (layers.params[0].dtype, layers.steps[0].dtype)
+    averaged = rule.layer_mean == "statistic"
+    records, clock, alignment = _records(addresses, cut, *dtypes, device, averaged)
+    return _Table(records, clock, alignment, *_chunks(cut, device, _CHUNK))
 
 
 # Most steps find the addresses of the one before; groups and optimizers take turns, hence several.
 @lru_cache(maxsize=16)
 def _records(
     addresses: tuple[tuple[int, ...], ...],
-    parts: tuple[int, ...],
-    numels: tuple[int, ...],
+    cut: Cut,
     dtype: torch.dtype,
     step_dtype: torch.dtype,
     device: torch.device,
+    averaged: bool,
 ) -> tuple[Tensor, Tensor | None, int]:
     clock = None
-    columns = [list(column) for column in addresses]
-    alignment = 16 if all(a % 16 == 0 for column in columns[:4] for a in column) else dtype.itemsize
+    columns: list[Sequence[int]] = [*addresses]
     if len(columns) == 4:
-        clock = torch.empty(len(parts), dtype=step_dtype, device=device)
-        columns.append([clock.data_ptr() + i * clock.itemsize for i in range(len(parts))])
-    rows = [*columns, list(parts), list(numels)]
-    records = torch.tensor(rows, device="cpu").t().contiguous()
-    return to_device(device, records), clock, alignment
+        tensors = len(cut.parts)
+        clock = torch.empty(tensors, dtype=step_dtype, device=device)
+        columns.append([clock.data_ptr() + i * clock.itemsize for i in range(tensors)])
+    rows = cut.table(columns, (dtype, _DTYPES[dtype]), averaged=averaged)
+    vectors = rows[: 3 if averaged else 4]  # of which elements are read side by side
+    alignment = dtype.itemsize if (vectors % 16).any() else 16
+    return to_device(device, rows.t().contiguous()), clock, alignment
 
 
 @lru_cache(maxsize=16)
-def _chunks(
-    parts: tuple[int, ...], device: torch.device, size: int
-) -> tuple[Tensor, dict[int, Tensor]]:
+def _chunks(cut: Cut, device: torch.device, size: int) -> tuple[Tensor, dict[int, Tensor]]:
     # A layer without elements has a chunk too, so that its sums are written.
-    counts = (-(-torch.tensor(parts, device="cpu") // size)).clamp(min=1)
+    counts = (-(-plan_of(cut).here // size)).clamp(min=1)
     first = counts.cumsum(0) - counts
-    layer = torch.repeat_interleave(torch.arange(len(parts), device="cpu"), counts)
+    layer = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), counts)
     index = torch.arange(len(layer), device="cpu") - first[layer]
     offsets = {}
     for sums in (1, 3, 5):

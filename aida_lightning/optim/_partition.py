@@ -1,0 +1,199 @@
+"""The option ``partition``: which slices of a parameter are layers of their own."""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from numbers import Integral
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from aida_lightning._private import local_shape_and_offset
+from aida_lightning.optim._kernels.layers import Parts
+
+Chosen: TypeAlias = Literal["rows", "elements"] | int | Sequence[int] | None
+Partition: TypeAlias = Chosen | Callable[[Tensor], Chosen]
+# What a partition is for one parameter: the sizes of its parts, or the number of equal parts.
+Layout: TypeAlias = Literal["elements"] | int | tuple[int, ...] | None
+
+_RETURNED = 'None, "rows", "elements", a number of equal parts, or their sizes along dimension 0'
+_ALLOWED = f"{_RETURNED}, or a callable that takes the parameter and returns one of these"
+
+
+def checked_partition(value: object) -> Any:
+    """Return a partition in plain form: numbers as ints and sizes as a tuple.
+
+    Raises:
+        ValueError: it is not a partition of any parameter.
+        TypeError: it is of another type.
+    """
+    if value is None or callable(value):
+        return value
+    if isinstance(value, str):
+        if value not in ("rows", "elements"):
+            raise ValueError(f"Invalid partition: {value!r}, it must be {_ALLOWED}")
+        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"Invalid partition: {value!r}, the number of parts must be >= 1")
+        return int(value)
+    if isinstance(value, Sequence):
+        sizes = [n for n in value if isinstance(n, Integral) and not isinstance(n, bool)]
+        if not value or len(sizes) < len(value) or min(sizes) < 1:
+            raise ValueError(f"Invalid partition: {value!r}, all sizes must be integers >= 1")
+        return tuple(int(size) for size in sizes)
+    raise TypeError(f"Invalid partition: {value!r}, it must be {_ALLOWED}")
+
+
+def layout_of(partition: Partition, param: Tensor, name: str = "") -> Layout:
+    """Find what a partition is for a parameter.
+
+    Args:
+        partition: the option, as ``checked_partition`` returns it.
+        param: the parameter.
+        name: of the parameter, for the errors.
+
+    Raises:
+        ValueError: the parameter has no such parts.
+        TypeError: the callable returned something else than a partition.
+    """
+    if partition is None:
+        return None
+    shown = f"a layer of the shape {[*param.shape]}" + (f" ({name})" if name else "")
+    if callable(partition):
+        partition = _called(partition, param, shown)
+    if partition is None or partition == "elements":
+        return partition
+    if not param.ndim:
+        raise ValueError(
+            f"Invalid partition: {partition!r}, {shown} has no dimension 0 to cut; leave it in a "
+            "group without a partition"
+        )
+    rows = param.shape[0]
+    if partition == "rows":
+        return rows
+    if isinstance(partition, tuple):
+        if sum(partition) != rows:
+            raise ValueError(
+                f"Invalid partition: {partition}, its sizes add up to {sum(partition)}, but "
+                f"dimension 0 of {shown} has {rows}"
+            )
+        return partition
+    assert isinstance(partition, int)
+    if rows % partition:
+        raise ValueError(
+            f"Invalid partition: {partition}, it does not divide dimension 0 of {shown}"
+        )
+    return partition
+
+
+def _called(function: Callable[[Tensor], Chosen], param: Tensor, shown: str) -> Any:
+    given = function(param)
+    try:
+        if callable(given):
+            raise TypeError
+        return checked_partition(given)
+    except (TypeError, ValueError) as error:
+        name = getattr(function, "__qualname__", repr(function))
+        raise type(error)(
+            f"Invalid partition: the callable {name} returned {given!r} for {shown}, but it must "
+            f"return {_RETURNED}"
+        ) from error
+
+
+def check_partition(group: dict[str, Any], *, suppresses_range: bool) -> None:
+    """Raise the error of the first parameter of a group that has no such parts.
+
+    Parameters that are not initialized yet are checked at their first step.
+    """
+    partition = group["partition"]
+    if partition is None:
+        return
+    names = group.get("param_names", [""] * len(group["params"]))
+    for name, param in zip(names, group["params"], strict=True):
+        if not is_lazy(param):
+            layout = layout_of(partition, param, name)
+            if layout == "elements" and suppresses_range:
+                raise ValueError(
+                    'Invalid partition: "elements", for the range of the stepsizes is suppressed '
+                    'over several elements; the finest partition is "rows"'
+                )
+
+
+def number_of(layout: Layout) -> int:
+    """Return the number of parts of a whole parameter that is cut."""
+    assert isinstance(layout, int | tuple)
+    return layout if isinstance(layout, int) else len(layout)
+
+
+def is_cut(layout: Layout) -> bool:
+    """Tell whether the parameter holds several layers that have sums of their own."""
+    return layout is not None and layout != "elements"
+
+
+def parts_of(param: Any, layout: Layout) -> Parts | None:
+    """Find the parts of a parameter that a process updates.
+
+    Of a DTensor whose parts all lie whole in one process, these are the process's own. Otherwise
+    they are all of them, of which the process may hold any slices or none.
+    """
+    if not is_cut(layout):
+        return None
+    number = number_of(layout)
+    if not number:
+        return Parts(0, 0, 0)
+    rows = param.shape[0]
+    per_row = param.numel() // max(rows, 1) * (2 if param.is_complex() else 1)
+    if lies_whole(param, layout):
+        size = rows // number
+        return Parts(param.to_local().shape[0] // size, size, size * per_row)
+    first, last = 0, rows
+    if hasattr(param, "placements"):
+        shape, offset = local_shape_and_offset(param)
+        # A shard without elements may have any offset.
+        first, last = offset[0], offset[0] + (shape[0] if 0 not in shape else 0)
+    if isinstance(layout, int):
+        size = rows // number
+        if (first, last) == (0, rows):
+            return Parts(number, size, size * per_row)
+        layout = (size,) * number
+    assert isinstance(layout, tuple)
+    cut = [min(max(end, first), last) for end in accumulate(layout, initial=0)]
+    here = tuple(end - begin for begin, end in pairwise(cut))
+    return Parts(number, here, tuple(size * per_row for size in layout))
+
+
+def lies_whole(param: Any, layout: Layout) -> bool:
+    """Tell whether processes share the parameter and each of its parts lies in one of them."""
+    if not isinstance(layout, int) or not hasattr(param, "placements") or not layout:
+        return False
+    split = [placement for placement in param.placements if not placement.is_replicate()]
+    if not split or any(placement.dim != 0 for placement in split):
+        return False
+    rows = param.shape[0]
+    if layout == rows:
+        return True
+    if len(split) > 1 or not split[0].is_shard(0):
+        return False
+    # As torch.chunk cuts the parameter, it cuts its parts.
+    shards = param.device_mesh.size(param.placements.index(split[0]))
+    whole: bool = -(-rows // shards) % (rows // layout) == 0
+    return whole
+
+
+def new_statistics(param: Any, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """Make the averaged statistics of a parameter: one number, or a vector of one per part."""
+    if not is_cut(layout):
+        return torch.zeros((), dtype=dtype, device=param.device)
+    number = number_of(layout)
+    if not lies_whole(param, layout):
+        return torch.zeros(number, dtype=dtype, device=param.device)
+    from torch.distributed.tensor import DTensor
+
+    parts = parts_of(param, layout)
+    assert parts is not None
+    local = torch.zeros(parts.number, dtype=dtype, device=param.to_local().device)
+    mesh, placements = param.device_mesh, param.placements
+    shape = torch.Size([number])
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=(1,))
