@@ -151,8 +151,7 @@ def parts_of(param: Any, layout: Layout) -> Parts | None:
     first, last = 0, rows
     if hasattr(param, "placements"):
         shape, offset = local_shape_and_offset(param)
-        # A shard without elements may have any offset.
-        first, last = offset[0], offset[0] + (shape[0] if 0 not in shape else 0)
+        first, last = offset[0], offset[0] + shape[0]
     if isinstance(layout, int):
         size = rows // number
         if (first, last) == (0, rows):

@@ -14,6 +14,11 @@ def two_processes():
 
 
 @pytest.fixture(scope="session")
+def three_processes():
+    yield from _group(3)
+
+
+@pytest.fixture(scope="session")
 def four_processes():
     yield from _group(4)
 
