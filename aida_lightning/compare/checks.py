@@ -14,8 +14,9 @@ from aida_lightning._lightning import LightningDataModule, LightningModule, Trai
 from aida_lightning._private import starts_script_again
 from aida_lightning.compare.callbacks import run_callbacks
 from aida_lightning.compare.loading import LoadedExperiment
-from aida_lightning.compare.methods import OptimizerChoice, UsageError
+from aida_lightning.compare.methods import GROUPING, OptimizerChoice, UsageError
 from aida_lightning.compare.run import build_model, quiet
+from aida_lightning.groups import group_layers
 
 _HIGHEST_SEED = 2**32 - 1  # Lightning's
 
@@ -77,6 +78,10 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
         with _refusal("model, its optimizer or its lr_scheduler"):
             model.trainer = trainer
             model.configure_optimizers()
+        for optimizer in optimizers:
+            grouping = {key: v for key, v in optimizer.options.items() if key in GROUPING}
+            with _refusal(f"optimizers: {optimizer.label}"):
+                group_layers(model, **grouping)
         with _refusal("callbacks"):
             callbacks = run_callbacks(loaded, optimizers[0], 0, Path())
             experiment.trainer(logger=False, callbacks=callbacks)
