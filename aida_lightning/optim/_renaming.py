@@ -34,9 +34,13 @@ def by_name(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """
     groups, saved = optimizer.param_groups, state_dict["param_groups"]
     here, there = _names(groups), _names(saved)
+    # torch's distributed checkpoints have placed the states by name, but mix the groups' options.
+    placed = (
+        not there and any("param_names" in g for g in saved) and _sizes(groups) == _sizes(saved)
+    )
     keys = {
         name: key
-        for names, group in zip(there, saved, strict=False)  # there may be no names
+        for names, group in zip(here if placed else there, saved, strict=False)  # if any
         for name, key in zip(names, group["params"], strict=True)
     }
     ours = [name for names in here for name in names]
@@ -50,8 +54,8 @@ def by_name(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     fitted = []
     for place, (group, names) in zip(places, _pairs(groups, here), strict=True):
         params = [keys.get(name, ("afresh", name)) for name in names]
-        source = saved[next((home[name] for name in names if name in home), 0)]
-        options = _as_far(group, source) if place is None else saved[place]
+        before = [saved[home[name]] for name in names if name in home]
+        options = _as_far(group, before or saved) if place is None else saved[place]
         own = {key: group[key] for key in ("name",) if key in group}
         fitted.append({**options, **own, "params": params, "param_names": names})
     gone = {keys[name] for name in keys.keys() - {*ours}}
@@ -82,13 +86,12 @@ def check_places(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """
     saved, groups = state_dict["param_groups"], optimizer.param_groups
     shown = [[_shown(group) for group in of] for of in (saved, groups)]
-    same = len(saved) == len(groups) and all(
-        len(a["params"]) == len(b["params"]) and a.get("name", b.get("name")) == b.get("name")
+    same = _sizes(saved) == _sizes(groups) and all(
+        a["name"] == b["name"]
         for a, b in zip(saved, groups, strict=True)
-        if "name" in b
+        if "name" in a and "name" in b
     )
-    sizes = [[len(group["params"]) for group in of] for of in (saved, groups)]
-    if not same or sizes[0] != sizes[1]:
+    if not same:
         why = (
             "loaded state dict has a different number of parameter groups"
             if len(saved) != len(groups)
@@ -102,6 +105,10 @@ def check_places(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
 
 def _shown(group: Mapping[str, Any]) -> str:
     return f"{group.get('name', 'a group')!r} of {len(group['params'])}"
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
 
 
 def _names(groups: list[dict[str, Any]]) -> list[list[str]]:
@@ -134,14 +141,17 @@ def _place(
             return place
     place = next(i for i, g in enumerate(groups) if g is group)
     unnamed = "name" not in group and len(saved) == len(groups) and "name" not in saved[place]
-    return place if unnamed else None
+    return place if unnamed and len(saved[place]) > 1 else None
 
 
-def _as_far(group: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+def _as_far(group: dict[str, Any], saved: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a new group's options, with a learning rate as far in the schedule as a saved one."""
-    options = {**group, **{key: saved[key] for key in ("optimizer",) if key in saved}}
-    if saved.get("initial_lr") and "initial_lr" in group:
-        options["lr"] = group["initial_lr"] * (saved["lr"] / saved["initial_lr"])
+    options = dict(group)
+    for other in saved:
+        options |= {key: other[key] for key in ("optimizer",) if key in other}
+        if other.get("initial_lr") and "initial_lr" in group:
+            options["lr"] = group["initial_lr"] * (other["lr"] / other["initial_lr"])
+            break
     return options
 
 
@@ -183,7 +193,6 @@ def _settle(scheduler: Any, optimizer: Optimizer, places: list[int | None], coun
     groups = optimizer.param_groups
     if hasattr(scheduler, "base_lrs"):
         scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in groups]
-    scheduler._last_lr = [group["lr"] for group in groups]
     for name in _OF_GROUPS:
         values = getattr(scheduler, name, None)
         if not isinstance(values, list) or len(values) != count:

@@ -112,7 +112,5 @@ def test_groups_can_be_set_on_the_command_line(tmp_path):
 def test_a_pattern_that_matches_no_layer_is_refused_for_every_optimizer(tmp_path):
     methods = [{"name": "sgd"}, {"name": "aida", "options": {"groups": {"heads.*": {}}}}]
     path = write_experiment(tmp_path, figures=None, optimizers=methods)
-    with pytest.raises(
-        UsageError, match=r"'heads.\*' matches no layer; the nearest names are"
-    ):
+    with pytest.raises(UsageError, match=r"'heads.\*' matches no layer; the nearest names are"):
         compare(load_experiment(path), None, tmp_path / "out")
