@@ -47,7 +47,8 @@ def divide_groups(
             if params:
                 places.append(place)
                 chosen.append(part)
-                divided.append({**group, "params": params, "name": part.name})
+                name = group.get("name", part.name) if part.name == rest.name else part.name
+                divided.append({**group, "params": params, "name": name})
     names = [group["name"] for group in divided]
     for place, group in zip(places, divided, strict=True):
         group.pop("param_names", None)

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-# What schedulers keep for each group, beside the learning rates that are in the groups, too.
-_OF_GROUPS = ("max_lrs", "min_lrs", "base_momentums", "max_momentums")
+# What torch's schedulers and timm's keep for each group: what is in the group, too, and the rest.
+_BASES = ("base_lrs", "base_values")
+_OF_GROUPS = ("max_lrs", "min_lrs", "base_momentums", "max_momentums", "warmup_steps")
 _ADVICE = (
     "resume with the groups of the checkpoint, or load only the weights, as with `load_state_dict` "
     "of the module"
@@ -183,18 +184,22 @@ def _settle_schedulers(optimizer: Optimizer, places: list[int | None], count: in
             settled = True
             # An optimizer does not know its schedulers, which may be inside of others.
             for found in gc.get_objects():
-                if issubclass(type(found), LRScheduler) and found.optimizer is optimizer:
-                    _settle(found, optimizer, places, count)
+                kind = type(found)  # isinstance would load modules that wait for their first use
+                is_timms = str(kind.__module__).startswith("timm.scheduler")
+                if issubclass(kind, LRScheduler) or is_timms:
+                    if vars(found).get("optimizer") is optimizer:
+                        _settle(found, optimizer, places, count)
 
     optimizer.register_step_pre_hook(settle)
 
 
 def _settle(scheduler: Any, optimizer: Optimizer, places: list[int | None], count: int) -> None:
     groups = optimizer.param_groups
-    if hasattr(scheduler, "base_lrs"):
-        scheduler.base_lrs = [group.get("initial_lr", group["lr"]) for group in groups]
+    for name in _BASES:
+        if name in vars(scheduler):
+            setattr(scheduler, name, [group.get("initial_lr", group["lr"]) for group in groups])
     for name in _OF_GROUPS:
-        values = getattr(scheduler, name, None)
+        values = vars(scheduler).get(name)
         if not isinstance(values, list) or len(values) != count:
             continue  # its state was not loaded
         if None in places and len({*values}) > 1:

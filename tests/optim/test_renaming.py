@@ -222,3 +222,38 @@ def test_a_scheduler_whose_values_of_each_group_cannot_be_matched_says_so():
     scheduler.load_state_dict(states[1])
     with pytest.raises(RuntimeError, match=r"CyclicLR cannot resume .* max_lrs are \[0.2, 0.3\]"):
         train(module, optimizer)
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_a_schedule_of_timm_goes_on_in_the_new_groups_or_says_why_it_cannot(warmup):
+    timm = pytest.importorskip("timm.scheduler", exc_type=ImportError)
+
+    def start(groups):
+        module = net()
+        optimizer = build_optimizer("aida", module, groups=groups, lr=1e-2)
+        return module, optimizer, timm.StepLRScheduler(optimizer, 2, 0.5, warmup_t=warmup)
+
+    def advance(module, optimizer, scheduler, epochs):
+        rates = []
+        for epoch in epochs:
+            train(module, optimizer, 1)
+            scheduler.step(epoch + 1)
+            rates.append({g["name"]: g["lr"] for g in optimizer.param_groups})
+        return rates
+
+    before = {"head.*": {"lr": 0.5}}
+    after = {"features.bias": {"lr": 0.125}, "head.*": {"lr": 0.5}}
+    expected = advance(*start(after), range(7))[4:]
+    module, optimizer, scheduler = start(before)
+    advance(module, optimizer, scheduler, range(4))
+    states = optimizer.state_dict(), scheduler.state_dict()
+    module, optimizer, scheduler = start(after)
+    with pytest.warns(UserWarning, match=DIFFER):
+        optimizer.load_state_dict(states[0])
+    scheduler.load_state_dict(states[1])
+    if warmup:
+        with pytest.raises(RuntimeError, match="its saved warmup_steps are"):
+            advance(module, optimizer, scheduler, range(4, 7))
+    else:
+        found = advance(module, optimizer, scheduler, range(4, 7))
+        assert found == [pytest.approx(rates) for rates in expected]
