@@ -1,4 +1,4 @@
-"""The names of a module's layers, and their depths as timm counts them."""
+"""What a module's layers are: names, depths as timm counts them, and sparse gradients."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -6,14 +6,61 @@ from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, Adagrad, Optimizer, SparseAdam
 
 from aida_lightning._private import WRAPPERS
+from aida_lightning.optim._state import OwnStateOptimizer
 
 _WRAPPED = re.compile(rf"\b({'|'.join(WRAPPERS)})\.")
+# Torch's optimizers that support sparse gradients.
+_TAKE_SPARSE = (SGD, Adagrad, LBFGS, SparseAdam)
 # In timm's matchers, the ordinal of what belongs to the group before it.
 _WITH_PREVIOUS = 99999
 # How many parameters timm counts as one depth in a model that has no matcher.
 _PER_DEPTH = 12
+
+
+def layer_name(name: str) -> str:
+    """Remove from a parameter's name the parts that wrappers of modules add.
+
+    Example:
+        >>> layer_name("_orig_mod.net.0._checkpoint_wrapped_module.weight")
+        'net.0.weight'
+    """
+    return _WRAPPED.sub("", name)
+
+
+def sparse_layers(module: nn.Module) -> dict[Tensor, str]:
+    """Map the weights of embeddings that are built with ``sparse=True`` to their names.
+
+    If a module of another kind shares a weight, the gradient is a dense sum and the weight is
+    omitted.
+    """
+
+    def is_sparse(part: nn.Module) -> bool:
+        return isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse
+
+    dense = {p for m in module.modules() if not is_sparse(m) for p in m.parameters(recurse=False)}
+    return {
+        layer.weight: layer_name(f"{path}.weight").lstrip(".")
+        for path, layer in module.named_modules()
+        if is_sparse(layer) and layer.weight.requires_grad and layer.weight not in dense
+    }
+
+
+def check_sparse(optimizer: Optimizer, sparse: Mapping[Tensor, str]) -> None:
+    """Raise a ValueError if an optimizer has sparse gradients but does not support them."""
+    cls = type(optimizer)
+    is_torchs = cls.__module__.startswith("torch.optim")
+    if not isinstance(optimizer, OwnStateOptimizer) and (not is_torchs or cls in _TAKE_SPARSE):
+        return
+    held = {param for group in optimizer.param_groups for param in group["params"]}
+    if names := [name for param, name in sparse.items() if param in held]:
+        raise ValueError(
+            f"{cls.__name__} does not support sparse gradients, which {names} have; build their "
+            "embeddings with sparse=False, or train them with a separate optimizer, such as "
+            "torch.optim.SparseAdam"
+        )
 
 
 def depths_below_the_top(module: nn.Module) -> dict[Tensor, int]:
@@ -36,16 +83,6 @@ def depths_below_the_top(module: nn.Module) -> dict[Tensor, int]:
         # A model comes before its parts, whose own count does not matter.
         below = {**{params[name]: top - depth for name, depth in depths.items()}, **below}
     return below
-
-
-def layer_name(name: str) -> str:
-    """Remove from a parameter's name the parts that wrappers of modules add.
-
-    Example:
-        >>> layer_name("_orig_mod.net.0._checkpoint_wrapped_module.weight")
-        'net.0.weight'
-    """
-    return _WRAPPED.sub("", name)
 
 
 def _depths_by_matcher(names: Iterable[str], matcher: Any) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing_extensions import override
 # the imported classes.
 import aida_lightning.callbacks  # noqa: F401
 from aida_lightning._arguments import named_classes
+from aida_lightning._layers import check_sparse, sparse_layers
 from aida_lightning._lightning import (
     LightningArgumentParser,
     LightningCLI,
@@ -33,10 +34,8 @@ from aida_lightning._private import lr_schedulers_of, optimizers_of
 from aida_lightning.mixin import OptimizerMixin
 from aida_lightning.registry import (
     build_optimizer,
-    check_sparse,
     get_optimizer_class,
     list_optimizers,
-    sparse_layers,
     try_groups,
 )
 

@@ -11,18 +11,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RAdam, SparseAdam
+from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.optimizer import ParamsT
 
 from aida_lightning import optim
+from aida_lightning._layers import check_sparse, sparse_layers
 from aida_lightning._layers import layer_name as layer_name
 from aida_lightning.groups import GroupsLike, group_layers, params_of, patterns_of
 from aida_lightning.optim._state import OwnStateOptimizer, check_groups
 
 OptimizerLike: TypeAlias = str | type[Optimizer] | Callable[..., Optimizer]
-
-# Torch's optimizers that support sparse gradients.
-_TAKE_SPARSE = (SGD, Adagrad, LBFGS, SparseAdam)
 
 
 class _Entry(NamedTuple):
@@ -197,39 +195,6 @@ def try_groups(
         optimizer, options = entry.optimizer, {**entry.defaults, **options}
     if isinstance(optimizer, type):
         _try_patterns(optimizer, patterns, options)
-
-
-def sparse_layers(module: nn.Module) -> dict[Tensor, str]:
-    """Map the weights of embeddings that are built with ``sparse=True`` to their names.
-
-    If a module of another kind shares a weight, the gradient is a dense sum and the weight is
-    omitted.
-    """
-
-    def is_sparse(part: nn.Module) -> bool:
-        return isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse
-
-    dense = {p for m in module.modules() if not is_sparse(m) for p in m.parameters(recurse=False)}
-    return {
-        layer.weight: layer_name(f"{path}.weight").lstrip(".")
-        for path, layer in module.named_modules()
-        if is_sparse(layer) and layer.weight.requires_grad and layer.weight not in dense
-    }
-
-
-def check_sparse(optimizer: Optimizer, sparse: Mapping[Tensor, str]) -> None:
-    """Raise a ValueError if an optimizer has sparse gradients but does not support them."""
-    cls = type(optimizer)
-    is_torchs = cls.__module__.startswith("torch.optim")
-    if not isinstance(optimizer, OwnStateOptimizer) and (not is_torchs or cls in _TAKE_SPARSE):
-        return
-    held = {param for group in optimizer.param_groups for param in group["params"]}
-    if names := [name for param, name in sparse.items() if param in held]:
-        raise ValueError(
-            f"{cls.__name__} does not support sparse gradients, which {names} have; build their "
-            "embeddings with sparse=False, or train them with a separate optimizer, such as "
-            "torch.optim.SparseAdam"
-        )
 
 
 def _entry(name: str) -> _Entry:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer, SparseAdam
 from typing_extensions import override
 
+from aida_lightning._layers import check_sparse, layer_name, sparse_layers
 from aida_lightning._lightning import (
     Callback,
     DeepSpeedStrategy,
@@ -34,10 +35,7 @@ from aida_lightning.registry import (
     OptimizerLike,
     build_optimizer,
     check_options,
-    check_sparse,
     get_optimizer_class,
-    layer_name,
-    sparse_layers,
     try_groups,
 )
 
