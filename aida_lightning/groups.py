@@ -17,7 +17,7 @@ GroupsLike: TypeAlias = str | Mapping[str, Mapping[str, Any]]
 # The name of the group of all layers that no pattern takes, and what marks its 1-d tensors.
 _REST, _ONE_D = "default", "/1d"
 _FORMS = (
-    "'no_decay_1d', 'layer_decay:RATE' with a RATE in (0, 1], such as 'layer_decay:0.75', or a "
+    "'no_decay_1d', 'layer_decay:FACTOR' with a FACTOR in (0, 1], such as 'layer_decay:0.75', or a "
     "mapping from patterns of layers' names to options, such as {'*.bias': {'weight_decay': 0.0}}"
 )
 

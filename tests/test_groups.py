@@ -127,9 +127,9 @@ def test_names_are_those_without_wrappers():
         (["*.bias"], TypeError, r"Invalid groups: \['\*.bias'\], they must be 'no_decay_1d', 'lay"),
         ("nodecay", ValueError, "Invalid groups: 'nodecay', they must be 'no_decay_1d', 'layer_de"),
         ("layer_decay", ValueError, "Invalid groups: 'layer_decay', they must be"),
-        ("layer_decay:0", ValueError, r"'layer_decay:0', .* a RATE in \(0, 1\]"),
-        ("layer_decay:1.5", ValueError, r"'layer_decay:1.5', .* a RATE in \(0, 1\]"),
-        ("layer_decay:x", ValueError, r"'layer_decay:x', .* a RATE in \(0, 1\]"),
+        ("layer_decay:0", ValueError, r"'layer_decay:0', .* a FACTOR in \(0, 1\]"),
+        ("layer_decay:1.5", ValueError, r"'layer_decay:1.5', .* a FACTOR in \(0, 1\]"),
+        ("layer_decay:x", ValueError, r"'layer_decay:x', .* a FACTOR in \(0, 1\]"),
         ("layer_decay:0.5", ValueError, "needs the depth of each layer, but ModuleDict has no mod"),
     ],
 )

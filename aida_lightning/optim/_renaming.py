@@ -100,7 +100,7 @@ def check_places(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         )
         raise ValueError(
             f"{why}: it has {', '.join(shown[0])}, the optimizer has {', '.join(shown[1])}, and "
-            f"no names of layers match by which they could be told apart; {_ADVICE}"
+            f"there are no common names of layers by which to match them; {_ADVICE}"
         )
 
 
