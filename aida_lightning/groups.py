@@ -79,7 +79,7 @@ def group_layers(
     if isinstance(groups, str) and groups != "no_decay_1d":
         divided = _by_depth(module, layers, _decay_of(groups))
     else:
-        frozen = [name for param in names.keys() - layers for name in names[param]]
+        frozen = [name for param in names if param not in layers for name in names[param]]
         divided = _by_pattern(layers, frozen, patterns_of(groups))
     divided = [*chain(*map(_without_decay_1d, divided))] if no_decay_1d else divided
     return [group for group in divided if group.layers]
