@@ -181,7 +181,6 @@ def _settle_schedulers(optimizer: Optimizer, places: list[int | None], count: in
     def settle(*_: Any) -> None:
         nonlocal settled
         if not settled and not torch.compiler.is_compiling():
-            settled = True
             # An optimizer does not know its schedulers, which may be inside of others.
             for found in gc.get_objects():
                 kind = type(found)  # isinstance would load modules that wait for their first use
@@ -189,6 +188,7 @@ def _settle_schedulers(optimizer: Optimizer, places: list[int | None], count: in
                 if issubclass(kind, LRScheduler) or is_timms:
                     if vars(found).get("optimizer") is optimizer:
                         _settle(found, optimizer, places, count)
+            settled = True
 
     optimizer.register_step_pre_hook(settle)
 
