@@ -16,6 +16,7 @@ from typing_extensions import override
 # the imported classes.
 import aida_lightning.callbacks  # noqa: F401
 from aida_lightning._arguments import named_classes
+from aida_lightning._layers import check_sparse, sparse_layers
 from aida_lightning._lightning import (
     LightningArgumentParser,
     LightningCLI,
@@ -32,10 +33,10 @@ from aida_lightning._names import NamesArgumentParser, returned_class
 from aida_lightning._private import lr_schedulers_of, optimizers_of
 from aida_lightning.mixin import OptimizerMixin
 from aida_lightning.registry import (
-    check_sparse,
+    build_optimizer,
     get_optimizer_class,
     list_optimizers,
-    sparse_layers,
+    try_groups,
 )
 
 # The same function in each distribution.
@@ -53,6 +54,11 @@ class AidaCLI(LightningCLI):
     shards its layers in ``configure_model`` then trains without a warning but never changes.
     ``AidaCLI`` builds the optimizer and the LR scheduler when the Trainer asks for them, over the
     parameters that the model has at that time.
+
+    ``--optimizer_groups`` divides the layers by patterns of their names, each with its own options,
+    such as ``'{"*.bias": {"weight_decay": 0.0}, "backbone.*": {"lr": 1e-4}}'``, or by a preset
+    (see ``build_optimizer``). It stands beside ``--optimizer``, as ``--lr_scheduler`` does, because
+    the options below ``--optimizer`` are the arguments of the optimizer's class.
 
     ``--optimizer`` overrides the model's own ``configure_optimizers`` and LR scheduler, including
     those of ``OptimizerMixin`` and its ``optimizer``.
@@ -91,6 +97,19 @@ class AidaCLI(LightningCLI):
         find_in(self._package, "pytorch.cli.LightningCLI").__init__(**given)
 
     @override
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_core_arguments_to_parser(parser)
+        if self.auto_configure_optimizers:
+            parser.add_argument(
+                "--optimizer_groups",
+                type=dict[str, dict[str, Any]] | str | None,
+                default=None,
+                help='Options of layers by patterns of their names, such as \'{"*.bias": '
+                '{"weight_decay": 0.0}}\', where the first match wins; or no_decay_1d; or '
+                "layer_decay:0.75. The other layers have the options of --optimizer.",
+            )
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for key, cls in self._named:
             if not fits(cls, self._package):
@@ -107,12 +126,17 @@ class AidaCLI(LightningCLI):
             parser = self._parser(self.subcommand)
             is_fixed = any(isinstance(base, type) for base, _ in lr_schedulers_of(parser).values())
             if optimizers:
-                _check_options(parser, optimizers[0])
+                _check_options(parser, optimizers[0], self._groups(self.config))
             elif lr_schedulers and not is_fixed:
                 parser.error(
                     "--lr_scheduler needs --optimizer; the model's own optimizer keeps the LR "
                     "scheduler that the model gives it"
                 )
+        if self._groups(self.config) is not None and not (late and optimizers):
+            self._parser(self.subcommand).error(
+                "--optimizer_groups needs --optimizer; a model that configures its own optimizer "
+                "makes the groups, too, as with the option `groups` of `build_optimizer`"
+            )
         super().instantiate_classes()
         if late and optimizers:
             model, specs = self.model, chain(*self._automatic(self.config_init))
@@ -120,8 +144,15 @@ class AidaCLI(LightningCLI):
                 rank_zero_warn(f"--optimizer overrides {type(model).__name__}.{loses}")
             # Not a method that holds the CLI, because the model may be sent to other processes.
             model.configure_optimizers = partial(
-                _configure, model, self.configure_optimizers, *specs
+                _configure,
+                model,
+                self.configure_optimizers,
+                self._groups(self.config_init),
+                *specs,
             )
+
+    def _groups(self, config: Namespace) -> Any:
+        return config.get(str(self.subcommand), config).get("optimizer_groups")
 
     def _automatic(self, config: Namespace) -> tuple[list[Any], list[Any]]:
         """Return the given optimizers and LR schedulers that are linked to nothing."""
@@ -183,18 +214,29 @@ def _loses(model: LightningModule) -> str | None:
     return " and ".join(name for name in declared if getattr(model, name)) or None
 
 
-def _configure(model: Any, configure: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
-    built = instantiate_class(model.parameters(), optimizer)
-    check_sparse(built, sparse_layers(model))
+def _configure(
+    model: Any, configure: Any, groups: Any, optimizer: Any, lr_scheduler: Any = None
+) -> Any:
+    if groups is None:
+        built = instantiate_class(model.parameters(), optimizer)
+        check_sparse(built, sparse_layers(model))
+    else:
+        options = optimizer.get("init_args", {})
+        cls = resolve_name(optimizer["class_path"])
+        built = build_optimizer(cls, model, groups=groups, **options)
     return configure(model, built, lr_scheduler and instantiate_class(built, lr_scheduler))
 
 
-def _check_options(parser: LightningArgumentParser, optimizer: Any) -> None:
+def _check_options(parser: LightningArgumentParser, optimizer: Any, groups: Any) -> None:
     """Refuse an option out of range now, before the data is ready and the model is built."""
     cls = resolve_name(optimizer["class_path"])
-    if cls not in map(get_optimizer_class, list_optimizers()):
-        return  # another class may refuse the parameter below
+    if cls in map(get_optimizer_class, list_optimizers()):
+        # Another class may refuse the parameter below.
+        try:
+            instantiate_class([torch.nn.Parameter(torch.zeros(1))], optimizer)
+        except (TypeError, ValueError, RuntimeError) as error:
+            parser.error(f"--optimizer {cls.__name__}: {error}")
     try:
-        instantiate_class([torch.nn.Parameter(torch.zeros(1))], optimizer)
-    except (TypeError, ValueError, RuntimeError) as error:
-        parser.error(f"--optimizer {cls.__name__}: {error}")
+        try_groups(cls, groups, optimizer.get("init_args", {}))
+    except (TypeError, ValueError) as error:
+        parser.error(f"--optimizer_groups: {str(error).removeprefix('groups: ')}")

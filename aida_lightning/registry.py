@@ -1,7 +1,6 @@
 """The optimizers by name: ``build_optimizer("aida", module, lr=1e-3)``."""
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -10,22 +9,18 @@ from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RAdam, SparseAdam
+from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.optimizer import ParamsT
 
 from aida_lightning import optim
-from aida_lightning._private import WRAPPERS
+from aida_lightning._layers import check_sparse, sparse_layers
+from aida_lightning._layers import layer_name as layer_name
+from aida_lightning.groups import GroupsLike, group_layers, params_of, patterns_of
 from aida_lightning.optim._state import OwnStateOptimizer, check_groups
 
 OptimizerLike: TypeAlias = str | type[Optimizer] | Callable[..., Optimizer]
-
-
-_WRAPPED = re.compile(rf"\b({'|'.join(WRAPPERS)})\.")
-
-# Torch's optimizers that support sparse gradients.
-_TAKE_SPARSE = (SGD, Adagrad, LBFGS, SparseAdam)
 
 
 class _Entry(NamedTuple):
@@ -92,6 +87,7 @@ def build_optimizer(
     optimizer: OptimizerLike,
     params: nn.Module | ParamsT,
     *,
+    groups: GroupsLike | None = None,
     no_decay_1d: bool = False,
     **options: Any,
 ) -> Optimizer:
@@ -103,21 +99,33 @@ def build_optimizer(
         params: module, of which the optimizer takes all parameters that require a gradient (the
             family's groups keep their names); or anything that torch's optimizers accept: tensors,
             named tensors, or groups of them.
+        groups: mapping from glob to the options of the layers whose names it matches, such as
+            ``{"*.bias": {"weight_decay": 0.0}, "backbone.*": {"lr": 1e-4}}``, which needs a module;
+            or a preset. ``"no_decay_1d"`` is the next argument, and ``"layer_decay:0.75"``
+            multiplies ``lr`` by 0.75 per depth below the top, as timm counts it. The first pattern
+            that matches a layer's name takes it. The other layers form the group "default", which
+            comes first. Each group has its pattern as ``"name"``.
         no_decay_1d: whether to exempt tensors with fewer than 2 dimensions (biases, norm gains)
-            from weight decay, which needs a module; False by default.
+            from weight decay, in each group whose pattern does not set it. This needs a module;
+            False by default.
         options: options of the optimizer; options that you omit keep the paper's defaults.
 
     Raises:
         ValueError: no optimizer has this name, an option's value is out of range, the module has no
-            parameter that requires a gradient, or the module's embeddings have sparse gradients,
-            which the optimizer does not support.
-        TypeError: the optimizer lacks an option, or ``optimizer`` does not return an optimizer.
+            parameter that requires a gradient, a pattern matches none of their names, or the
+            module's embeddings have sparse gradients, which the optimizer does not support.
+        TypeError: the optimizer lacks an option, also one of a pattern, or ``optimizer`` does not
+            return an optimizer.
 
     Example:
         >>> import torch
         >>> optimizer = build_optimizer("aida", torch.nn.Linear(3, 2), k=1, weight_decay=1e-4)
         >>> optimizer.param_groups[0]["param_names"]
         ['weight', 'bias']
+        >>> groups = {"bias": {"weight_decay": 0.0}}
+        >>> optimizer = build_optimizer("adamw", torch.nn.Linear(3, 2), groups=groups)
+        >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
+        [('default', 0.01), ('bias', 0.0)]
     """
     if isinstance(optimizer, str):
         entry = _entry(optimizer)
@@ -128,23 +136,31 @@ def build_optimizer(
             "optimizer class, or a callable that builds an optimizer"
         )
     factory: Callable[..., Optimizer] = optimizer
+    no_decay_1d = no_decay_1d or groups == "no_decay_1d"
     is_class = isinstance(optimizer, type)
     if is_class:
         check_options(factory, [*options, *(["weight_decay"] if no_decay_1d else [])])
+    patterns = patterns_of(groups)
     sparse: dict[Tensor, str] = {}
     if isinstance(params, nn.Module):
         sparse = sparse_layers(params)
-        # Only the family gets names: third-party classes may inspect the parameters, and torch's
-        # later refuse unnamed groups, which Lightning's finetuning callbacks add.
-        named = isinstance(factory, type) and issubclass(factory, optim.LayerwiseOptimizer)
-        params = _groups(params, no_decay_1d, named)
-    elif no_decay_1d:
+        if is_class:
+            _try_patterns(factory, patterns, options)
+        params = _params_of(params, factory, groups, no_decay_1d, options)
+    elif groups or no_decay_1d:
+        given = f"groups={groups!r}" if groups else "no_decay_1d=True"
         raise ValueError(
-            f"no_decay_1d=True needs a module whose parameters it can group, got {type(params)}"
+            f"{given} needs a module whose parameters it can group, got {type(params)}"
         )
     built = factory(params, **options)
     if not isinstance(built, Optimizer):
         raise TypeError(f"{optimizer} must return a torch.optim.Optimizer, got {built!r}")
+    for pattern, own in patterns.items():
+        if lacking := [name for name in own if name not in built.defaults]:
+            raise TypeError(
+                f"groups: {pattern!r}: the groups of {type(built).__name__} have no option "
+                f"{lacking[0]!r}; their options are: {', '.join(built.defaults)}"
+            )
     check_sparse(built, sparse)
     if not isinstance(built, OwnStateOptimizer):  # which checks its groups itself
         built.register_load_state_dict_pre_hook(check_groups)
@@ -165,47 +181,20 @@ def check_options(optimizer: Callable[..., Optimizer], options: Iterable[str]) -
             )
 
 
-def sparse_layers(module: nn.Module) -> dict[Tensor, str]:
-    """Map the weights of embeddings that are built with ``sparse=True`` to their names.
+def try_groups(
+    optimizer: OptimizerLike, groups: GroupsLike | None, options: Mapping[str, Any]
+) -> None:
+    """Refuse groups that no module could have: an unknown preset, or options out of range.
 
-    If a module of another kind shares a weight, the gradient is a dense sum and the weight is
-    omitted.
+    Raises:
+        ValueError, TypeError: the message names the pattern and what is wrong with it.
     """
-
-    def is_sparse(part: nn.Module) -> bool:
-        return isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse
-
-    dense = {p for m in module.modules() if not is_sparse(m) for p in m.parameters(recurse=False)}
-    return {
-        layer.weight: layer_name(f"{path}.weight").lstrip(".")
-        for path, layer in module.named_modules()
-        if is_sparse(layer) and layer.weight.requires_grad and layer.weight not in dense
-    }
-
-
-def check_sparse(optimizer: Optimizer, sparse: Mapping[Tensor, str]) -> None:
-    """Raise a ValueError if an optimizer has sparse gradients but does not support them."""
-    cls = type(optimizer)
-    is_torchs = cls.__module__.startswith("torch.optim")
-    if not isinstance(optimizer, OwnStateOptimizer) and (not is_torchs or cls in _TAKE_SPARSE):
-        return
-    held = {param for group in optimizer.param_groups for param in group["params"]}
-    if names := [name for param, name in sparse.items() if param in held]:
-        raise ValueError(
-            f"{cls.__name__} does not support sparse gradients, which {names} have; build their "
-            "embeddings with sparse=False, or train them with a separate optimizer, such as "
-            "torch.optim.SparseAdam"
-        )
-
-
-def layer_name(name: str) -> str:
-    """Remove from a parameter's name the parts that wrappers of modules add.
-
-    Example:
-        >>> layer_name("_orig_mod.net.0._checkpoint_wrapped_module.weight")
-        'net.0.weight'
-    """
-    return _WRAPPED.sub("", name)
+    patterns = patterns_of(groups)
+    if isinstance(optimizer, str):
+        entry = _entry(optimizer)
+        optimizer, options = entry.optimizer, {**entry.defaults, **options}
+    if isinstance(optimizer, type):
+        _try_patterns(optimizer, patterns, options)
 
 
 def _entry(name: str) -> _Entry:
@@ -242,28 +231,42 @@ def _is_class(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, Optimizer)
 
 
-def _groups(module: nn.Module, no_decay_1d: bool, named: bool) -> Any:
-    trainable = [(layer_name(n), p) for n, p in module.named_parameters() if p.requires_grad]
-    if not trainable:
+def _params_of(
+    module: nn.Module,
+    factory: Callable[..., Optimizer],
+    groups: GroupsLike | None,
+    no_decay_1d: bool,
+    options: Mapping[str, Any],
+) -> Any:
+    divided = group_layers(module, groups, no_decay_1d=no_decay_1d)
+    if not divided:
         raise ValueError(
             f"{type(module).__name__} has no parameters that require a gradient, so there is "
             "nothing to optimize"
         )
+    # Only the family gets names: third-party classes may inspect the parameters, and torch's
+    # later refuse unnamed groups, which Lightning's finetuning callbacks add.
+    named = isinstance(factory, type) and issubclass(factory, optim.LayerwiseOptimizer)
+    found = params_of(divided, options, factory, named=named)
+    return found if groups or no_decay_1d else found[0]["params"]
 
-    def listed(pairs: list[tuple[str, nn.Parameter]]) -> list[Any]:
-        return list(pairs) if named else [p for _, p in pairs]
 
-    if not no_decay_1d:
-        return listed(trainable)
-    if lazy := [name for name, p in trainable if is_lazy(p)]:
-        raise ValueError(
-            f"no_decay_1d=True needs the number of dimensions of each layer, but {lazy} are not "
-            "initialized yet; run a batch through the module first"
-        )
-    decayed = [pair for pair in trainable if pair[1].ndim >= 2]
-    exempt = [pair for pair in trainable if pair[1].ndim < 2]
-    groups: list[dict[str, Any]] = [
-        {"params": listed(decayed)},
-        {"params": listed(exempt), "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+def _try_patterns(
+    factory: Callable[..., Optimizer],
+    patterns: Mapping[str, Mapping[str, Any]],
+    options: Mapping[str, Any],
+) -> None:
+    """Build an optimizer with each pattern's options, which torch's classes check only so."""
+    param = nn.Parameter(torch.zeros(2, 2))
+    if patterns:
+        try:
+            factory([param], **options)
+        except Exception:  # the pattern is not to blame, and the class may refuse the parameter
+            return
+    for pattern, own in patterns.items():
+        try:
+            check_options(factory, own)
+            factory([param], **{**options, **own})
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"groups: {pattern!r}: {error}") from error

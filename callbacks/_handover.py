@@ -22,7 +22,7 @@ _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 _DECOUPLING = ("decoupled_weight_decay", "weight_decouple", "decoupled_decay", "adam_w_mode")
 _DECOUPLED = ("AdamW", "Adafactor", "Lion", "Muon")
 # Where schedulers keep learning rates in an optimizer's groups.
-_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 
 
 def hand_over(
@@ -167,7 +167,7 @@ def _carry_over(
     if "weight_decay" in options and highest:
         ours["weight_decay"] = options["weight_decay"] * (theirs.get("weight_decay", 0.0) / highest)
     if scaled is not None:
-        for key in _GROUP_RATES:
+        for key in GROUP_RATES:
             if theirs.get(key) is not None:
                 ours[key] = scaled(theirs[key])
         if isinstance(options["lr"], Tensor):

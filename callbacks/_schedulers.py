@@ -13,8 +13,8 @@ from aida_lightning._lightning import LightningOptimizer, MisconfigurationExcept
 Scheduler: TypeAlias = Any
 
 # The attributes in which torch's schedulers keep learning rates, and those of timm's.
-_SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
-_TIMM_RATES = ("base_values", "lr_min", "warmup_lr_init", "warmup_steps", "restore_lr")
+SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "default_min_lr", "eta_min", "_last_lr")
+TIMM_RATES = ("base_values", "lr_min", "warmup_lr_init", "warmup_steps", "restore_lr")
 
 
 def bound_to(optimizer: Optimizer, values: Iterable[Any]) -> list[Scheduler]:
@@ -87,7 +87,7 @@ def bind(
     if scaled is None or driven != "lr":
         return
     is_torchs = isinstance(scheduler, LRScheduler)
-    for name in _SCHEDULER_RATES if is_torchs else _TIMM_RATES:
+    for name in SCHEDULER_RATES if is_torchs else TIMM_RATES:
         if name in vars(scheduler):
             setattr(scheduler, name, scaled(getattr(scheduler, name)))
     if isinstance(scheduler, ReduceLROnPlateau):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer, SparseAdam
 from typing_extensions import override
 
+from aida_lightning._layers import check_sparse, layer_name, sparse_layers
 from aida_lightning._lightning import (
     Callback,
     DeepSpeedStrategy,
@@ -19,6 +20,7 @@ from aida_lightning._lightning import (
     Trainer,
 )
 from aida_lightning.callbacks._handover import dropped_options, hand_over
+from aida_lightning.callbacks._regrouping import apply_options, divide_groups
 from aida_lightning.callbacks._schedulers import (
     Scheduler,
     base_rates,
@@ -33,10 +35,8 @@ from aida_lightning.registry import (
     OptimizerLike,
     build_optimizer,
     check_options,
-    check_sparse,
     get_optimizer_class,
-    layer_name,
-    sparse_layers,
+    try_groups,
 )
 
 
@@ -44,10 +44,15 @@ class UseOptimizer(Callback):
     """Replace the optimizer that a LightningModule configures, without changing the module.
 
     The new optimizer holds exactly the parameters of the old one, in the same groups, whether or
-    not they require a gradient. The LR schedulers keep their interval, frequency and monitor, and
-    are bound to the new optimizer. This works for torch's schedulers, their subclasses, and timm's.
-    The new optimizer's options come from three places:
+    not they require a gradient. ``groups`` and ``no_decay_1d`` divide each of these groups further,
+    by the names of the module's layers; see ``build_optimizer``. The LR schedulers keep their
+    interval, frequency and monitor, and are bound to the new optimizer. This works for torch's
+    schedulers, their subclasses, and timm's.
 
+    The new optimizer's options come from four places:
+
+    - The options of a pattern in ``groups`` hold for its layers. Its ``lr`` is a base rate, and a
+      preset's scale multiplies the group's own rate; schedules scale both.
     - Options that you pass here take precedence. ``lr`` becomes the rate of the group with the
       highest learning rate: its base rate or, under ``OneCycleLR`` and ``CyclicLR``, the top of its
       cycle. All other rates, in groups and in schedulers, keep their ratio to it. ``weight_decay``
@@ -68,14 +73,16 @@ class UseOptimizer(Callback):
     Args:
         optimizer: name such as ``"aida"`` (``list_optimizers`` returns all names), an optimizer
             class or its import path, or a callable that takes the groups and the options.
-        options: options of the optimizer.
+        options: options of the optimizer, and ``groups`` and ``no_decay_1d`` as ``build_optimizer``
+            takes them.
 
     Raises:
         MisconfigurationException: the optimizer or an option is unknown, or an option is out of
-            range. At the start of a fit: the module configures no optimizer or several, a
-            scheduler cannot drive the new optimizer, some embeddings have sparse gradients that
-            the new optimizer does not support, the strategy is DeepSpeed, which builds its own
-            optimizer, or the checkpoint belongs to another optimizer.
+            range, also one of a pattern. At the start of a fit: the module configures no optimizer
+            or several, a pattern matches none of the optimizer's layers, a scheduler cannot drive
+            the new optimizer, some embeddings have sparse gradients that the new optimizer does not
+            support, the strategy is DeepSpeed, which builds its own optimizer, or the checkpoint
+            belongs to another optimizer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -85,16 +92,17 @@ class UseOptimizer(Callback):
     """
 
     def __init__(self, optimizer: OptimizerLike, **options: Any) -> None:
-        # A command line may pass this option with build_optimizer's default.
-        if options.pop("no_decay_1d", False):
-            raise MisconfigurationException(
-                "UseOptimizer keeps the module's parameter groups and does not accept `no_decay_1d`"
-            )
+        self.groups = options.pop("groups", None)
+        self.no_decay_1d = options.pop("no_decay_1d", False)
         try:
+            try_groups(optimizer, self.groups, options)
             if isinstance(optimizer, str) or not callable(optimizer):
                 build_optimizer(optimizer, [nn.Parameter(torch.zeros(1))], **options)
             elif isinstance(optimizer, type):
                 check_options(optimizer, options)
+            if self.no_decay_1d or self.groups == "no_decay_1d":
+                cls = get_optimizer_class(optimizer) if isinstance(optimizer, str) else optimizer
+                check_options(cls, ["weight_decay"])
         except (TypeError, ValueError, RuntimeError) as error:
             raise MisconfigurationException(f"UseOptimizer: {error}") from error
         self.optimizer = optimizer
@@ -176,6 +184,9 @@ class UseOptimizer(Callback):
                     f"{name} instead, with `aida_lightning.build_optimizer`"
                 )
         schedulers = bound_to(old, [*returned, *vars(pl_module).values()])
+        parts = []
+        if self.groups or self.no_decay_1d:
+            parts = divide_groups(old, schedulers, pl_module, self.groups, self.no_decay_1d)
         new = self._build(pl_module, old)
         sparse = sparse_layers(pl_module)
         if isinstance(old, SparseAdam):  # which supports no other gradients
@@ -185,6 +196,8 @@ class UseOptimizer(Callback):
         except ValueError as error:
             raise MisconfigurationException(f"UseOptimizer: {error}") from error
         hand_over(old, new, schedulers, self.options)
+        if parts:
+            apply_options(new, schedulers, parts)
         self._name = type(new).__name__
         self._report(pl_module, old, new, schedulers)
         return apply_to_collection(configured, (Optimizer, LightningOptimizer), lambda _: new)
@@ -192,7 +205,7 @@ class UseOptimizer(Callback):
     def _build(self, pl_module: LightningModule, old: Optimizer) -> Optimizer:
         groups = [{"params": group["params"]} for group in old.param_groups]
         new = build_optimizer(self.optimizer, groups, **self.options)
-        names = {param: name for name, param in pl_module.named_parameters()}
+        names = {param: layer_name(name) for name, param in pl_module.named_parameters()}
         known = all(param in names for group in groups for param in group["params"])
         if known and isinstance(new, LayerwiseOptimizer):
             for group in new.param_groups:

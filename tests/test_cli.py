@@ -12,7 +12,12 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
+from lightning.pytorch.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerTypeTuple,
+    SaveConfigCallback,
+)
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -618,3 +623,96 @@ def test_sharded_layers_are_trained(tmp_path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "TRAINED" in run.stdout
+
+
+GROUPS = '{"*.bias": {weight_decay: 0.0}, "features.*": {lr: 1e-4, betas: [0.8, 0.9]}}'
+
+
+def groups_of(made):
+    configured = made.model.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+    names = {param: name for name, param in made.model.named_parameters()}
+    return {
+        g["name"]: (g["lr"], g["weight_decay"], [names[p] for p in g["params"]])
+        for g in optimizer.param_groups
+    }
+
+
+@pytest.mark.parametrize("optimizer", ["aida", "adamw"])
+def test_groups_stand_beside_the_optimizer_and_a_printed_config_repeats_them(optimizer, capsys):
+    given = [f"--optimizer={optimizer}", "--optimizer.lr=0.01", "--optimizer.weight_decay=0.1"]
+    made = cli(Net, *given, "--optimizer_groups", GROUPS)
+    assert groups_of(made) == {
+        "default": (0.01, 0.1, ["head.weight"]),
+        "*.bias": (0.01, 0.0, ["features.bias", "head.bias"]),
+        "features.*": (1e-4, 0.1, ["features.weight"]),
+    }
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli(Net, *given, "--optimizer_groups", GROUPS, "--print_config")
+    Path("config.yaml").write_text(capsys.readouterr().out)
+    saved = yaml.safe_load(Path("config.yaml").read_text())["optimizer_groups"]
+    assert [*saved] == ["*.bias", "features.*"]
+    assert groups_of(AidaCLI(Net, args=["--config=config.yaml"], run=False)) == groups_of(made)
+
+
+def test_a_saved_config_repeats_the_groups_of_a_run(tmp_path):
+    cli(
+        Net, "--optimizer=laida", "--optimizer_groups", GROUPS, "--trainer.logger=true",
+        "--trainer.log_every_n_steps=1",
+        f"--trainer.default_root_dir={tmp_path}", run=True, save_config_callback=SaveConfigCallback,
+    )  # fmt: skip
+    (config,) = tmp_path.rglob("config.yaml")
+    made = AidaCLI(Net, args=["fit", f"--config={config}", "--trainer.logger=false"],
+                   save_config_callback=None)  # fmt: skip
+    assert [g["name"] for g in made.trainer.optimizers[0].param_groups] == [
+        "default", "*.bias", "features.*"
+    ]  # fmt: skip
+
+
+def test_groups_may_be_a_preset_and_a_schedule_scales_them():
+    args = ["--optimizer=adamw", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]
+    made = cli(Net, *args, "--optimizer_groups=no_decay_1d", run=True)
+    groups = made.trainer.optimizers[0].param_groups
+    assert [(g["name"], g["weight_decay"]) for g in groups] == [
+        ("default", 0.01), ("default/1d", 0.0)
+    ]  # fmt: skip
+    assert [g["lr"] for g in groups] == [1e-4, 1e-4]
+    assert cli(Net, *args, "--optimizer_groups=null").config.optimizer_groups is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--optimizer_groups=no_decay_1d"], "--optimizer_groups needs --optimizer; a model that"),
+        (
+            ["--optimizer=aida", "--optimizer_groups=nodecay"],
+            "--optimizer_groups: Invalid groups: 'nodecay', they must be 'no_decay_1d', 'layer_",
+        ),
+        (
+            ["--optimizer=aida", '--optimizer_groups={"*.bias": {"wd": 0.0}}'],
+            r"--optimizer_groups: '\*.bias': Aida has no option 'wd'; its options are: lr",
+        ),
+        (
+            ["--optimizer=adamw", '--optimizer_groups={"*.bias": {"lr": -1.0}}'],
+            r"--optimizer_groups: '\*.bias': Invalid learning rate: -1.0",
+        ),
+        (["--optimizer=aida", '--optimizer_groups={"*.bias": 0.0}'], "optimizer_groups"),
+    ],
+)
+def test_wrong_groups_are_refused_before_the_model_is_built(given, message, capsys):
+    class Unbuilt(Net):
+        def __init__(self):
+            raise AssertionError("the model was built")
+
+    with pytest.raises(SystemExit):
+        cli(Unbuilt, *given)
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_the_help_tells_of_groups(capsys):
+    with pytest.raises(SystemExit):
+        cli(Net, "--help", run=True)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--optimizer_groups OPTIMIZER_GROUPS" in text
+    assert "where the first match wins" in text

@@ -68,6 +68,8 @@ PARTS = [
     "_errors",
     "optim._kernels",
     "optim",
+    "_layers",
+    "groups",
     "registry",
     "mixin",
     "checkpoint_io",

@@ -14,7 +14,7 @@ from aida_lightning._lightning import LightningDataModule, LightningModule, Trai
 from aida_lightning._private import starts_script_again
 from aida_lightning.compare.callbacks import run_callbacks
 from aida_lightning.compare.loading import LoadedExperiment
-from aida_lightning.compare.methods import OptimizerChoice, UsageError
+from aida_lightning.compare.methods import GROUPING, OptimizerChoice, UsageError
 from aida_lightning.compare.run import build_model, quiet
 
 _HIGHEST_SEED = 2**32 - 1  # Lightning's
@@ -77,6 +77,12 @@ def check_experiment(loaded: LoadedExperiment, optimizers: Sequence[OptimizerCho
         with _refusal("model, its optimizer or its lr_scheduler"):
             model.trainer = trainer
             model.configure_optimizers()
+        for optimizer in optimizers[1:]:
+            if optimizer.options.keys() & GROUPING:  # whose patterns have to match its layers
+                with _refusal(f"optimizers: {optimizer.label}"):
+                    model = build_model(loaded, optimizer, data, trainer)
+                    model.trainer = trainer
+                    model.configure_optimizers()
         with _refusal("callbacks"):
             callbacks = run_callbacks(loaded, optimizers[0], 0, Path())
             experiment.trainer(logger=False, callbacks=callbacks)

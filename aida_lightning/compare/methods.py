@@ -10,8 +10,11 @@ from typing import Any
 
 _NAMES = {"AdamPlus": "Adam+"}
 _SYMBOLS = {"k": "K"}
+# The options that say which layers an optimizer's options hold for, and not what they are.
+GROUPING = ("groups", "no_decay_1d")
 # The files that a comparison writes beside the folders of the runs.
 _OWN_FILES = re.compile(r"config\.yaml|(results|curves|fig\d+|heatmap|sweep)\.\w+", re.IGNORECASE)
+_UNUSABLE = re.compile(r'[/\\:*?"<>|]')
 # The longest file name, in bytes, in nearly every file system.
 _LONGEST = 255
 
@@ -130,7 +133,7 @@ def method_label(method: Method) -> str:
     text = method.label
     if text is None:
         class_name = get_optimizer_class(method.name).__name__
-        values = [f"{_SYMBOLS.get(key, key)}={value}" for key, value in method.options.items()]
+        values = [_shown(_SYMBOLS.get(key, key), value) for key, value in method.options.items()]
         text = " ".join([_NAMES.get(class_name, class_name), *values])
     return folder_label(text)
 
@@ -148,7 +151,7 @@ def folder_label(text: str) -> str:
     # Figures read labels from folder names, in which an underscore stands for a space.
     clean = re.sub(r"[\s_]+", " ", unicodedata.normalize("NFC", text)).strip()
     unusable = f"optimizers: the label {text!r} cannot name a folder"
-    if not clean or clean.startswith(".") or re.search(r'[/\\:*?"<>|]', clean):
+    if not clean or clean.startswith(".") or _UNUSABLE.search(clean):
         raise UsageError(unusable)
     # Control characters, and marks that change the direction of the text after them.
     if hidden := [char for char in clean if unicodedata.category(char) in ("Cc", "Cf")]:
@@ -180,8 +183,21 @@ def _combinations(method: Method) -> Iterator[tuple[dict[str, Any], str]]:
             )
     for combination in itertools.product(*method.grid.values()):
         point = dict(zip(method.grid, combination, strict=True))
-        suffix = " ".join(f"{key}={value}" for key, value in point.items())
+        suffix = " ".join(_shown(key, value) for key, value in point.items())
         yield {**method.options, **point}, suffix
+
+
+def _shown(key: str, value: Any) -> str:
+    """Show an option in a label; groups lose the characters that no folder's name can have."""
+    if key != "groups":
+        return f"{key}={value}"
+    if isinstance(value, Mapping):
+        parts = [
+            " ".join([str(pattern), *(f"{k}={v}" for k, v in dict(options or {}).items())])
+            for pattern, options in value.items()
+        ]
+        value = f"({', '.join(parts)})"
+    return f"{key}={_UNUSABLE.sub('-', str(value))}"
 
 
 def _try_options(
@@ -190,14 +206,19 @@ def _try_options(
     """Return the options, including common ones, with which an optimizer was built."""
     import torch
 
-    from aida_lightning.registry import build_optimizer, get_optimizer_class
+    from aida_lightning.registry import build_optimizer, get_optimizer_class, try_groups
 
     accepted = inspect.signature(get_optimizer_class(name)).parameters
-    complete = {**{key: v for key, v in common.items() if key in accepted}, **options}
+    taken = {*accepted, "groups", *(["no_decay_1d"] if "weight_decay" in accepted else [])}
+    complete = {**{key: v for key, v in common.items() if key in taken}, **options}
     complete = {key: tuple(v) if isinstance(v, list) else v for key, v in complete.items()}
     for key, parameter in [*accepted.items()][1:]:
         is_one = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if is_one and parameter.default is parameter.empty and key not in complete:
             raise ValueError(f"the option {key!r} has no default, give one: {name}:{key}=VALUE")
-    build_optimizer(name, torch.nn.Linear(2, 2), **complete)
+    own = {key: value for key, value in complete.items() if key not in GROUPING}
+    groups = complete.get("groups")  # whose patterns need the experiment's own model
+    no_decay_1d = complete.get("no_decay_1d", False) or groups == "no_decay_1d"
+    build_optimizer(name, torch.nn.Linear(2, 2), no_decay_1d=no_decay_1d, **own)
+    try_groups(name, groups, own)
     return complete

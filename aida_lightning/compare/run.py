@@ -37,9 +37,10 @@ from aida_lightning.compare.folder import (
     stopped_run,
 )
 from aida_lightning.compare.loading import LoadedExperiment
-from aida_lightning.compare.methods import OptimizerChoice
+from aida_lightning.compare.methods import GROUPING, OptimizerChoice
 from aida_lightning.compare.results import RunResult, Status, run_result
 from aida_lightning.compare.settings import run_settings
+from aida_lightning.groups import patterns_of
 from aida_lightning.logs.events import next_suffix
 from aida_lightning.registry import build_optimizer, get_optimizer_class
 
@@ -201,7 +202,9 @@ def _with_fastest_kernel(optimizer: OptimizerChoice, trainer: Trainer) -> dict[s
     if not cls.__module__.startswith(("torch.optim.", "aida_lightning.")):
         return optimizer.options
     accepted = inspect.signature(cls).parameters
-    chosen = {"foreach", "fused", "capturable", "differentiable"} & optimizer.options.keys()
+    patterns = patterns_of(optimizer.options.get("groups")).values()
+    given = {*optimizer.options, *(name for options in patterns for name in options)}
+    chosen = given & {"foreach", "fused", "capturable", "differentiable"}
     on_host = trainer.strategy.root_device.type == "cpu"
     mixed = isinstance(trainer.precision_plugin, find("pytorch.plugins.MixedPrecision"))
     if on_host and not mixed and "fused" in accepted and not chosen:
@@ -215,8 +218,10 @@ def _warm_up(optimizer: OptimizerChoice) -> None:
     param.grad = torch.zeros(1)
     accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
     fused = {"fused": True} if "fused" in accepted else {}
+    # A single layer has no groups.
+    given = {name: optimizer.options[name] for name in optimizer.options if name not in GROUPING}
     with contextlib.suppress(Exception):  # the run itself reports it
-        build_optimizer(optimizer.name, [param], **{**fused, **optimizer.options}).step()
+        build_optimizer(optimizer.name, [param], **{**fused, **given}).step()
 
 
 def _summary(error: Exception) -> str:

@@ -22,10 +22,16 @@ INCIDENTAL = {
 def flat(content: Any, key: str = "") -> dict[str, Any]:
     """Return the values in nested mappings by their dotted keys.
 
+    Parameter groups are one value, in JSON: their patterns have dots, and their order matters.
+
     Example:
         >>> flat({"trainer": {"max_epochs": 1}, "seeds": [0]})
         {'trainer.max_epochs': 1, 'seeds': [0]}
+        >>> flat({"options": {"groups": {"*.bias": {"weight_decay": 0.0}}}})
+        {'options.groups': '{"*.bias": {"weight_decay": 0.0}}'}
     """
+    if key.endswith(".groups") and isinstance(content, Mapping):
+        return {key: json.dumps(content, default=str)}
     if isinstance(content, Mapping) and content:
         items = {f"{key}.{name}" if key else str(name): v for name, v in content.items()}
         return {k: v for name, item in items.items() for k, v in flat(item, name).items()}

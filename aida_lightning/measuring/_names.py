@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import ParametrizationList
 
+from aida_lightning._layers import layer_name
 from aida_lightning._private import WeightNormParametrization, weight_norm_hooks
-from aida_lightning.registry import layer_name
 
 _PARAMETRIZED = re.compile(r"\bparametrizations\.([^.]+)\.original\d*$")
 

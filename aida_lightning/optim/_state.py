@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer
 from aida_lightning._private import step_dtype
 from aida_lightning.optim._kernels.rule import LayerMean
 from aida_lightning.optim._partition import Layout, is_cut, layout_of, new_statistics, number_of
+from aida_lightning.optim._renaming import by_name, check_places
 
 # The key of a group in a state dict that says which class saved it.
 _CLASS = "optimizer"
@@ -66,7 +67,9 @@ class OwnStateOptimizer(Optimizer):
         Warns:
             UserWarning: another class saved the state.
         """
-        handle = self.register_load_state_dict_pre_hook(lambda _, given: self._check_loaded(given))
+        handle = self.register_load_state_dict_pre_hook(
+            lambda _, given: self._check_loaded(by_name(self, given))
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -114,7 +117,8 @@ def check_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """Check, for one of torch's optimizers, whether a state dict is from this package.
 
     Raises:
-        ValueError: the groups lack options that the optimizer needs for a step.
+        ValueError: the groups lack options that the optimizer needs for a step, or are not those
+            of the optimizer.
 
     Warns:
         UserWarning: the groups have these options, but entries of one name may differ in meaning.
@@ -129,6 +133,7 @@ def check_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             )
         if _CLASS in group:
             _warn_of_another(whose, name)
+    check_places(optimizer, state_dict)
 
 
 def _warn_of_another(whose: str, name: str) -> None:

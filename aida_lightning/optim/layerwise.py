@@ -28,6 +28,7 @@ from aida_lightning.optim._partition import (
     parts_of,
 )
 from aida_lightning.optim._reading import mean_stepsizes, stepsizes_of
+from aida_lightning.optim._renaming import by_name
 from aida_lightning.optim._sharding import (
     SharedLayers,
     aligned,
@@ -134,14 +135,18 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         torch casts all state to the parameter's dtype. This cast rounds step 1,000,001 to 999,424
         in bfloat16 and loses ``eps`` from ``exp_avg_sq`` in float16.
 
+        If the layers have names and the saved groups are others, each state goes to the layer of
+        the same name, and a warning says what moved, starts afresh, or was dropped.
+
         Raises:
             ValueError: a layer's state lacks what this class keeps or has another shape, or the
                 groups do not fit. In this case, nothing is loaded.
         """
         loaded: dict[str, Any] = {}
 
-        def remember(_: Optimizer, after_users_hooks: dict[str, Any]) -> None:
-            loaded.update(after_users_hooks)
+        def remember(_: Optimizer, after_users_hooks: dict[str, Any]) -> dict[str, Any]:
+            loaded.update(by_name(self, after_users_hooks))
+            return loaded
 
         def restore(_: Optimizer) -> None:
             restore_dtypes(self, self.layer_mean, loaded)

@@ -675,7 +675,9 @@ def test_sparse_gradients_are_refused_at_the_start(tmp_path, flagged):
         (("aida",), {"momentum": 0.9}, "UseOptimizer: Aida has no option 'momentum'; its"),
         ((SGD,), {"k": 1}, "UseOptimizer: SGD has no option 'k'; its options are: lr"),
         ((None,), {}, "UseOptimizer: Invalid optimizer of type NoneType"),
-        (("aida",), {"no_decay_1d": True}, "keeps the module's parameter groups"),
+        (("fromage",), {"no_decay_1d": True}, "UseOptimizer: Fromage has no option 'weight_decay'"),
+        (("aida",), {"groups": "no_decay"}, "UseOptimizer: Invalid groups: 'no_decay', they must"),
+        (("sgd",), {"groups": {"a": {"k": 1}}}, "UseOptimizer: groups: 'a': SGD has no option 'k'"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(args, options, match):
@@ -945,3 +947,71 @@ def test_every_process_replaces_the_optimizer_of_the_module_it_built(tmp_path):
 def test_it_can_be_sent_to_another_process():
     use = pickle.loads(pickle.dumps(UseOptimizer("aida", lr=1e-3, k=1)))
     assert (use.optimizer, use.options) == ("aida", {"lr": 1e-3, "k": 1})
+
+
+GROUPS = {"head.bias": {"weight_decay": 0.0}, "*.bias": {}}
+
+
+def rates_of_layers(folder, scheduler, **options):
+    """Return the rates of each layer at each batch, as a schedule sets them."""
+    rates = Rates()
+    use = UseOptimizer("aida", lr=0.1, **options)
+    trainer, module = train(folder, scheduled(scheduler), use, Constant(), rates)
+    places = {
+        name: next(i for i, g in enumerate(groups) if any(p is param for p in g["params"]))
+        for groups in [trainer.optimizers[0].param_groups]
+        for name, param in module.named_parameters()
+    }
+    return {name: [lrs[place] for lrs in rates.lrs] for name, place in places.items()}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_divided_groups_follow_the_schedule_of_the_whole(tmp_path, name):
+    whole = rates_of_layers(tmp_path / "whole", SCHEDULERS[name])
+    assert rates_of_layers(tmp_path / "divided", SCHEDULERS[name], groups=GROUPS) == whole
+
+
+@pytest.mark.parametrize(
+    "name", ["CyclicLR", "LambdaLR", "OneCycleLR", "SequentialLR", "StepLR", "MultiStepLR"]
+)
+def test_the_rate_of_a_pattern_is_one_without_the_schedule(tmp_path, name):
+    whole = rates_of_layers(tmp_path / "whole", SCHEDULERS[name])
+    # The top of the module's own cycle is 0.1 for the head.
+    groups = {"head.bias": {"lr": 0.025}}
+    divided = rates_of_layers(tmp_path / "divided", SCHEDULERS[name], groups=groups)
+    expected = {**whole, "head.bias": [rate / 4 for rate in whole["head.bias"]]}
+    assert divided == {layer: pytest.approx(rates) for layer, rates in expected.items()}
+
+
+def test_patterns_divide_the_groups_of_the_module(tmp_path):
+    def decaying(module):
+        return sgd(module, weight_decay=0.1)
+
+    groups = {"head.*": {"weight_decay": 0.5, "betas": (0.5, 0.9)}, "*.bias": {"lr": 1.0}}
+    optimizer = replaced(tmp_path, decaying, "aida", lr=0.2, groups=groups, no_decay_1d=True)
+    found = {
+        g["name"]: (g["param_names"], g["lr"], g["weight_decay"], g["betas"][0])
+        for g in optimizer.param_groups
+    }
+    assert found == {
+        "default": (["features.weight"], pytest.approx(0.02), 0.1, 0.9),
+        "*.bias/1d": (["features.bias"], pytest.approx(1.0), 0.0, 0.9),
+        "head.*": (["head.weight", "head.bias"], pytest.approx(0.2), 0.5, 0.5),
+    }
+    twice = replaced(tmp_path, decaying, "adam", lr=0.2, groups={"*.bias": {}})
+    names = ["default/pg1", "*.bias/pg1", "default/pg2", "*.bias/pg2"]
+    assert [group["name"] for group in twice.param_groups] == names
+
+
+def test_patterns_that_do_not_fit_the_module_are_refused(tmp_path):
+    for groups, match in (
+        ({"heads.*": {}}, r"UseOptimizer: groups: 'heads.\*' matches no layer; .*: head"),
+        ("layer_decay:0.5", "needs the depth of each layer"),
+    ):
+        with pytest.raises(MisconfigurationException, match=match):
+            train(tmp_path, sgd, UseOptimizer("aida", lr=0.1, groups=groups))
+    by_callable = UseOptimizer(
+        lambda groups, **options: SGD(groups, **options), lr=0.1, groups={"head.*": {"k": 1}}
+    )
+    with pytest.raises(MisconfigurationException, match="the groups of SGD have no option 'k'"):
+        train(tmp_path, sgd, by_callable)
