@@ -92,6 +92,13 @@ class StepsizeMonitor(Callback):
     - ``gradient_norm``: :math:`\|g\|` of the gradient that the optimizer received, after
       accumulation, unscaling and clipping.
     - ``gradient_cosine``: the cosine of the angle between the momentum and that gradient.
+    - ``snr``: the signal-to-noise ratio of the second moment :math:`v`, which is its squared mean
+      over the layer, divided by its population variance (arXiv 2503.01843). The bias of :math:`v`
+      cancels. The ratio is at most :math:`10^6`, also for a constant :math:`v`, and it is 0 for a
+      :math:`v` of zeros. There is none if the optimizer keeps no :math:`v` for each element.
+    - ``snr_rows``: the mean of the same ratio of each row, over those rows whose ratio is below
+      :math:`10^6`. A row is a slice of dimension 0. If no row is left, it is :math:`10^6`, or 0 for
+      a :math:`v` of zeros. There is none if rows have one element.
 
     All norms are Euclidean and taken over all elements of a layer.
 
@@ -289,6 +296,8 @@ class StepsizeMonitor(Callback):
     def _log(self, trainer: Trainer, step: int) -> None:
         samplers = [*(self._samplers or ())]
         samples = {sampler.prefix: sampler.take_sample() or {} for sampler in samplers}
+        if self._samplers:
+            self._samplers.tell_of_absent(samples)
         # Every process samples and publishes the numbers for other callbacks; only one writes them.
         points = points_of(samples, {sampler.prefix: sampler.statistics for sampler in samplers})
         publish(trainer, points)
