@@ -27,6 +27,8 @@ OF_THE_STEP = (UPDATE_RATIO, UPDATE_NORM, WEIGHT_NORM, GRADIENT_NORM, GRADIENT_C
 SNR = "snr"
 SNR_ROWS = "snr_rows"
 OF_THE_SECOND_MOMENT = (SNR, SNR_ROWS)
+# The table of what an optimizer keeps of each layer, a text.
+OPTIMIZER_STATE = "optimizer_state"
 # Histograms ("/<layer>" follows) and images ("/mean", "/std" or "/heatmap" follows).
 STEPSIZES = "stepsizes"
 
