@@ -23,9 +23,8 @@ class StateTables:
         for sampler in samplers:
             asked = {statistic.tag for statistic in sampler.statistics}
             count = len(getattr(sampler.optimizer, "state", {}))
-            if asked.isdisjoint(tags.OF_THE_SECOND_MOMENT) or count == self._written.get(
-                sampler.prefix
-            ):
+            known = (0, self._written.get(sampler.prefix))
+            if asked.isdisjoint(tags.OF_THE_SECOND_MOMENT) or count in known:
                 continue
             self._written[sampler.prefix] = count
             states = _states_of(trainer, sampler)
