@@ -1,11 +1,14 @@
 """The table of what the optimizers keep, which the monitor writes beside the ratios of it."""
 
+import statistics
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy import Net, TwoOptimizers, fit
+from toy import Net, TwoOptimizers, fit, read
 
 from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.figures.advice import advise
 from aida_lightning.logs.states import LayerState, read_states
 
 pytestmark = [
@@ -80,3 +83,23 @@ def test_half_precision_counts_its_own_bytes(tmp_path):
     fit(tmp_path, module, StepsizeMonitor(every_n_steps=1, statistics="snr"), precision="bf16-true")
     state = read_states(tmp_path / "run")[None]["features.weight"]
     assert (state.state_bytes, state.second_moment_bytes) == (2 * 24 + 4, 24)
+
+
+def test_the_advice_is_that_of_what_the_monitor_logged(tmp_path):
+    monitor = StepsizeMonitor(every_n_steps=1, statistics=["snr", "snr_rows"])
+    fit(tmp_path, TwoOptimizers(["adam", "aida"], every=1), monitor)
+    scalars = read(tmp_path)
+    found = {advice.label: advice for advice in advise([tmp_path])}
+    assert [*found] == ["run Adam", "run Aida"]
+    for name, layer in (("Adam", "head"), ("Aida", "features")):
+        advice = found[f"run {name}"]
+        assert (advice.optimizer, advice.steps, [*advice.layers]) == (
+            name, 12, [f"{layer}.weight", f"{layer}.bias"]
+        )  # fmt: skip
+        weight, bias = advice.layers.values()
+        snr, snr_rows = (
+            statistics.median(scalars[f"{name}/{tag}/{layer}.weight"].values())
+            for tag in ("snr", "snr_rows")
+        )
+        assert (weight.snr, weight.snr_rows) == pytest.approx((snr, snr_rows))
+        assert (bias.snr, bias.average) == (None, "nothing")  # not measured by default

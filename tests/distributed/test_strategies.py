@@ -7,6 +7,8 @@ import sharded_training
 import torch
 from toy import read
 
+from aida_lightning.logs.states import read_states
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
@@ -27,6 +29,8 @@ def test_the_monitor_samples_at_an_epochs_end_in_every_process(two_processes, tm
     two_processes.run(run, tmp_path / "fsdp2", "fsdp2")
     points, expected = (read(tmp_path / name) for name in ("fsdp2", "one"))
     assert len(expected["stepsize_mean/head.weight"]) == 2
+    tables, of_one = (read_states(tmp_path / name / "run") for name in ("fsdp2", "one"))
+    assert tables == of_one != {}  # of whole layers
     for tag, series in expected.items():
         assert points[tag] == pytest.approx(series, rel=1e-4, abs=1e-6), tag
 
