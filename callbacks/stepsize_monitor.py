@@ -100,7 +100,7 @@ class StepsizeMonitor(Callback):
     - ``snr_rows``: the mean of the same ratio of each row, over those rows whose ratio is below
       :math:`10^6`. A row is a slice of dimension 0. If no row is left, it is :math:`10^6`, or 0 for
       a :math:`v` of zeros. There is none if rows have one element. With either of the two,
-      TensorBoard receives a table of the layers for `aida-lightning advise`, once.
+      TensorBoard receives a table of the layers once, which ``aida-lightning advise`` reads.
 
     All norms are Euclidean and taken over all elements of a layer.
 

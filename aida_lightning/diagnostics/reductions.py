@@ -86,7 +86,7 @@ def row_ratio(values: Tensor) -> tuple[Tensor, Tensor]:
     largest = rows.amax(1, keepdim=True)
     rows = rows / torch.where(largest == 0, 1.0, largest)
     mean = rows.mean(1, keepdim=True)
-    variance, signal = (rows - mean).square().mean(1), mean.square().squeeze(1)
+    variance, signal = (rows - mean).square_().mean(1), mean.square().squeeze(1)
     varies = ~(variance * LARGEST_RATIO <= signal)  # as does a row with NaN
     count = varies.sum().to(rows.dtype)
     total = torch.where(varies, signal / variance, 0.0).sum()

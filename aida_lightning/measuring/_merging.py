@@ -92,9 +92,10 @@ def _can_merge(layer: LayerStep, name: str) -> bool:
             return False
         shared = filter(is_distributed, layer.state.values())
         return all(value.shape == layer.param.shape for value in shared)
-    if source == "rows":  # Each process must hold whole rows.
+    if source == "rows":  # If there are any, each process must hold whole rows.
         placements = layer.param.placements  # type: ignore[attr-defined]
-        return all(placements[d].dim == 0 for d in split_dimensions(layer.param))
+        split = (placements[dimension] for dimension in split_dimensions(layer.param))
+        return not layer.has(source) or all(placement.dim == 0 for placement in split)
     # Without a copy, the update follows from stepsizes that may be averaged over the layer.
     return source != "update" or layer.before is not None
 
