@@ -53,6 +53,11 @@ def command_parser() -> ArgumentParser:
         _summary_parser(),
         help="Print the adaptive stepsizes of each layer as they were logged last.",
     )
+    commands.add_subcommand(
+        "advise",
+        _advise_parser(),
+        help="Advise on which layers' second moments can be averaged, from a monitored run.",
+    )
     for name, help in LIGHTNING.items():
         commands.add_subcommand(name, BriefArgumentParser(), help=help)  # to be listed
     return parser
@@ -219,6 +224,7 @@ def _figures_parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     add = _add_runs(parser)
+    _add_layers(add)
     parser.add_argument(
         "--figures",
         nargs="+",
@@ -260,21 +266,45 @@ def _summary_parser() -> ArgumentParser:
         ),
         allow_abbrev=False,
     )
+    _add_layers(_add_runs(parser))
+    return parser
+
+
+def _advise_parser() -> ArgumentParser:
+    parser = BriefArgumentParser(
+        description=(
+            "Print, per layer, whether one number can take the place of the second moment's "
+            "elements in the whole layer, in each row, or not at all, what that saves, and the "
+            "options to train so. The runs must have logged the statistics snr and snr_rows: "
+            "StepsizeMonitor('*', statistics=['snr', 'snr_rows'])."
+        ),
+        allow_abbrev=False,
+    )
     _add_runs(parser)
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="Smallest ratio, as the median over the logged steps, at which to average.",
+    )
     return parser
 
 
 def _add_runs(parser: ArgumentParser) -> Callable[..., Action]:
-    """Add what chooses runs and layers, and return what adds options without default."""
+    """Add what chooses runs, and return what adds options without default."""
     parser.add_argument(
         "logdir", nargs="+", type=str, help="Folders that hold runs at any depth, or globs of them."
     )
     add = partial(parser.add_argument, default=SUPPRESS)
     help = "Labels of the runs to show, or globs of them. By default all are shown."
     add("--optimizers", nargs="+", type=str, metavar="LABEL", help=help)
+    return add
+
+
+def _add_layers(add: Callable[..., Action]) -> None:
     help = (
         "Layers to show, by the names or the numbers that figures and tables print, by the "
         "parameters' names, or by globs of names."
     )
     add("--layers", nargs="+", type=str, metavar="LAYER", help=help)
-    return add

@@ -197,6 +197,19 @@ def _summary(options: Namespace) -> int:
     return 0
 
 
+def _advise(options: Namespace) -> int:
+    from rich.console import Console
+
+    from aida_lightning.figures.advice import advise, print_advice
+
+    if options.threshold <= 0:
+        raise UsageError(f"threshold: a number above 0 is needed, but got {options.threshold}")
+    console = Console(markup=False)
+    for advice in advise(_expanded(options.logdir), options.threshold, options.get("optimizers")):
+        print_advice(advice, console)
+    return 0
+
+
 def _expanded(logdirs: list[str]) -> list[str]:
     """Expand globs that no shell expanded, except the names of existing folders."""
     found: list[str] = []
@@ -213,4 +226,10 @@ def _in_plain(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(_PLAIN, _in_plain)
-_COMMANDS = {"compare": _compare, "report": _report, "figures": _figures, "summary": _summary}
+_COMMANDS = {
+    "compare": _compare,
+    "report": _report,
+    "figures": _figures,
+    "summary": _summary,
+    "advise": _advise,
+}

@@ -14,6 +14,7 @@ from aida_lightning.callbacks._sampling import LastStepSampler, OptimizerSampler
 from aida_lightning.diagnostics import has_stepsize, why_none
 from aida_lightning.logs import tags
 from aida_lightning.measuring._hooks import named
+from aida_lightning.measuring._layer import Row
 from aida_lightning.measuring._registered import stepsize_ceiling
 from aida_lightning.measuring._statistics import Statistic, to_be_had
 
@@ -59,6 +60,7 @@ class Samplers:
         self._at: list[OptimizerSampler] = []
         self._has_told = False
         self._told_of: set[type] = set()
+        self._told_of_absent: set[type] = set()
         self.labels: dict[str, str] = {}
         self._take_up()
 
@@ -94,6 +96,25 @@ class Samplers:
     def detach(self) -> None:
         for sampler in self:
             sampler.detach()
+
+    def tell_of_absent(self, samples: Mapping[str, Mapping[str, Row]]) -> None:
+        """Warn, once per class, of statistics of the second moment that no sampled layer has."""
+        for sampler in self:
+            rows = samples[sampler.prefix].values()
+            absent = [
+                statistic.tag
+                for statistic in sampler.statistics
+                if statistic.tag in tags.OF_THE_SECOND_MOMENT
+                and not any({*statistic.measures} <= {*row} for row in rows)
+            ]
+            cls = type(sampler.optimizer)
+            if rows and absent and cls not in self._told_of_absent:
+                self._told_of_absent.add(cls)
+                rank_zero_warn(
+                    f"StepsizeMonitor logs no {' and no '.join(absent)} for {cls.__name__}. Both "
+                    "need a layer with a second moment per element, and snr_rows one with several "
+                    "elements per row; no watched layer has that."
+                )
 
     def _take_up(self) -> None:
         """Keep the samplers that stay; a new optimizer continues the count of its predecessor."""
@@ -145,7 +166,10 @@ class Samplers:
 
     def _tell_of(self, optimizer: Optimizer, statistics: Collection[Statistic]) -> None:
         cls = type(optimizer)
-        where = {tags.GRADIENT_COSINE: f"{tags.GRADIENT_COSINE} (if there is a momentum)"}
+        where = {
+            tags.GRADIENT_COSINE: f"{tags.GRADIENT_COSINE} (if there is a momentum)",
+            **{tag: f"{tag} (if there is a second moment)" for tag in tags.OF_THE_SECOND_MOMENT},
+        }
         logged = f"it logs {', '.join(where.get(s.tag, s.tag) for s in statistics)}"
         missing = [s.tag for s in self._statistics if s not in statistics]
         if missing:

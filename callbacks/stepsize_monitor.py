@@ -31,6 +31,7 @@ from aida_lightning.callbacks._pictures import (
     to_be_drawn,
 )
 from aida_lightning.callbacks._progress import ends_epoch, is_logged, next_step
+from aida_lightning.callbacks._states import StateTables
 from aida_lightning.callbacks._writing import forget, publish, write_points
 from aida_lightning.logs.restart import drop_orphans
 from aida_lightning.measuring._statistics import (
@@ -92,6 +93,14 @@ class StepsizeMonitor(Callback):
     - ``gradient_norm``: :math:`\|g\|` of the gradient that the optimizer received, after
       accumulation, unscaling and clipping.
     - ``gradient_cosine``: the cosine of the angle between the momentum and that gradient.
+    - ``snr``: the signal-to-noise ratio of the second moment :math:`v`, which is its squared mean
+      over the layer, divided by its population variance (arXiv 2503.01843). The bias of :math:`v`
+      cancels. The ratio is at most :math:`10^6`, also for a constant :math:`v`, and it is 0 for a
+      :math:`v` of zeros. There is none if the optimizer keeps no :math:`v` for each element.
+    - ``snr_rows``: the mean of the same ratio of each row, over those rows whose ratio is below
+      :math:`10^6`. A row is a slice of dimension 0. If no row is left, it is :math:`10^6`, or 0 for
+      a :math:`v` of zeros. There is none if rows have one element. With either of the two,
+      TensorBoard receives a table of the layers once, which ``aida-lightning advise`` reads.
 
     All norms are Euclidean and taken over all elements of a layer.
 
@@ -184,6 +193,7 @@ class StepsizeMonitor(Callback):
         self._drawn: list[str] = []
         self._health = Health()
         self._history = History()
+        self._state_tables = StateTables()
         globs = None if isinstance(self.custom_scalars, bool) else self.custom_scalars
         self._bands = Bands(globs) if self.custom_scalars else None
 
@@ -289,12 +299,15 @@ class StepsizeMonitor(Callback):
     def _log(self, trainer: Trainer, step: int) -> None:
         samplers = [*(self._samplers or ())]
         samples = {sampler.prefix: sampler.take_sample() or {} for sampler in samplers}
+        if self._samplers:
+            self._samplers.tell_of_absent(samples)
         # Every process samples and publishes the numbers for other callbacks; only one writes them.
         points = points_of(samples, {sampler.prefix: sampler.statistics for sampler in samplers})
         publish(trainer, points)
         if not points or not trainer.is_global_zero:
             return
         write_points(trainer, points, step, self._bands, "histograms" in self._drawn)
+        self._state_tables.write(trainer, samplers, step)
         if self.health:
             self._health.check(points, step)
         if "figures" in self._drawn:

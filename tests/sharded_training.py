@@ -100,7 +100,12 @@ class TwoOptimizers(Net):
 # step, are measured of the gathered layers.
 STATISTICS = (
     "mean std min max ceiling_share median update_ratio update_norm weight_norm gradient_norm "
-    "gradient_cosine"
+    "gradient_cosine snr snr_rows"
+).split()
+# These keep no second moment per element, so the monitor warns that there is no ratio of it.
+WITHOUT_SECOND_MOMENT = (
+    "laida sgd torch.optim.SGD torch.optim.Adamax torch.optim.ASGD torch.optim.Muon "
+    "torch.optim.Adafactor torch.optim.Rprop pytorch_optimizer.Lion"
 ).split()
 MODULES = {"one optimizer": Net, "two optimizers": TwoOptimizers}
 
@@ -167,7 +172,12 @@ def weights(folder, strategy, name, kind="one optimizer", monitor=True, **option
     """Train, and give the whole weights that this process sees."""
     module = MODULES[kind](name, lr=0.01)
     module.hybrid = strategy == "hybrid"
-    statistics = [s for s in STATISTICS if name != "adam" or s != "ceiling_share"]
+    statistics = [
+        s
+        for s in STATISTICS
+        if (name != "adam" or s != "ceiling_share")
+        and (name not in WITHOUT_SECOND_MOMENT or not s.startswith("snr"))
+    ]
     monitors = [StepsizeMonitor(["*"], statistics=statistics)] if monitor else []
     fit(folder, strategy, module, *monitors, **options)
     return {key: whole(param.detach()).cpu() for key, param in module.named_parameters()}
@@ -237,13 +247,14 @@ def error_of_an_optimizer_built_too_early(folder):
         return str(error)
 
 
-def collectives_of_a_run(folder, strategy, name, monitored):
+def collectives_of_a_run(folder, strategy, name, statistics, monitored):
     """Count the collectives of three steps, whose last batches are of different sizes."""
     module = Net(name)
     inputs = torch.randn(11 - dist.get_rank(), 4)
     module.train_dataloader = lambda: DataLoader(TensorDataset(inputs), batch_size=4)
     with Collectives() as collectives:
-        fit(f"{folder}/{monitored:d}", strategy, module, *[StepsizeMonitor(["*"], 1)] * monitored)
+        monitor = StepsizeMonitor(["*"], 1, statistics=statistics)
+        fit(f"{folder}/{monitored:d}", strategy, module, *[monitor] * monitored)
     return collectives.sizes
 
 
@@ -304,6 +315,12 @@ class InFloat64(Callback):
         }
         if (m := momentum(optimizer, group, state)) is not None:
             numbers["gradient_cosine"] = (m * g).sum() / (m.norm() * g.norm())
+        names = ("max_exp_avg_sq", "exp_avg_sq", "exp_avg_var", "square_avg", "sum")
+        if v := [state[name] for name in names if name in state]:
+            numbers["snr"] = v[0].mean() ** 2 / v[0].var(correction=0)
+            if v[0].ndim > 1:
+                of_rows = v[0].mean(1) ** 2 / v[0].var(1, correction=0)
+                numbers["snr_rows"] = of_rows.mean()
         if has_stepsize(optimizer):
             s = stepsize(optimizer, group, state)
             numbers |= {
@@ -329,7 +346,12 @@ def any_optimizer(folder, strategy, path, options):
         return optimizer
 
     module.configure_optimizers = configure_optimizers
-    statistics = [s for s in STATISTICS if s not in ("ceiling_share", "median")]
+    statistics = [
+        s
+        for s in STATISTICS
+        if s not in ("ceiling_share", "median")
+        and (path not in WITHOUT_SECOND_MOMENT or not s.startswith("snr"))
+    ]
     monitor = StepsizeMonitor(["*"], 1, statistics=statistics, custom_scalars=False, health=False)
     fit(folder, strategy, module, monitor, expected, max_steps=10)
     return expected.at

@@ -5,7 +5,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from aida_lightning import Aida, measure_step
+from aida_lightning import Aida, build_optimizer, measure_step
 
 
 def module_and_batch():
@@ -134,3 +134,21 @@ def test_several_optimizers_and_biases_alone_are_measured():
         for optimizer in optimizers:
             optimizer.step()
     assert [*numbers] == ["SGD/update_norm/0.bias", "SGD-1/update_norm/2.bias"]
+
+
+@pytest.mark.parametrize("name", ["aida", "adam"])
+def test_a_complex_layers_ratios_are_of_real_and_imaginary_parts(name):
+    module = nn.Module()
+    module.vector = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+    module.matrix = nn.Parameter(torch.randn(3, 2, dtype=torch.complex64))
+    optimizer = build_optimizer(name, module)
+    (module.vector @ module.matrix).abs().square().sum().backward()
+    with measure_step(optimizer, module, ["snr", "snr_rows"], "*") as numbers:
+        optimizer.step()
+    for layer in ("vector", "matrix"):
+        v = torch.view_as_real(optimizer.state[getattr(module, layer)]["exp_avg_sq"]).double()
+        rows = v.flatten(1)
+        of_rows = rows.mean(1) ** 2 / rows.var(1, correction=0)
+        expected = (v.mean() ** 2 / v.var(correction=0)).item(), of_rows.mean().item()
+        found = numbers[f"snr/{layer}"], numbers[f"snr_rows/{layer}"]
+        assert found == pytest.approx(expected, rel=1e-5)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aida_lightning.diagnostics.rates import learning_rate
-from aida_lightning.diagnostics.state import NoStepsize, momentum, stepsize
+from aida_lightning.diagnostics.state import NoStepsize, momentum, second_moment, stepsize
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Adapter:
         learning_rate: function that computes the effective learning rate from the optimizer, the
             group, the state and the learning rate.
         momentum: function that returns the momentum.
+        second_moment: function that returns the second moment.
     """
 
     stepsize: Callable[..., Tensor] | str
     learning_rate: Callable[..., Any] = learning_rate.default
     momentum: Callable[..., Tensor | None] = momentum.default
+    second_moment: Callable[..., Tensor | None] = second_moment.default
 
     def __call__(self, cls: type) -> None:
         """Register for a class those functions that nobody else has registered for it."""
@@ -32,3 +34,4 @@ class Adapter:
         stepsize.add(cls, NoStepsize(known) if isinstance(known, str) else torch.no_grad()(known))
         learning_rate.add(cls, self.learning_rate)
         momentum.add(cls, self.momentum)
+        second_moment.add(cls, self.second_moment)

@@ -134,8 +134,13 @@ def low_bit_sums(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor
 
 
 def first_state(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
-    """Return the momentum of an optimizer of bitsandbytes."""
+    """Return what an optimizer of bitsandbytes keeps first: its momentum or, without one, v."""
     return blockwise(state, 1)
+
+
+def second_state(optimizer: Optimizer, group: Entries, state: Entries) -> Tensor:
+    """Return the second moment of an Adam of bitsandbytes."""
+    return blockwise(state, 2)
 
 
 def no_momentum(optimizer: Optimizer, group: Entries, state: Entries) -> None:
@@ -190,8 +195,8 @@ NONE = {
     ],
 }
 BELIEF = Adapter(partial(maybe_rectified, v="exp_avg_var"))
-LOW_BIT_ADAM = Adapter(low_bit_adam, momentum=first_state)
-LOW_BIT_SUMS = Adapter(low_bit_sums, given_rate, no_momentum)
+LOW_BIT_ADAM = Adapter(low_bit_adam, momentum=first_state, second_moment=second_state)
+LOW_BIT_SUMS = Adapter(low_bit_sums, given_rate, no_momentum, first_state)
 _aida = partial(
     maybe_rectified, plain=partial(adam, eps_first=True), v="exp_avg_var", eps_in_root=1e-15
 )

@@ -7,6 +7,8 @@ from torch import Tensor
 
 # With fewer elements, one call of torch.var_mean takes less time than several calls.
 _FEW = 4096
+# A population whose standard deviation is below 0.1 % of its mean counts as constant.
+LARGEST_RATIO = 1e6
 
 
 def mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,6 +38,60 @@ def mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
     off = differences.mean()
     variance = differences.square_().mean() - off.square()
     return mean + off, variance.clamp_(min=0)  # Rounding could make it negative.
+
+
+def mean_and_relative_variance(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the mean, and the population variance divided by the square of the mean.
+
+    Args:
+        values: real tensor of any shape with at least one element, none of which is negative.
+
+    Returns:
+        Two 0-dim tensors in the dtype of ``mean_and_variance``; both are 0 if all elements are. The
+        values are first scaled by the largest, so that squares neither overflow nor vanish.
+
+    Example:
+        >>> import torch
+        >>> mean, variance = mean_and_relative_variance(torch.tensor([1e-30, 3e-30]))
+        >>> round(variance.item(), 6)
+        0.25
+    """
+    values = at_least_float32(values)
+    largest = values.amax()
+    mean, variance = mean_and_variance(values / torch.where(largest == 0, 1.0, largest))
+    return mean * largest, torch.where(mean == 0, 0.0, variance / mean.square())
+
+
+def row_ratio(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the mean over the rows of each row's squared mean, divided by its variance.
+
+    A row is a slice of dimension 0. Its variance is that of the population. Rows whose elements are
+    all alike (a standard deviation of at most 0.1 % of the mean) have no finite ratio, and are left
+    out.
+
+    Args:
+        values: real tensor of 1 or more dimensions with at least one element, none of which is
+            negative.
+
+    Returns:
+        Two 0-dim tensors: the mean, and the number of rows that it is taken over. If all rows are
+        left out, the former is ``LARGEST_RATIO``, or 0 if all elements are 0.
+
+    Example:
+        >>> import torch
+        >>> row_ratio(torch.tensor([[1.0, 3.0], [0.0, 2.0], [5.0, 5.0]]))
+        (tensor(2.5000), tensor(2.))
+    """
+    rows = at_least_float32(values).flatten(1) if values.ndim > 1 else values.unsqueeze(1)
+    largest = rows.amax(1, keepdim=True)
+    rows = rows / torch.where(largest == 0, 1.0, largest)
+    mean = rows.mean(1, keepdim=True)
+    variance, signal = (rows - mean).square_().mean(1), mean.square().squeeze(1)
+    varies = ~(variance * LARGEST_RATIO <= signal)  # as does a row with NaN
+    count = varies.sum().to(rows.dtype)
+    total = torch.where(varies, signal / variance, 0.0).sum()
+    of_constants = LARGEST_RATIO * largest.any()
+    return torch.where(count == 0, of_constants, total / count.clamp(min=1)), count
 
 
 def quantiles(values: Tensor, probabilities: Sequence[float]) -> list[Tensor]:

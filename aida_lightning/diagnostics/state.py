@@ -136,6 +136,39 @@ def momentum(optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any])
 
 
 @ByClass
+def second_moment(
+    optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any]
+) -> Tensor | None:
+    r"""Return the second moment :math:`v` of each element, without a correction of its bias.
+
+    Unless another function is registered for the class, it is the first tensor in the state that is
+    named ``exp_avg_sq`` or ``exp_avg_var`` (preceded by ``max_`` for AMSGrad), ``square_avg`` or
+    ``sum``.
+
+    Args:
+        optimizer: the optimizer, whose class chooses the function.
+        group: parameter group of the layer.
+        state: ``optimizer.state[parameter]`` of the layer.
+
+    Returns:
+        A tensor, which must not be changed, or None if the optimizer has no second moment. It has
+        the parameter's shape, unless the optimizer averages over elements, as ``LAdam`` does.
+
+    Example:
+        >>> import torch
+        >>> param = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.Adam([param], betas=(0.9, 0.5))
+        >>> param.grad = torch.ones(2)
+        >>> optimizer.step()
+        >>> second_moment(optimizer, optimizer.param_groups[0], optimizer.state[param])
+        tensor([0.5000, 0.5000])
+    """
+    names = ("max_exp_avg_sq", "max_exp_avg_var", "exp_avg_sq", "exp_avg_var", "square_avg", "sum")
+    found = (state.get(name) for name in names)
+    return next((dense(value) for value in found if isinstance(value, Tensor)), None)
+
+
+@ByClass
 def stepsize_ceiling(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
     r"""Return the largest value that an adaptive stepsize can have with the options of its group.
 

@@ -22,6 +22,8 @@ _COLUMNS = {
     "Max": (tags.MAX, "max"),
     "At ceiling": (tags.CEILING_SHARE, "ceiling_share"),
     "Effective": (tags.EFFECTIVE_MEAN, "effective_mean"),
+    "SNR": (tags.SNR, "snr"),
+    "SNR, rows": (tags.SNR_ROWS, "snr_rows"),
     "Update/weight": (tags.UPDATE_RATIO, "update_ratio"),
     "Update": (tags.UPDATE_NORM, "update_norm"),
     "Weight": (tags.WEIGHT_NORM, "weight_norm"),
@@ -38,8 +40,9 @@ def summarize(
     """Make one table of the last logged statistics per optimizer, with one row per layer.
 
     With several seeds, the numbers are means over the seeds. "Effective" is the mean stepsize times
-    the learning rate and the correction of the momentum's bias. "Update", "Weight" and "Gradient"
-    are Euclidean norms. "Cosine" is the cosine of the angle between momentum and gradient.
+    the learning rate and the correction of the momentum's bias. "SNR" is the signal-to-noise ratio
+    of the second moment. "Update", "Weight" and "Gradient" are Euclidean norms. "Cosine" is the
+    cosine of the angle between momentum and gradient.
 
     Args:
         logdirs: folders that hold runs with the ``StepsizeMonitor``, at any depth.
@@ -80,8 +83,10 @@ def _table(label: str, seeds: Sequence[MonitoredRun], layers: Sequence[str] | No
     missing = [
         name
         for column, (tag, name) in _COLUMNS.items()
-        # An optimizer without adaptive stepsizes has only the statistics of its steps.
-        if column not in columns and (has_stepsizes or tag in tags.OF_THE_STEP)
+        # An optimizer without adaptive stepsizes has the statistics of its steps, and some
+        # optimizers with them have none of the second moment.
+        if column not in columns
+        and (tag in tags.OF_THE_STEP or (has_stepsizes and tag.startswith("stepsize_")))
     ]
     step = max(
         int(c.steps[-1]) for run in seeds for s in run.statistics.values() for c in s.values()

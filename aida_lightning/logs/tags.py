@@ -23,6 +23,12 @@ WEIGHT_NORM = "weight_norm"
 GRADIENT_NORM = "gradient_norm"
 GRADIENT_COSINE = "gradient_cosine"
 OF_THE_STEP = (UPDATE_RATIO, UPDATE_NORM, WEIGHT_NORM, GRADIENT_NORM, GRADIENT_COSINE)
+# Signal-to-noise ratios of a layer's second moment.
+SNR = "snr"
+SNR_ROWS = "snr_rows"
+OF_THE_SECOND_MOMENT = (SNR, SNR_ROWS)
+# The table of what an optimizer keeps of each layer, a text.
+OPTIMIZER_STATE = "optimizer_state"
 # Histograms ("/<layer>" follows) and images ("/mean", "/std" or "/heatmap" follows).
 STEPSIZES = "stepsizes"
 
@@ -42,7 +48,8 @@ FLOOR = "_floor"
 
 _MONITOR = re.compile(
     r"(?:(?P<optimizer>.+)/)?(?:[^/]+-)?"  # A logger's prefix ends with a hyphen.
-    rf"(?P<statistic>(?!(?:{'|'.join(_EARLIER_MARGINS)})/)stepsize_\w+|{'|'.join(OF_THE_STEP)})"
+    rf"(?P<statistic>(?!(?:{'|'.join(_EARLIER_MARGINS)})/)stepsize_\w+"
+    rf"|{'|'.join((*OF_THE_STEP, *OF_THE_SECOND_MOMENT))})"
     r"/(?P<layer>.+)"
 )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from math import prod
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -11,7 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aida_lightning.diagnostics import effective_learning_rate, has_stepsize, reductions
-from aida_lightning.measuring._registered import last_update, momentum, stepsize, stepsize_ceiling
+from aida_lightning.measuring._registered import (
+    last_update,
+    momentum,
+    second_moment,
+    stepsize,
+    stepsize_ceiling,
+)
 
 # Stepsizes at the ceiling differ by v's rounding errors, which add up over 1 / (1 - beta2) steps.
 AT_THE_CEILING = 1 - 1e-3
@@ -20,7 +27,15 @@ HISTOGRAM_BINS = 128
 Number: TypeAlias = Tensor | float
 Row: TypeAlias = dict[str, Number]  # the measures of one layer, by name
 Source: TypeAlias = Literal[
-    "stepsizes", "ceiling", "update", "weights", "gradient", "momentum", "group"
+    "stepsizes",
+    "ceiling",
+    "update",
+    "weights",
+    "gradient",
+    "momentum",
+    "second_moment",
+    "rows",
+    "group",
 ]
 
 
@@ -56,6 +71,26 @@ class LayerStep:
         return found if there else None
 
     @cached_property
+    def second_moment(self) -> Tensor | None:
+        found = second_moment(self.optimizer, self.group, self.state)
+        each = found is not None and found.shape == self.param.shape
+        return reductions.real(found) if found is not None and each else None
+
+    @cached_property
+    def rows(self) -> Tensor | None:
+        """The second moment of a layer whose rows have several elements."""
+        v = self.second_moment
+        return v if v is not None and prod(v.shape[1:]) > 1 else None
+
+    @cached_property
+    def second_moments(self) -> tuple[Tensor, Tensor]:
+        return reductions.mean_and_relative_variance(self.of("second_moment"))
+
+    @cached_property
+    def row_ratio(self) -> tuple[Tensor, Tensor]:
+        return reductions.row_ratio(self.of("rows"))
+
+    @cached_property
     def update(self) -> Tensor | None:
         if self.before is not None:
             after, before = self.param.detach(), self.before
@@ -75,7 +110,7 @@ class LayerStep:
         if source in ("stepsizes", "ceiling"):
             known = bool(self.state) and has_stepsize(self.optimizer)
             return known and (source == "stepsizes" or self.ceiling() is not None)
-        if source in ("update", "gradient", "momentum"):
+        if source in ("update", "gradient", "momentum", "second_moment", "rows"):
             return getattr(self, source) is not None
         return True
 
@@ -144,6 +179,11 @@ MEASURES: dict[str, Measure] = {
     "gradient_norm": Measure("gradient", LayerStep.gradient_norm),
     "momentum_norm": Measure("momentum", lambda layer: reductions.norm(layer.of("momentum"))),
     "gradient_cosine": Measure("momentum", LayerStep.gradient_cosine),
+    "v_count": Measure("second_moment", lambda layer: float(layer.of("second_moment").numel())),
+    "v_mean": Measure("second_moment", lambda layer: layer.second_moments[0]),
+    "v_relative_variance": Measure("second_moment", lambda layer: layer.second_moments[1]),
+    "v_row_count": Measure("rows", lambda layer: layer.row_ratio[1]),
+    "v_row_ratio": Measure("rows", lambda layer: layer.row_ratio[0]),
 }
 
 

@@ -34,6 +34,11 @@ _OF_NO_ELEMENTS = {
     "gradient_norm": 0.0,
     "momentum_norm": 0.0,
     "gradient_cosine": 0.0,
+    "v_count": 0.0,
+    "v_mean": 0.0,
+    "v_relative_variance": 0.0,
+    "v_row_count": 0.0,
+    "v_row_ratio": 0.0,
 }
 # These measures do not depend on the elements. All others are taken of the whole layer, which each
 # process gathers.
@@ -43,6 +48,9 @@ _WEIGHTS = {
     **dict.fromkeys(("mean", "ceiling_share"), ("count",)),
     "variance": ("count", "mean"),
     "gradient_cosine": ("gradient_norm", "momentum_norm"),
+    "v_mean": ("v_count",),
+    "v_relative_variance": ("v_count", "v_mean"),
+    "v_row_ratio": ("v_row_count",),
 }
 
 
@@ -84,6 +92,10 @@ def _can_merge(layer: LayerStep, name: str) -> bool:
             return False
         shared = filter(is_distributed, layer.state.values())
         return all(value.shape == layer.param.shape for value in shared)
+    if source == "rows":  # If there are any, each process must hold whole rows.
+        placements = layer.param.placements  # type: ignore[attr-defined]
+        split = (placements[dimension] for dimension in split_dimensions(layer.param))
+        return not layer.has(source) or all(placement.dim == 0 for placement in split)
     # Without a copy, the update follows from stepsizes that may be averaged over the layer.
     return source != "update" or layer.before is not None
 
@@ -174,4 +186,18 @@ def _merged(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         products = parts["gradient_cosine"] * parts["momentum_norm"] * parts["gradient_norm"]
         length = whole["momentum_norm"] * whole["gradient_norm"]
         whole["gradient_cosine"] = torch.where(length == 0, 0.0, products.sum(0) / length)
+    if "v_mean" in parts:
+        weights = parts["v_count"] / parts["v_count"].sum(0).clamp(min=1)
+        means = parts["v_mean"]
+        whole["v_count"], mean = parts["v_count"].sum(0), (weights * means).sum(0)
+        whole["v_mean"] = mean
+        if "v_relative_variance" in parts:
+            spread = parts["v_relative_variance"] * means.square() + (means - mean).square()
+            relative = (weights * spread).sum(0) / mean.square()
+            whole["v_relative_variance"] = torch.where(mean == 0, 0.0, relative)
+    if "v_row_ratio" in parts:
+        counts, ratios = parts["v_row_count"], parts["v_row_ratio"]
+        whole["v_row_count"] = counts.sum(0)
+        of_rows = (counts * ratios).sum(0) / counts.sum(0)
+        whole["v_row_ratio"] = torch.where(counts.sum(0) == 0, ratios.amax(0), of_rows)
     return whole

@@ -49,6 +49,18 @@ def momentum(optimizer: Optimizer, *args: Any) -> Tensor | None:
     return result
 
 
+def second_moment(optimizer: Optimizer, *args: Any) -> Tensor | None:
+    """Call ``diagnostics.second_moment``, which must return a tensor or None."""
+    result: Tensor | None = _call(
+        diagnostics.second_moment,
+        "a tensor or None",
+        lambda x: x is None or isinstance(x, Tensor),
+        optimizer,
+        *args,
+    )
+    return result
+
+
 def _call(
     function: Any, allowed: str, is_allowed: Callable[[Any], bool], optimizer: Optimizer, *args: Any
 ) -> Any:

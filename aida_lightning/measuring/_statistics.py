@@ -10,6 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from aida_lightning.diagnostics import has_stepsize
+from aida_lightning.diagnostics.reductions import LARGEST_RATIO
 from aida_lightning.logs import tags
 from aida_lightning.measuring._layer import Row, source_of, to_host
 
@@ -45,6 +46,10 @@ def _effective_std(variance: float, learning_rate: float) -> float:
     return math.sqrt(variance) * learning_rate
 
 
+def _snr(mean: float, relative_variance: float) -> float:
+    return 1 / max(relative_variance, 1 / LARGEST_RATIO) if mean else 0.0
+
+
 STATISTICS: dict[str, Statistic] = {
     "mean": Statistic(tags.MEAN, ("mean",)),
     "std": Statistic(tags.STD, ("variance",), math.sqrt),
@@ -59,6 +64,8 @@ STATISTICS: dict[str, Statistic] = {
     "weight_norm": Statistic(tags.WEIGHT_NORM, ("weight_norm",)),
     "gradient_norm": Statistic(tags.GRADIENT_NORM, ("gradient_norm",)),
     "gradient_cosine": Statistic(tags.GRADIENT_COSINE, ("gradient_cosine",)),
+    "snr": Statistic(tags.SNR, ("v_mean", "v_relative_variance"), _snr),
+    "snr_rows": Statistic(tags.SNR_ROWS, ("v_row_ratio",)),
 }
 # The statistics that are logged if an optimizer has none of the requested ones.
 WITHOUT_STEPSIZES = [

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 EVERYTHING = [
     "mean", "std", "min", "max", "std_over_mean", "median", "q05", "q95",
-    "effective_mean", "effective_std", "update_ratio", "gradient_cosine",
+    "effective_mean", "effective_std", "update_ratio", "gradient_cosine", "snr", "snr_rows",
 ]  # fmt: skip
 
 

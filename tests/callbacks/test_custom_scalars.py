@@ -288,6 +288,14 @@ def test_the_expression_of_a_line_finds_its_own_layer_alone(tmp_path):
     assert len(found) == 3
 
 
+def test_the_ratios_of_the_second_moment_have_charts(tmp_path):
+    fit(tmp_path, Net("adam"), StepsizeMonitor(statistics=["snr", "snr_rows"]))
+    assert [*layout_of(tmp_path)] == [
+        "snr, runs compared", "snr_rows, runs compared",
+        "snr, layers compared", "snr_rows, layers compared",
+    ]  # fmt: skip
+
+
 def test_it_can_be_switched_off(tmp_path):
     fit(tmp_path, Net(), StepsizeMonitor(custom_scalars=False))
     assert layout_of(tmp_path) == {}

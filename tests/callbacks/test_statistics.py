@@ -20,7 +20,7 @@ pytestmark = [
 ]
 STATISTICS = (
     "mean", "std", "min", "max", "std_over_mean", "median", "q05", "q95", "ceiling_share",
-    "effective_mean", "effective_std", "update_ratio", "gradient_cosine",
+    "effective_mean", "effective_std", "update_ratio", "gradient_cosine", "snr", "snr_rows",
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class BruteForce(Callback):
                 for param in group["params"]:
                     statistics = self.of(optimizer, group, lr, param, self.before[names[param]])
                     for name, value in statistics.items():
-                        own = name in ("update_ratio", "gradient_cosine")
+                        own = name in ("update_ratio", "gradient_cosine", "snr", "snr_rows")
                         tag = name if own else f"stepsize_{name}"
                         self.at.setdefault(f"{tag}/{names[param]}", {})[step] = value
 
@@ -68,6 +68,10 @@ class BruteForce(Callback):
             "gradient_cosine": sum(map(math.prod, zip(m, g, strict=True)))
             / (math.hypot(*m) * math.hypot(*g)),
         }  # fmt: skip
+        if (v := state["exp_avg_sq"].double()).ndim:
+            found["snr"] = (v.mean() ** 2 / v.var(correction=0)).item()
+            of_rows = [(row.mean() ** 2 / row.var(correction=0)).item() for row in v]
+            found["snr_rows"] = sum(of_rows) / len(of_rows)
         if not kind.startswith("Adam") or kind in ("AdamPlus", "AdamL"):
             found["ceiling_share"] = sum(x > ceiling * 0.999 for x in s) / len(s)
         return found
@@ -106,7 +110,8 @@ def assert_equal(scalars, brute_force, steps, statistics):
     ],
 )  # fmt: skip
 def test_every_statistic_is_that_of_its_definition(tmp_path, name, options):
-    statistics = [s for s in STATISTICS if name not in ("adam", "adamw") or s != "ceiling_share"]
+    lacks = {"adam": "ceiling", "adamw": "ceiling", "laida": "snr", "ladam": "snr"}.get(name, "-")
+    statistics = [s for s in STATISTICS if not s.startswith(lacks)]
     brute_force = BruteForce()
     monitor = StepsizeMonitor(every_n_steps=1, statistics=statistics, health=False)
     fit(tmp_path, Net(name, **options), monitor, brute_force)
@@ -264,6 +269,27 @@ def test_an_optimizer_without_a_ceiling_gives_a_warning_and_no_share(tmp_path):
         fit(tmp_path, module, monitor)
     shares = [tag for tag in read(tmp_path) if "ceiling_share" in tag]
     assert shares == ["Aida/stepsize_ceiling_share/features.weight"]
+
+
+@pytest.mark.parametrize("name", ["ladam", "sgd"])
+def test_an_optimizer_without_a_second_moment_per_element_gives_a_warning_and_no_ratio(
+    tmp_path, name
+):
+    monitor = StepsizeMonitor(every_n_steps=1, statistics=["snr", "snr_rows", "weight_norm"])
+    with pytest.warns(UserWarning, match="logs no snr and no snr_rows for (LAdam|SGD)") as caught:
+        fit(tmp_path, Net(name), monitor)
+    assert len([w for w in caught if "logs no snr" in str(w.message)]) == 1
+    tags = {tag.partition("/")[0] for tag in read(tmp_path)}
+    assert tags - {"hp_metric", "loss", "epoch"} == {"weight_norm"}
+
+
+def test_a_vector_has_a_ratio_but_none_of_its_rows(tmp_path):
+    monitor = StepsizeMonitor("*", every_n_steps=1, statistics=["snr", "snr_rows"])
+    fit(tmp_path, Net("adam"), monitor)
+    scalars = read(tmp_path)
+    assert "snr/features.bias" in scalars
+    assert "snr_rows/features.bias" not in scalars
+    assert set(scalars["snr/head.bias"].values()) == {1e6}  # of one element
 
 
 class Registered(torch.optim.RMSprop):

@@ -18,6 +18,7 @@ from aida_lightning.diagnostics import (
     foreign,
     has_stepsize,
     momentum,
+    second_moment,
     stepsize,
     torch_optimizers,
     why_none,
@@ -142,6 +143,29 @@ def build(path):
     return built
 
 
+SECOND_MOMENTS = [
+    ("pytorch_optimizer.AdaBelief", {"ams_bound": True}, "max_exp_avg_var"),
+    ("pytorch_optimizer.Aida", {}, "exp_avg_var"),
+    ("pytorch_optimizer.Yogi", {}, "exp_avg_sq"),
+    ("pytorch_optimizer.AdaDelta", {}, "square_avg"),
+    ("schedulefree.AdamWScheduleFree", {}, "exp_avg_sq"),
+    ("torch.optim.Adam", {"amsgrad": True}, "max_exp_avg_sq"),
+    ("torch.optim.RMSprop", {"centered": True}, "square_avg"),
+    ("torch.optim.Adagrad", {}, "sum"),
+    ("aida_lightning.Aida", {}, "exp_avg_sq"),
+    ("aida_lightning.MSVAG", {}, "exp_avg_sq"),
+    ("torch.optim.SGD", {"momentum": 0.9}, None),
+    ("pytorch_optimizer.Lion", {}, None),
+]
+
+
+@pytest.mark.parametrize(("path", "options", "name"), SECOND_MOMENTS)
+def test_the_second_moment_is_the_states(path, options, name):
+    for step in steps(build(path), count=2, **options):
+        v = second_moment(step.optimizer, step.group, step.state)
+        assert v is (step.state[name] if name else None)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("path", "options", "expected"), CASES)
 def test_stepsizes_reproduce_the_update_that_the_weights_took(path, options, expected, dtype):
@@ -254,6 +278,8 @@ def test_stepsizes_of_bitsandbytes_are_those_of_the_values_that_its_codes_stand_
                     )  # fmt: skip
                     values = functional.dequantize_blockwise(step.state[found], state)
                     torch.testing.assert_close(foreign.blockwise(step.state, n), values)
+            v = second_moment(step.optimizer, step.group, step.state)
+            torch.testing.assert_close(v, values)  # of the state that comes last
             assert_moves(step, torch.where(step.s < 1e6, expected(step), step.moved), rtol=0.2)
 
 

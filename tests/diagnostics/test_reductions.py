@@ -8,11 +8,14 @@ import torch
 from aida_lightning.diagnostics.reductions import (
     cosine,
     histogram,
+    mean_and_relative_variance,
     mean_and_variance,
     norm,
     quantiles,
+    row_ratio,
     share_at_least,
 )
+from aida_lightning.measuring._statistics import STATISTICS
 
 GENERATOR = torch.Generator().manual_seed(0)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -135,3 +138,72 @@ def test_the_histogram_counts_beyond_float32():
     values = torch.ones(2**24 + 2, dtype=torch.bfloat16)
     values[0] = 0
     assert histogram(values, 2).tolist() == [1, 2**24 + 1]
+
+
+def ratios(values):
+    """The ratio of the layer, and the mean of those of its rows, as the documentation has them."""
+
+    def ratio(numbers):
+        mean = math.fsum(numbers) / len(numbers)
+        variance = math.fsum((x - mean) ** 2 for x in numbers) / len(numbers)
+        return min(mean**2 / variance, 1e6) if variance else 1e6 * (mean > 0)
+
+    rows = [ratio(row) for row in values.double().reshape(len(values), -1).tolist() if any(row)]
+    vary = [x for x in rows if x < 1e6]
+    of_rows = math.fsum(vary) / len(vary) if vary else 1e6 * bool(rows)
+    return ratio(values.double().flatten().tolist()), of_rows
+
+
+def found_ratios(values):
+    mean, relative_variance = mean_and_relative_variance(values)
+    of_rows, _ = row_ratio(values)
+    snr = STATISTICS["snr"].compute(
+        {"v_mean": mean.item(), "v_relative_variance": relative_variance.item()}
+    )
+    return snr, of_rows.item()
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1.0, 1e30])
+@pytest.mark.parametrize("shape", [(2,), (4, 5), (3, 2, 2, 3), (60, 500), (1, 9)])
+def test_signal_to_noise_ratios_are_those_of_the_definition_at_any_scale(shape, scale):
+    # Four decades within a layer.
+    values = 10 ** (4 * torch.rand(shape, generator=GENERATOR)) * scale
+    assert found_ratios(values) == pytest.approx(ratios(values), rel=1e-5)
+    nearly_alike = (1 + 1e-2 * torch.rand(shape, generator=GENERATOR)) * scale
+    assert found_ratios(nearly_alike) == pytest.approx(ratios(nearly_alike), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_signal_to_noise_ratios_of_half_precision_are_those_of_its_values(dtype):
+    values = (torch.rand(7, 30, generator=GENERATOR) * 1e-3).to(dtype)
+    assert found_ratios(values) == pytest.approx(ratios(values), rel=1e-5)
+
+
+ALIKE, DEAD, ROW = [1e-9] * 3, [0.0] * 3, [1.0, 2.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "of_rows"),
+    [
+        ([ROW, ALIKE, DEAD], 27 / 14), ([ROW, [x * 1e-20 for x in ROW]], 27 / 14),
+        ([ALIKE, ALIKE], 1e6), ([ALIKE, DEAD], 1e6), ([DEAD, DEAD], 0), ([[1.0], [2.0]], 1e6),
+        ([ROW, [1.0, 1.0001, 1.0]], 27 / 14),
+    ],
+)  # fmt: skip
+def test_rows_that_are_constant_or_dead_leave_the_mean_over_rows_as_it_is(rows, of_rows):
+    # 27/14: the squared mean 9 by the variance (4 + 1 + 9) / 3
+    assert found_ratios(torch.tensor(rows)) == pytest.approx(
+        (ratios(torch.tensor(rows))[0], of_rows), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_what_is_not_finite_shows_in_the_ratios(bad):
+    values = torch.ones(4, 5)
+    values[2, 3] = bad
+    assert all(map(math.isnan, found_ratios(values)))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9])
+def test_a_constant_layer_has_the_largest_ratio_and_a_dead_one_none(value):
+    assert found_ratios(torch.full((4,), value))[0] == (1e6 if value else 0)

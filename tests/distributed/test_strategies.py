@@ -7,6 +7,8 @@ import sharded_training
 import torch
 from toy import read
 
+from aida_lightning.logs.states import read_states
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*no `val_dataloader`:UserWarning"),
@@ -27,6 +29,8 @@ def test_the_monitor_samples_at_an_epochs_end_in_every_process(two_processes, tm
     two_processes.run(run, tmp_path / "fsdp2", "fsdp2")
     points, expected = (read(tmp_path / name) for name in ("fsdp2", "one"))
     assert len(expected["stepsize_mean/head.weight"]) == 2
+    tables, of_one = (read_states(tmp_path / name / "run") for name in ("fsdp2", "one"))
+    assert tables == of_one != {}  # of whole layers
     for tag, series in expected.items():
         assert points[tag] == pytest.approx(series, rel=1e-4, abs=1e-6), tag
 
@@ -122,15 +126,23 @@ def test_an_optimizer_built_before_the_module_was_sharded_is_refused(two_process
 
 
 @pytest.mark.parametrize(
-    ("strategy", "name", "gathers", "numbers"),
-    [("ddp", "aida", 0, 3), ("fsdp2", "aida", 3, 3), ("ddp", "sgd", 0, 6), ("fsdp2", "sgd", 3, 6)],
+    ("strategy", "name", "gathers", "numbers", "more"),
+    [
+        ("ddp", "aida", 0, 3, ()),
+        ("fsdp2", "aida", 3, 3, ()),
+        ("fsdp2", "aida", 3, 8, ("snr", "snr_rows")),
+        ("ddp", "sgd", 0, 6, ()),
+        ("fsdp2", "sgd", 3, 6, ()),
+    ],
 )
 def test_the_monitor_adds_one_gather_per_logged_step_where_layers_are_shared(
-    strategy, name, gathers, numbers, two_processes, tmp_path
+    strategy, name, gathers, numbers, more, two_processes, tmp_path
 ):
     run = sharded_training.collectives_of_a_run
+    statistics = ("mean", "std", *more)
     without, monitored = (
-        two_processes.run(run, tmp_path, strategy, name, monitored) for monitored in (False, True)
+        two_processes.run(run, tmp_path, strategy, name, statistics, monitored)
+        for monitored in (False, True)
     )
     for rank in range(2):
         added = Counter(monitored[rank]) - Counter(without[rank])
@@ -199,5 +211,9 @@ def check_logged(folder, expected):
         statistic, _, layer = tag.partition("/")
         # A deviation is of numbers as large as the mean, and a cosine one of unit vectors.
         scale = max(expected.get(f"stepsize_mean/{layer}", {0: 1.0}).values())
-        scale = {"stepsize_std": scale, "gradient_cosine": 1.0}.get(statistic, 0.0)
+        # A ratio's deviation is the smaller beside its mean, the larger the ratio is.
+        of_ratios = max(series.values()) ** 1.5
+        scale = {
+            "stepsize_std": scale, "gradient_cosine": 1.0, "snr": of_ratios, "snr_rows": of_ratios,
+        }.get(statistic, 0.0)  # fmt: skip
         assert points[tag] == pytest.approx(series, rel=1e-6, abs=1e-7 * scale), tag

@@ -38,13 +38,15 @@ def test_every_statistic_of_a_layer_is_shown_as_it_was_last(tmp_path):
         weight_norm=2.5,
         gradient_norm=3.5,
         gradient_cosine=-0.75,
+        snr=1.25,
+        snr_rows=0.875,
     )
     text = printed(summarize([tmp_path]))
     assert "Aida: adaptive stepsizes at step 2" in text
     row = next(line for line in text.splitlines() if "│ a " in line)
     cells = [cell.strip() for cell in row.strip("│ \n").split("│")]
     of_stepsizes = ["200", "50", "0.25", "1.5", "316", "25.5 %", "0.0625"]
-    assert cells == ["1", "a", *of_stepsizes, "0.5", "0.25", "2.5", "3.5", "-0.75"]
+    assert cells == ["1", "a", *of_stepsizes, "1.25", "0.875", "0.5", "0.25", "2.5", "3.5", "-0.75"]
     assert "Not logged" not in text
 
 
