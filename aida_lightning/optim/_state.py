@@ -106,7 +106,7 @@ class OwnStateOptimizer(Optimizer):
         """Return the name of the class that saved a group, if it was a different one."""
         if _CLASS in group:
             return group[_CLASS] if group[_CLASS] != type(self).__name__ else None
-        lacking = [name for name in self.defaults if name not in group]
+        lacking = [n for n in self.defaults if n not in group and n != "partition"]
         foreign = [name for name in _TELLTALE if name in group and name not in self.defaults]
         if lacking or foreign:
             return f"an optimizer with {foreign[0]!r}" if foreign else "another optimizer"
