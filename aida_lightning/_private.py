@@ -4,7 +4,7 @@ Each name is here because its package has no public name for the same thing. The
 is lost if a release drops it, and ``tests/test_private_apis.py`` repeats it in a sentence.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -57,6 +57,15 @@ def is_flattened(param: Tensor) -> bool:
     layers.
     """
     return bool(getattr(param, "_fsdp_flattened", False))
+
+
+def chunks_of(placement: Any, tensor: Tensor, count: int) -> Sequence[Tensor]:
+    """Split a tensor as a DTensor's placement splits it over so many processes.
+
+    Without it, the monitor cannot log parts of layers that processes share.
+    """
+    chunks: Sequence[Tensor] = placement._split_tensor(tensor, count, with_padding=False)[0]
+    return chunks
 
 
 def weight_norm_hooks(module: nn.Module) -> list[WeightNorm]:

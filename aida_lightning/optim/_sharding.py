@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aida_lightning._private import is_flattened
+from aida_lightning._private import chunks_of, is_flattened
 from aida_lightning.optim._kernels.dispatch import Batch
 
 
@@ -50,6 +50,17 @@ def local_part(tensor: Any) -> Tensor:
     """Return this process's part of a DTensor, or any other tensor unchanged."""
     part: Tensor = tensor.to_local() if is_distributed(tensor) else tensor
     return part
+
+
+def local_rows(tensor: Any) -> Tensor:
+    """Return which rows of a DTensor this process holds, in order, as indices on the host."""
+    rows = torch.arange(len(tensor), device="cpu")
+    for dimension, placement in enumerate(tensor.placements):
+        if getattr(placement, "dim", None) == 0:
+            mesh = tensor.device_mesh
+            chunks = chunks_of(placement, rows, mesh.size(dimension))
+            rows = chunks[mesh.get_local_rank(dimension)]
+    return rows
 
 
 def whole_of(tensor: Any) -> Any:
