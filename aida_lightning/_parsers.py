@@ -274,7 +274,7 @@ def _add_runs(parser: ArgumentParser) -> Callable[..., Action]:
     add("--optimizers", nargs="+", type=str, metavar="LABEL", help=help)
     help = (
         "Layers to show, by the names or the numbers that figures and tables print, by the "
-        "parameters' names, or by globs of names."
+        "parameters' names, or by globs of names; a part of a layer is such as '*_weight[q]'."
     )
     add("--layers", nargs="+", type=str, metavar="LAYER", help=help)
     return add

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -140,3 +142,12 @@ def test_parts_follow_their_layer():
     trainer = type("Trainer", (), {"optimizers": [module.configure_optimizers()]})()
     assert [*WatchedLayers(trainer, module, ["attention.in*t", "lstm.weight_ih*"], 99, QKV)()
             .values()] == NAMES  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ['["q", "k", "v"]', "4", '{"q": 8, "k": 2, "v": 2}', "rows"])
+def test_the_parts_of_a_file_of_lightning_cli_are_those_of_the_argument(value):
+    parser = ArgumentParser()
+    parser.add_class_arguments(StepsizeMonitor, "monitor")
+    parsed = parser.parse_args(["--monitor.parts", f'{{"*.in_proj_weight": {value}}}'])
+    expected = yaml.safe_load(value)
+    assert StepsizeMonitor(parts=parsed.monitor.parts).parts == {"*.in_proj_weight": expected}
