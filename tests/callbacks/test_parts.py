@@ -160,3 +160,45 @@ def test_a_layer_that_has_no_such_parts_is_named(parts, message):
         measure_step(optimizer, module, layers="*", parts=parts),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((), [2.0, 2.0]), ((6, 1), [1.5, 3.5]), ((1, 2), [2.0, 2.0])]
+)
+def test_averaged_stepsizes_are_divided_if_they_differ_between_rows(shape, expected):
+    class Averaging(torch.optim.SGD):
+        """Its stepsizes broadcast to the layer."""
+
+        def step(self, closure=None):
+            super().step(closure)
+            for group in self.param_groups:
+                for param in group["params"]:
+                    self.state[param]["s"] = torch.full(shape, 2.0)
+                    if shape == (6, 1):
+                        self.state[param]["s"] = torch.tensor([[1.0], [2], [1], [5], [5], [3]])
+
+    stepsize.register(Averaging, lambda optimizer, group, state: state["s"])
+    module = nn.ParameterDict({"w": torch.zeros(6, 2)})
+    module["w"].grad = torch.ones(6, 2)
+    optimizer = Averaging(module.parameters(), lr=0.1)
+    with measure_step(optimizer, module, "mean", parts={"w": {"a": 2, "b": 4}}) as found:
+        optimizer.step()
+    means = [found["stepsize_mean/w[a]"], found["stepsize_mean/w[b]"]]
+    assert means == pytest.approx(expected)
+
+
+def test_stepsizes_without_rows_cannot_be_divided():
+    class Flat(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.state[self.param_groups[0]["params"][0]]["s"] = torch.ones(12)
+
+    stepsize.register(Flat, lambda optimizer, group, state: state["s"])
+    module = nn.ParameterDict({"w": torch.ones(6, 2)})
+    module["w"].grad = torch.ones(6, 2)
+    optimizer = Flat(module.parameters(), lr=0.1)
+    with (
+        pytest.raises(TypeError, match=r"6 rows need .* for Flat returned the shape \[12\]"),
+        measure_step(optimizer, module, "mean", parts={"w": 2}),
+    ):
+        optimizer.step()
