@@ -305,6 +305,6 @@ def _add_runs(parser: ArgumentParser) -> Callable[..., Action]:
 def _add_layers(add: Callable[..., Action]) -> None:
     help = (
         "Layers to show, by the names or the numbers that figures and tables print, by the "
-        "parameters' names, or by globs of names."
+        "parameters' names, or by globs of names; a part of a layer is such as '*_weight[q]'."
     )
     add("--layers", nargs="+", type=str, metavar="LAYER", help=help)

@@ -4,7 +4,7 @@ Each name is here because its package has no public name for the same thing. The
 is lost if a release drops it, and ``tests/test_private_apis.py`` repeats it in a sentence.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -59,15 +59,13 @@ def is_flattened(param: Tensor) -> bool:
     return bool(getattr(param, "_fsdp_flattened", False))
 
 
-def local_shape_and_offset(param: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shape of a process's shard of a DTensor, and where it begins in the whole.
+def chunks_of(placement: Any, tensor: Tensor, count: int) -> Sequence[Tensor]:
+    """Split a tensor as a DTensor's placement splits it over so many processes.
 
-    Without it, the parts of a layer that shards cut cannot be told, so only ``partition="rows"``
-    and layers that are not cut can be partitioned under FSDP2.
+    Without it, the monitor cannot log parts of layers that processes share.
     """
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    return compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
+    chunks: Sequence[Tensor] = placement._split_tensor(tensor, count, with_padding=False)[0]
+    return chunks
 
 
 def weight_norm_hooks(module: nn.Module) -> list[WeightNorm]:

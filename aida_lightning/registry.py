@@ -197,6 +197,18 @@ def try_groups(
         _try_patterns(optimizer, patterns, options)
 
 
+def matches_layer(name: str, pattern: str) -> bool:
+    """Tell whether a glob matches a layer's name, where ``[q]`` also matches itself.
+
+    Example:
+        >>> matches_layer("blocks.0.in_proj_weight[q]", "*.in_proj_weight[q]")
+        True
+        >>> matches_layer("blocks.0.in_proj_weight", "blocks.[0-2].*")
+        True
+    """
+    return fnmatchcase(name, pattern) or fnmatchcase(name, pattern.replace("[", "[[]"))
+
+
 def _entry(name: str) -> _Entry:
     key = name.lower().replace("+", "plus")
     key = "".join(character for character in key if character not in "-_. ")

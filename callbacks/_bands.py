@@ -1,12 +1,12 @@
 """The choice of the layers whose bands TensorBoard shows, since a page cannot hold them all."""
 
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 
 from aida_lightning.logs import tags
 from aida_lightning.logs.custom_scalars import CHARTS_PER_CATEGORY
 from aida_lightning.logs.spread import evenly
 from aida_lightning.measuring._statistics import Point
+from aida_lightning.registry import matches_layer
 
 
 class Bands:
@@ -40,7 +40,7 @@ class Bands:
 
     def _choose(self, names: Sequence[str], chosen: set[str]) -> None:
         if self._globs is not None:
-            chosen.update(n for n in names if any(n == g or fnmatchcase(n, g) for g in self._globs))
+            chosen.update(n for n in names if any(matches_layer(n, g) for g in self._globs))
             return
         others = [name for name in names if name not in chosen]
         places = evenly(len(others), CHARTS_PER_CATEGORY - len(chosen))

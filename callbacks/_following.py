@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
 from torch.optim import Optimizer
 
 from aida_lightning._lightning import MisconfigurationException, Trainer
@@ -15,6 +14,7 @@ from aida_lightning.diagnostics import has_stepsize, why_none
 from aida_lightning.logs import tags
 from aida_lightning.measuring._hooks import named
 from aida_lightning.measuring._layer import Row
+from aida_lightning.measuring._parts import Layer
 from aida_lightning.measuring._registered import stepsize_ceiling
 from aida_lightning.measuring._statistics import Statistic, to_be_had
 
@@ -24,7 +24,7 @@ class Samplers:
 
     Args:
         trainer: the Trainer.
-        find_layers: function that maps the parameters to watch, of all optimizers, to their names.
+        find_layers: function that maps the layers to watch, of all optimizers, to their names.
         statistics: statistics to compute from the samples.
         others: names of other measures to take of adaptive stepsizes.
         pictures: names of the monitor's arguments that ask for pictures of the stepsizes.
@@ -39,7 +39,7 @@ class Samplers:
     def __init__(
         self,
         trainer: Trainer,
-        find_layers: Callable[[], dict[Tensor, str]],
+        find_layers: Callable[[], dict[Layer, str]],
         statistics: Collection[Statistic],
         others: Iterable[str],
         pictures: Sequence[str],

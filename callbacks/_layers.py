@@ -1,7 +1,8 @@
 """The choice of layers to watch: by glob, and no more than a reader can take in."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -13,7 +14,10 @@ from aida_lightning._private import is_flattened
 from aida_lightning.logs.spread import evenly
 from aida_lightning.measuring._names import as_list as _as_list
 from aida_lightning.measuring._names import matching, names_of, weights
+from aida_lightning.measuring._parts import Layer, Parts, check_parts, with_parts
 from aida_lightning.optim._sharding import is_distributed
+
+T = TypeVar("T", bound=Hashable)
 
 
 class WatchedLayers:
@@ -23,6 +27,8 @@ class WatchedLayers:
     it is frozen again, as ``toggle_optimizer`` does in every batch. If no layer is trained at the
     start, a warning says that nothing is logged.
 
+    Each layer is followed by its parts, which are layers of their own.
+
     Without globs, the weights are chosen. If none of them is trained, all trained layers are
     chosen, and a message says so.
 
@@ -31,10 +37,11 @@ class WatchedLayers:
         pl_module: the module, whose layers may change.
         globs: globs of parameter names; None chooses the weights, see ``weights``.
         max_layers: as in ``spread``.
+        parts: parts of packed layers, by glob.
 
     Raises:
-        MisconfigurationException: the optimizers do not hold the module's layers, or a glob
-            matches no layer.
+        MisconfigurationException: the optimizers do not hold the module's layers, a glob matches no
+            layer, or a layer cannot be divided into its parts.
     """
 
     def __init__(
@@ -43,12 +50,15 @@ class WatchedLayers:
         pl_module: LightningModule,
         globs: Sequence[str] | None,
         max_layers: int | None,
+        parts: Mapping[str, Parts] | None = None,
     ) -> None:
         self._trainer, self._module = trainer, pl_module
         self._globs, self._max_layers = globs, max_layers
+        self._parts = parts or {}
         self._trained: set[Tensor] = set()
-        self._chosen: dict[Tensor, str] = {}
+        self._chosen: dict[Layer, str] = {}
         _check_globs(pl_module, globs)
+        self._check_parts()
         _check_held(pl_module, trainer.optimizers)
         if not self() and self._trained and not any(map(is_lazy, pl_module.parameters())):
             rank_zero_warn(
@@ -56,21 +66,36 @@ class WatchedLayers:
                 f"no optimizer holds them. Layers: {_abridged([*self._matching().values()])}"
             )
 
-    def __call__(self) -> dict[Tensor, str]:
-        """Map the parameters to watch to their names, in the module's order."""
+    def __call__(self) -> dict[Layer, str]:
+        """Map the layers to watch to their names, in the module's order."""
         optimizers = self._trainer.optimizers
         held = (p for optimizer in optimizers for g in optimizer.param_groups for p in g["params"])
         joined = {p for p in held if p.requires_grad and not is_lazy(p)} - self._trained
         if joined:
             self._trained |= joined
             _check_held(self._module, optimizers)
-            self._chosen = spread(self._layers(), self._max_layers, self._chosen)
+            layers = divided(self._module, self._layers(), self._parts)
+            self._chosen = spread(layers, self._max_layers, self._chosen)
         return self._chosen
+
+    def _check_parts(self) -> None:
+        """Raise if no layer that may be watched has parts by one of their globs, or bad ones."""
+        _check_globs(self._module, [*self._parts])
+        names = names_of(self._module)
+        watched = self._matching() or {param: own[0] for param, own in names.items()}
+        there = {param: name for param, name in watched.items() if not is_lazy(param)}
+        for pattern in self._parts if len(there) == len(watched) else ():
+            if matching(names, pattern).isdisjoint(watched):
+                raise MisconfigurationException(
+                    f"StepsizeMonitor(parts=…) divides by {pattern!r} only layers that `layers` "
+                    f"does not choose; the chosen layers are: {_abridged([*watched.values()])}"
+                )
+        divided(self._module, there, self._parts)
 
     def _layers(self) -> dict[Tensor, str]:
         names = names_of(self._module)
         trained = {param: own[0] for param, own in names.items() if param in self._trained}
-        kept = {*self._matching(), *self._chosen}
+        kept = {*self._matching(), *(layer.param for layer in self._chosen)}
         layers = {param: name for param, name in trained.items() if param in kept}
         # Lazy layers may become weights.
         if layers or not trained or self._globs is not None or any(map(is_lazy, names)):
@@ -91,8 +116,8 @@ class WatchedLayers:
 
 
 def spread(
-    layers: Mapping[Tensor, str], max_layers: int | None, chosen: Collection[Tensor] = ()
-) -> dict[Tensor, str]:
+    layers: Mapping[T, str], max_layers: int | None, chosen: Collection[T] = ()
+) -> dict[T, str]:
     """Choose at most ``max_layers`` layers, and warn if some are omitted.
 
     Args:
@@ -127,9 +152,32 @@ def _check_globs(pl_module: LightningModule, globs: Sequence[str] | None) -> Non
             )
 
 
-def check_bands(pl_module: LightningModule, globs: Sequence[str]) -> None:
+def divided(
+    pl_module: LightningModule, layers: Mapping[Tensor, str], parts: Mapping[str, Parts]
+) -> dict[Layer, str]:
+    """List layers, each followed by its parts, and raise if a layer cannot be divided."""
+    try:
+        return with_parts(layers, names_of(pl_module), parts)
+    except ValueError as error:
+        raise MisconfigurationException(f"StepsizeMonitor: {error}") from error
+
+
+def as_parts(parts: Mapping[str, Parts] | None) -> Mapping[str, Parts] | None:
+    """Return the parts of layers, and raise if they are none."""
+    try:
+        check_parts(parts)
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error
+    return parts
+
+
+def check_bands(
+    pl_module: LightningModule, globs: Sequence[str], parts: Mapping[str, Parts] | None = None
+) -> None:
     """Warn if a glob matches no layer by the name under which it is logged."""
-    logged = {param: own[:1] for param, own in names_of(pl_module).items()}
+    own_names = {param: own[0] for param, own in names_of(pl_module).items() if not is_lazy(param)}
+    listed = divided(pl_module, own_names, parts or {})
+    logged = {layer: [name] for layer, name in listed.items()}
     for pattern in globs:
         if not matching(logged, pattern):
             names = [name for own in logged.values() for name in own]

@@ -14,6 +14,7 @@ from aida_lightning._lightning import Trainer
 from aida_lightning._private import steps_taken
 from aida_lightning.measuring._hooks import StepHooks
 from aida_lightning.measuring._layer import Row
+from aida_lightning.measuring._parts import Layer
 from aida_lightning.measuring._statistics import Statistic
 from aida_lightning.measuring._step import StepMeasures
 
@@ -29,7 +30,7 @@ class OptimizerSampler(ABC):
         trainer: the Trainer.
         name: name of the optimizer.
         optimizer: the optimizer.
-        find_layers: function that maps the parameters to watch, of all optimizers, to their names.
+        find_layers: function that maps the layers to watch, of all optimizers, to their names.
         statistics: statistics to compute from the samples.
         measures: names of the measures to take.
         steps: number of steps taken so far; None until the first batch if no count was restored.
@@ -41,7 +42,7 @@ class OptimizerSampler(ABC):
     trainer: Trainer
     name: str
     optimizer: Optimizer
-    find_layers: Callable[[], dict[Tensor, str]]
+    find_layers: Callable[[], dict[Layer, str]]
     statistics: list[Statistic]
     measures: list[str]
     steps: int | None = None

@@ -1,7 +1,7 @@
 """A callback that logs the adaptive stepsizes of each layer."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from typing_extensions import override
@@ -20,6 +20,7 @@ from aida_lightning.callbacks._health import HEALTH_MEASURES, Health
 from aida_lightning.callbacks._layers import (
     WatchedLayers,
     as_list,
+    as_parts,
     check_bands,
     check_count,
 )
@@ -34,6 +35,7 @@ from aida_lightning.callbacks._progress import ends_epoch, is_logged, next_step
 from aida_lightning.callbacks._states import StateTables
 from aida_lightning.callbacks._writing import forget, publish, write_points
 from aida_lightning.logs.restart import drop_orphans
+from aida_lightning.measuring._parts import Parts
 from aida_lightning.measuring._statistics import (
     WITHOUT_STEPSIZES,
     choose_statistics,
@@ -139,10 +141,18 @@ class StepsizeMonitor(Callback):
         health: whether to warn, once per sign and with the layers' names, when a number is not
             finite and, from step :math:`1 / (1 - \beta_2)` on, when all stepsizes of a layer are at
             the ceiling or their standard deviation exceeds 10 times their mean.
+        parts: parts of layers that pack several, to log beside the whole layer as layers of their
+            own, named ``<layer>[<part>]``. A glob of layer names, as in ``layers``, maps to the
+            parts along the first dimension: a list of names or a number of equal parts, which are
+            called 0, 1, and so on; a mapping of names to numbers of rows; or ``"rows"`` for one
+            part per row. Examples are ``{"*.in_proj_weight": ["q", "k", "v"]}``, ``{"*.weight_ih*":
+            4}`` and ``{"*.qkv.weight": {"q": 4096, "k": 1024, "v": 1024}}``. The first glob that
+            matches a layer counts. Only layers that ``layers`` chooses have parts, and
+            ``max_layers`` counts the parts as well.
 
     Raises:
-        MisconfigurationException: an argument is invalid, the Trainer has no logger, or a glob
-            in ``layers`` matches no layer.
+        MisconfigurationException: an argument is invalid, the Trainer has no logger, a glob in
+            ``layers`` or ``parts`` matches no layer, or a layer cannot be divided into its parts.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -162,6 +172,7 @@ class StepsizeMonitor(Callback):
         histograms: bool = False,
         figures: bool = False,
         health: bool = True,
+        parts: Mapping[str, Parts] | None = None,
     ) -> None:
         check_interval(logging_interval, every_n_steps)
         check_count("max_layers", max_layers)
@@ -178,6 +189,7 @@ class StepsizeMonitor(Callback):
         self.histograms = histograms
         self.figures = figures
         self.health = health
+        self.parts = as_parts(parts)
         try:
             self._chosen = choose_statistics(self.statistics)
         except ValueError as error:
@@ -200,9 +212,10 @@ class StepsizeMonitor(Callback):
     @property
     @override
     def state_key(self) -> str:
-        # Older checkpoints lack these two, so the key holds them only if they are not the default.
+        # Older checkpoints lack these three, so the key holds only those that are not the default.
         others = ("custom_scalars", "health")
         names = [*_KEY, *(name for name in others if getattr(self, name) is not True)]
+        names += [] if self.parts is None else ["parts"]
         return state_key(self, **{name: getattr(self, name) for name in names})
 
     @override
@@ -282,8 +295,8 @@ class StepsizeMonitor(Callback):
 
     def _watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(self.custom_scalars, bool):
-            check_bands(pl_module, self.custom_scalars)
-        find_layers = WatchedLayers(trainer, pl_module, self.layers, self.max_layers)
+            check_bands(pl_module, self.custom_scalars, self.parts)
+        find_layers = WatchedLayers(trainer, pl_module, self.layers, self.max_layers, self.parts)
         interval = (
             ends_epoch if self.logging_interval == "epoch" else self.every_n_steps or is_logged
         )

@@ -1,116 +1,65 @@
-"""What the processes of the distributed tests run: optimizers over parts of DTensors."""
-
-import itertools
+"""What processes run that share packed layers: their parts, against those of whole layers."""
 
 import torch
 import torch.distributed as dist
-from sharding import MEMBERS, Collectives, meshes, problem
 from torch import nn
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from aida_lightning import diagnostics, optim
+from aida_lightning import build_optimizer, measure_step
+from aida_lightning.measuring._statistics import STATISTICS
 
-# For the rows 8, 5, 1, 3 and 9 of the problem's tensors: some shards cut parts, some do not.
-CUT = {8: 4, 5: (2, 3), 1: 1, 3: 3, 9: 3}
-PARTITIONS = {
-    "rows": "rows",
-    "parts": lambda param: CUT[param.shape[0]],
-    "mixed": lambda param: {8: "rows", 5: None, 9: "elements"}.get(param.shape[0], 1),
-}
-
-
-def partition_of(key, name):
-    if key == "mixed" and name == "SETAdam":
-        return lambda param: {8: "rows", 5: None}.get(param.shape[0], 1)
-    return PARTITIONS[key]
+EVERY = [*STATISTICS, "median"]
+# Uneven shards, one with fewer rows than processes, and parts within and across the shards.
+ROWS = {"packed": 14, "wide": 10, "few": 2}
+PARTS = {"packed.*": {"q": 3, "k": 1, "v": 10}, "wide.*": 5, "few.*": "rows"}
 
 
-def train(optimizer, params, gradients):
-    for of_step in gradients:
-        for param, gradient in zip(params, of_step, strict=True):
-            param.grad = gradient
+def modules():
+    torch.manual_seed(0)
+    return nn.ModuleDict({name: nn.Linear(6, n, bias=False) for name, n in ROWS.items()})
+
+
+def step(module, name, statistics, parts):
+    """Take two steps and return the second one's numbers, and how many collectives it took."""
+    optimizer = build_optimizer(name, module, lr=0.01)
+    for seed in range(2):
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        sum(layer(x).sin().square().sum() for layer in module.values()).backward()
+        if seed == 0:
+            optimizer.step()
+    communication = CommDebugMode()
+    with (
+        communication,
+        measure_step(optimizer, module, statistics, parts=parts) as numbers,
+    ):
         optimizer.step()
+    return dict(numbers), communication.get_total_counts()
 
 
-def whole(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "placements") else tensor
-
-
-def readings(optimizer, params):
-    """Give the weights, statistics, stepsizes and last updates of all layers, whole."""
-    (group,) = optimizer.param_groups
-    read = []
-    for param in params:
-        state = optimizer.state[param]
-        s = optimizer.stepsize(param)
-        update = diagnostics.last_update(optimizer, group, state, param)
-        read.append((param.detach(), state["exp_avg_sq"], s, update))
-    return [tuple(whole(tensor) for tensor in of_layer) for of_layer in read]
-
-
-def weights(optimizer, params):
-    return [(whole(param.detach()),) for param in params]
-
-
-# Gathering takes most of the time, so only some of the members and layouts are read in full.
-READ = ("LAida", "AdamL", "SETAdam", "Aida")
-READ_IN = ("fully sharded", "by the last dimension", "sharded twice")
-
-
-def largest_differences(kernel, steps=3):
-    """Train on one process and on all; give the largest difference of each case and layout."""
-    start, gradients = problem(torch.float64)
-    differences = {}
-    for layout, (mesh, placements) in meshes(dist.get_world_size()).items():
-        parts, *of_steps = (
-            [distribute_tensor(x, mesh, placements(x.ndim)) for x in tensors]
-            for tensors in (start, *gradients[:steps])
-        )
-        for key, name in itertools.product(PARTITIONS, MEMBERS):
-            options = {"partition": partition_of(key, name), "weight_decay": 0.1, **kernel}
-            read = readings if name in READ and layout in READ_IN else weights
-            results = []
-            for tensors, with_gradients in ((start, gradients[:steps]), (parts, of_steps)):
-                params = [nn.Parameter(x.clone()) for x in tensors]
-                optimizer = getattr(optim, name)(params, **options)
-                train(optimizer, params, with_gradients)
-                results.append(read(optimizer, params))
-            for layer, there in zip(*results, strict=True):
-                for what, (a, b) in enumerate(zip(layer, there, strict=True)):
-                    case = (layout, name, key, "weights statistics stepsizes update".split()[what])
-                    assert a.shape == b.shape, (case, a.shape, b.shape)
-                    error = (a - b).norm() / max(a.norm(), 1e-12)
-                    differences[case] = max(differences.get(case, 0.0), error.item())
-    return differences
-
-
-def collectives_of_a_step(name, partition, layout="fully sharded"):
-    """Give the bytes of each collective of the second step, and the local statistics' shapes."""
-    mesh, placements = meshes(dist.get_world_size())[layout]
-    start, gradients = problem()
-    spread = lambda x: distribute_tensor(x, mesh, placements(x.ndim))  # noqa: E731
-    params = [nn.Parameter(spread(x)) for x in start]
-    partition = partition_of(partition, name) if isinstance(partition, str) else partition
-    optimizer = getattr(optim, name)(params, partition=partition)
-    train(optimizer, params, [[spread(g) for g in gradients[0]]])
-    for param, gradient in zip(params, gradients[1], strict=True):
-        param.grad = spread(gradient)
-    with Collectives() as collectives:
-        optimizer.step()
-    local = lambda v: v.to_local() if hasattr(v, "placements") else v  # noqa: E731
-    statistics = [local(optimizer.state[p]["exp_avg_sq"]).numel() for p in params]
-    return collectives.sizes, statistics
-
-
-def step_without_gradients_on_rank_one(name):
-    """Take a step where only rank 0 has gradients; give whether each local part moved."""
-    mesh, placements = meshes(dist.get_world_size())["fully sharded"]
-    start, gradients = problem()
-    params = [nn.Parameter(distribute_tensor(x, mesh, placements(x.ndim))) for x in start]
-    before = [param.to_local().detach().clone() for param in params]
-    grads = [distribute_tensor(g, mesh, placements(g.ndim)) for g in gradients[0]]
-    if dist.get_rank() == 0:
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad
-    getattr(optim, name)(params, partition=PARTITIONS["parts"]).step()
-    return [not torch.equal(x, p.to_local()) for x, p in zip(before, params, strict=True)]
+def in_shards(name, layout, statistics=EVERY):
+    """Return the numbers of whole layers and of shared ones, and both counts of collectives."""
+    whole, _ = step(modules(), name, statistics, PARTS)
+    counts, shared = [], {}
+    for parts in (None, PARTS):
+        sharded = modules()
+        if layout == "rows":
+            mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        else:
+            meshes = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+            mesh = meshes["data"]
+            style = {"columns": RowwiseParallel, "strided": ColwiseParallel}[layout]
+            plan = {
+                layer: style(input_layouts=Replicate(), output_layouts=Replicate())
+                for layer in ROWS
+            }
+            parallelize_module(sharded, meshes["tensor"], plan)
+        for layer in sharded.values():
+            fully_shard(layer, mesh=mesh)
+        shared, count = step(sharded, name, statistics, parts)
+        counts.append(count)
+    return whole, shared, counts

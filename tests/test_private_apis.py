@@ -23,6 +23,7 @@ from tensorboardX import SummaryWriter as OtherWriter
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import Shard
 from torch.optim import optimizer as torch_optimizer
 from torch.utils.tensorboard import SummaryWriter
 
@@ -192,6 +193,12 @@ def test_fsdp1_marks_what_it_flattened(private, group):
         private.is_flattened
     )
     assert not private.is_flattened(nn.Parameter(torch.zeros(2)))
+
+
+def test_placements_split_rows_as_chunks(private):
+    with needed(private.chunks_of) as chunks_of:
+        chunks = chunks_of(Shard(0), torch.arange(4), 3)
+        assert [chunk.tolist() for chunk in chunks] == [[0, 1], [2, 3], []]
 
 
 @pytest.mark.filterwarnings("ignore:.*FSDP")

@@ -3,15 +3,15 @@
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 from aida_lightning.figures.plotting import Look, XOf, over_seeds, smoothed
 from aida_lightning.logs.curves import FloatArray
 from aida_lightning.logs.events import EventsError
 from aida_lightning.logs.runs import MonitoredRun
+from aida_lightning.registry import matches_layer
 
 # The name of an original tensor of torch.nn.utils.parametrize, with the computed tensor's name.
-_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*(?=$|\[)")
 
 
 def pick_layers(runs: Sequence[MonitoredRun], look: Look, default: Sequence[int]) -> dict[int, str]:
@@ -34,7 +34,7 @@ def pick_layers(runs: Sequence[MonitoredRun], look: Look, default: Sequence[int]
         some = numbers.get(wanted) or [
             number
             for number, name in numbered.items()
-            if any(it == wanted or fnmatchcase(it, wanted) for it in (name, short_name(name)))
+            if any(matches_layer(it, wanted) for it in (name, short_name(name)))
         ]
         if not some:
             shown = [short_name(name) for name in numbered.values()]

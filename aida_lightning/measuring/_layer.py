@@ -1,7 +1,7 @@
 """The measures of one layer right after a step, on its device."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from math import prod
@@ -105,6 +105,16 @@ class LayerStep:
             )
         return update
 
+    @cached_property
+    def coalesced(self) -> Tensor:
+        g = self.of("gradient")
+        return g.coalesce() if g.is_sparse else g
+
+    @cached_property
+    def elements(self) -> Tensor:
+        """The elements of the gradient, without those that a sparse one lacks."""
+        return self.coalesced.values() if self.coalesced.is_sparse else self.coalesced
+
     def has(self, source: Source) -> bool:
         """Tell whether the layer has the source of a measure."""
         if source in ("stepsizes", "ceiling"):
@@ -137,12 +147,74 @@ class LayerStep:
         return reductions.norm(reductions.real(self.param.detach()) - self.of("update"))
 
     def gradient_norm(self) -> Tensor:
-        g = self.of("gradient")
-        return reductions.norm(g.coalesce().values() if g.is_sparse else g)
+        return reductions.norm(self.elements)
 
     def gradient_cosine(self) -> Tensor:
-        m, g = self.of("momentum"), self.of("gradient")
+        m, g = self.of("momentum"), self.elements
         return reductions.cosine(m, -g if self.group.get("maximize") else g)
+
+
+@dataclass
+class PartStep(LayerStep):
+    """A part of a layer right after a step: rows of what was computed for the whole layer."""
+
+    whole: LayerStep = field(kw_only=True)
+    span: slice = field(kw_only=True)
+
+    @cached_property
+    def stepsizes(self) -> Tensor:
+        s, n = self.whole.stepsizes, len(self.whole.param)
+        if s.numel() == 1 or len(s) == 1:  # all rows have the same
+            return s
+        if len(s) != n:
+            raise TypeError(
+                f"The parts of a layer of {n} rows need stepsizes with a first dimension of {n} or "
+                f"1; the function that is registered with `stepsize.register` for "
+                f"{type(self.optimizer).__name__} returned the shape {[*s.shape]}"
+            )
+        return s[self.span]
+
+    @cached_property
+    def momentum(self) -> Tensor | None:
+        m = self.whole.momentum
+        return None if m is None else m[self.span]
+
+    @cached_property
+    def second_moment(self) -> Tensor | None:
+        v = self.whole.second_moment
+        return None if v is None else v[self.span]
+
+    @cached_property
+    def update(self) -> Tensor | None:
+        update = self.whole.update
+        return None if update is None else update[self.span]
+
+    @cached_property
+    def elements(self) -> Tensor:
+        g, values = self.whole.coalesced, self.whole.elements
+        if not g.is_sparse:
+            return g[self.span]
+        # A choice of the elements would wait for the device, to learn how many there are.
+        row = g.indices()[0].view(-1, *[1] * (values.ndim - 1))
+        return values.where((row >= self.span.start) & (row < self.span.stop), 0)
+
+
+def step_of(whole: LayerStep, rows: Sequence[int] | None) -> LayerStep:
+    """Return the step of a part, from a first row to before a last; None stands for the whole."""
+    if rows is None:
+        return whole
+    part = slice(*rows)
+    return PartStep(
+        whole.optimizer,
+        whole.group,
+        whole.state,
+        whole.param.detach()[part],
+        whole.gradient,
+        whole.lr,
+        None if whole.before is None else whole.before[part],
+        whole=whole,
+        span=part,
+    )
 
 
 class Measure(NamedTuple):

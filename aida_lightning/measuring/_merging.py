@@ -1,20 +1,23 @@
 """The measures of layers that processes share, taken of each part and merged over processes."""
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aida_lightning.measuring._layer import LayerStep, Row, source_of, take_measures
+from aida_lightning.measuring._layer import LayerStep, Row, source_of, step_of, take_measures
+from aida_lightning.measuring._parts import Layer
 from aida_lightning.optim._sharding import (
     aligned,
     counts_here,
-    is_distributed,
     local_part,
+    local_rows,
     split_dimensions,
     whole_of,
 )
@@ -55,27 +58,31 @@ _WEIGHTS = {
 
 
 def measure_shared(
-    layers: Mapping[Tensor, LayerStep | None], names: Collection[str]
-) -> dict[Tensor, Row]:
+    layers: Mapping[Layer, LayerStep | None], names: Collection[str]
+) -> dict[Layer, Row]:
     """Measure layers that processes share, in one all-gather per mesh dimension.
 
     All processes must call this function, with the same layers in the same order.
 
     Args:
-        layers: layers by parameter; None for a parameter that has not taken a step.
+        layers: layers, each next to its parts, with the step of the whole parameter; None for a
+            parameter that has not taken a step.
         names: names of measures.
     """
     needed = {name for of in names for name in (of, *_WEIGHTS.get(of, ()))}
     columns = [name for name in _OF_NO_ELEMENTS if name in needed]
-    parts: dict[Tensor, Row] = {}
-    rows: dict[Tensor, Row] = {}
-    for param, layer in layers.items():
+    parts: dict[Layer, Row] = {}
+    rows: dict[Layer, Row] = {}
+    for _, of_param in groupby(layers, key=lambda each: id(each.param)):
+        together = [*of_param]
+        layer = layers[together[0]]
         if layer is not None:
             merged = [name for name in columns if _can_merge(layer, name)]
-            parts[param] = _measure_part(layer, merged)
-            rows[param] = _measure_whole(layer, [name for name in names if name not in merged])
-    for param, numbers in _merge([*layers], parts, columns).items():
-        rows[param] |= {name: numbers[name] for name in names if name in numbers}
+            parts |= _measure_here(layer, together, merged)
+            others = [name for name in names if name not in merged]
+            rows |= _measure_whole(layer, together, others)
+    for each, numbers in _merge([*layers], parts, columns).items():
+        rows[each] |= {name: numbers[name] for name in names if name in numbers}
     return rows
 
 
@@ -84,14 +91,13 @@ def _can_merge(layer: LayerStep, name: str) -> bool:
     if name not in _OF_NO_ELEMENTS:
         return False
     source = source_of(name)
-    if source in (
-        "stepsizes",
-        "ceiling",
-    ):  # Adafactor's state has a number per row and one per column.
+    if source in ("stepsizes", "ceiling"):
         if getattr(layer.optimizer, "suppresses_range", False):  # They depend on the whole layer.
             return False
-        shared = filter(is_distributed, layer.state.values())
-        return all(value.shape == layer.param.shape for value in shared)
+        # Adafactor's state has a number per row and one per column, and an averaged statistic may
+        # have one per part.
+        vectors = (v for v in layer.state.values() if isinstance(v, Tensor) and v.ndim)
+        return all(value.shape == layer.param.shape for value in vectors)
     if source == "rows":  # If there are any, each process must hold whole rows.
         placements = layer.param.placements  # type: ignore[attr-defined]
         split = (placements[dimension] for dimension in split_dimensions(layer.param))
@@ -100,26 +106,37 @@ def _can_merge(layer: LayerStep, name: str) -> bool:
     return source != "update" or layer.before is not None
 
 
-def _measure_part(layer: LayerStep, names: Collection[str]) -> Row:
-    """Take the measures that can be merged, of the part of a layer that this process holds."""
+def _measure_here(
+    layer: LayerStep, together: Sequence[Layer], names: Collection[str]
+) -> dict[Layer, Row]:
+    """Take the measures that can be merged, of what this process holds of a layer and its parts."""
     gradient = layer.gradient
-    part = replace(
+    here = replace(
         layer,
         state={key: local_part(value) for key, value in layer.state.items()},
         param=local_part(layer.param.detach()),
         gradient=None if gradient is None else local_part(aligned(gradient, layer.param)),
         before=local_part(layer.before),
     )
-    if not part.param.numel():
-        there = [name for name in names if part.has(source_of(name))]
-        return {name: _OF_NO_ELEMENTS[name] for name in there}
-    return take_measures(part, names)
+    # The rows are in order, so those of a part are neighbours here as well.
+    held = local_rows(layer.param).tolist() if any(each.rows for each in together) else []
+    found: dict[Layer, Row] = {}
+    for each in together:
+        part = step_of(here, each.rows and [bisect_left(held, row) for row in each.rows])
+        if part.param.numel():
+            found[each] = take_measures(part, names)
+        else:
+            there = [name for name in names if part.has(source_of(name))]
+            found[each] = {name: _OF_NO_ELEMENTS[name] for name in there}
+    return found
 
 
-def _measure_whole(layer: LayerStep, names: Collection[str]) -> Row:
-    """Take the measures that cannot be merged, of a layer that all processes gather if needed."""
+def _measure_whole(
+    layer: LayerStep, together: Sequence[Layer], names: Collection[str]
+) -> dict[Layer, Row]:
+    """Take the other measures, of a layer that all processes gather if needed, and its parts."""
     if {*names} <= {*_OF_THE_STEP}:
-        return take_measures(layer, names)
+        return {each: take_measures(layer, names) for each in together}
     whole = replace(
         layer,
         state={key: whole_of(value) for key, value in layer.state.items()},
@@ -127,17 +144,17 @@ def _measure_whole(layer: LayerStep, names: Collection[str]) -> Row:
         gradient=whole_of(layer.gradient),
         before=whole_of(layer.before),
     )
-    return take_measures(whole, names)
+    return {each: take_measures(step_of(whole, each.rows), names) for each in together}
 
 
 def _merge(
-    params: Sequence[Any], parts: Mapping[Any, Row], columns: Sequence[str]
+    layers: Sequence[Any], parts: Mapping[Any, Row], columns: Sequence[str]
 ) -> dict[Any, dict[str, Tensor]]:
     """Merge the measures that each process has taken of its parts.
 
     Args:
-        params: all measured parameters that are shared, in the same order in every process.
-        parts: measures of this process's elements, for each parameter that has taken a step.
+        layers: all measured layers that are shared, in the same order in every process.
+        parts: measures of this process's elements, for each layer that has taken a step.
         columns: names of all measures that ``parts`` may hold.
 
     Returns:
@@ -145,14 +162,14 @@ def _merge(
         far below the mean is not lost.
     """
     merged = {}
-    for mesh in dict.fromkeys(param.device_mesh for param in params if columns):
+    for mesh in dict.fromkeys(each.param.device_mesh for each in layers if columns):
         if mesh.get_coordinate() is None:  # This process is outside the mesh.
             continue
-        of_mesh = [param for param in params if param.device_mesh == mesh]
-        dimensions = sorted({d for param in of_mesh for d in split_dimensions(param)})
-        counted = {p: parts[p] for p in of_mesh if p in parts and counts_here(p, dimensions)}
-        rows = [{**_OF_NO_ELEMENTS, **counted.get(param, {})} for param in of_mesh]
-        as_number = partial(torch.as_tensor, dtype=torch.float64, device=of_mesh[0].device)
+        of_mesh = [each for each in layers if each.param.device_mesh == mesh]
+        dimensions = sorted({d for each in of_mesh for d in split_dimensions(each.param)})
+        counted = {e: parts[e] for e in of_mesh if e in parts and counts_here(e.param, dimensions)}
+        rows = [{**_OF_NO_ELEMENTS, **counted.get(each, {})} for each in of_mesh]
+        as_number = partial(torch.as_tensor, dtype=torch.float64, device=of_mesh[0].param.device)
         stacked = torch.stack(
             [torch.stack([as_number(row[name]) for name in columns]) for row in rows]
         )
@@ -162,10 +179,10 @@ def _merge(
             by_name = zip(columns, torch.stack(of_processes).unbind(2), strict=True)
             whole = _merged(dict(by_name))
             stacked = torch.stack([whole[name] for name in columns], 1)
-        for param, numbers in zip(of_mesh, stacked, strict=True):
-            if param in parts:
+        for each, numbers in zip(of_mesh, stacked, strict=True):
+            if each in parts:
                 named = zip(columns, numbers.unbind(), strict=True)
-                merged[param] = {name: number for name, number in named if name in parts[param]}
+                merged[each] = {name: number for name, number in named if name in parts[each]}
     return merged
 
 

@@ -1,8 +1,8 @@
 """The names by which a module's layers are logged and chosen, without the parts of wrappers."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -10,7 +10,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from aida_lightning._layers import layer_name
 from aida_lightning._private import WeightNormParametrization, weight_norm_hooks
+from aida_lightning.registry import matches_layer
 
+T = TypeVar("T", bound=Hashable)
 _PARAMETRIZED = re.compile(r"\bparametrizations\.([^.]+)\.original\d*$")
 
 
@@ -42,8 +44,8 @@ def names_of(module: nn.Module) -> dict[Tensor, list[str]]:
     }
 
 
-def matching(names: Mapping[Tensor, Sequence[str]], pattern: str) -> set[Tensor]:
-    """Return the parameters with the pattern as a name or, if there are none, those it matches.
+def matching(names: Mapping[T, Sequence[str]], pattern: str) -> set[T]:
+    """Return the layers with the pattern as a name or, if there are none, those it matches.
 
     Example:
         >>> import torch
@@ -54,7 +56,7 @@ def matching(names: Mapping[Tensor, Sequence[str]], pattern: str) -> set[Tensor]
     pattern = layer_name(pattern)
     exact = {param for param, own in names.items() if pattern in own}
     return exact or {
-        param for param, own in names.items() if any(fnmatchcase(name, pattern) for name in own)
+        param for param, own in names.items() if any(matches_layer(name, pattern) for name in own)
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch.optim import Optimizer
 
 from aida_lightning.diagnostics import last_update
 from aida_lightning.measuring._hooks import StepHooks, named, params_of
-from aida_lightning.measuring._layer import LayerStep, Row, source_of, take_measures
+from aida_lightning.measuring._layer import LayerStep, Row, source_of, step_of, take_measures
 from aida_lightning.measuring._merging import measure_shared
 from aida_lightning.measuring._names import as_list, matching, names_of, weights
+from aida_lightning.measuring._parts import Layer, Parts, check_parts, with_parts
 from aida_lightning.measuring._statistics import (
     Statistic,
     choose_statistics,
@@ -65,17 +67,16 @@ class StepMeasures:
         of_copies = "update" in sources and self.needs_copies
         return of_copies or not sources.isdisjoint({"gradient", "momentum"})
 
-    def copy(self, layers: Collection[Tensor]) -> None:
+    def copy(self, layers: Iterable[Layer]) -> None:
         """Keep a copy of the layers from before a step, if a measure needs it."""
         if self.needs_copies:
-            params = (param for param in params_of(self.optimizer) if param in layers)
-            self._before = {param: param.detach().clone() for param in params}
+            self._before = {param: param.detach().clone() for param in self._own(layers)}
 
-    def copy_gradients(self, layers: Collection[Tensor]) -> None:
+    def copy_gradients(self, layers: Iterable[Layer]) -> None:
         """Keep a copy of the gradients that the step receives, if it may change them."""
         if self.needs_gradients:
-            params = (param for param in params_of(self.optimizer) if param in layers)
-            self._gradients = {p: p.grad.detach().clone() for p in params if p.grad is not None}
+            own = self._own(layers)
+            self._gradients = {p: p.grad.detach().clone() for p in own if p.grad is not None}
 
     def forget(self) -> None:
         """Drop the copies of a step that was not taken."""
@@ -84,7 +85,7 @@ class StepMeasures:
     @torch.no_grad()
     def take(
         self,
-        layers: Mapping[Tensor, str],
+        layers: Mapping[Layer, str],
         took: Collection[Tensor],
         lrs: Mapping[int, Any] | None = None,
         with_gradient: bool = True,
@@ -94,34 +95,41 @@ class StepMeasures:
         If processes share layers, every process must call this method.
 
         Args:
-            layers: parameters to measure, with their names; those of other optimizers are skipped.
+            layers: layers to measure, each next to its parts, with their names; those of other
+                optimizers are skipped.
             took: parameters whose gradient the step used.
             lrs: learning rates of the step, by the ``id`` of the group; by default, the current
                 ones.
             with_gradient: whether the gradients are still those that the step used.
         """
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
-        rows: dict[Tensor, Row] = {}
-        shared: dict[Tensor, LayerStep | None] = {}
-        for param in layers:
+        rows: dict[Layer, Row] = {}
+        shared: dict[Layer, LayerStep | None] = {}
+        for _, of_param in groupby(layers, key=lambda each: id(each.param)):
+            together = [*of_param]
+            param, layer = together[0].param, None
             if param not in groups or not param.numel():
                 continue
-            layer = None
             if param in took:
                 group = groups[param]
                 lr = (lrs or {}).get(id(group), group.get("lr"))
                 gradient = self._gradients.get(param, param.grad) if with_gradient else None
                 layer = self._layer_step(param, group, lr, gradient)
             if is_distributed(param):
-                shared[param] = layer
+                shared |= dict.fromkeys(together, layer)
                 continue
             if layer is not None and "update_norm" in self.measures and layer.before is None:
                 self._has_update &= layer.has("update")
             if layer is not None:
-                rows[param] = take_measures(layer, self.measures)
+                for each in together:
+                    rows[each] = take_measures(step_of(layer, each.rows), self.measures)
         rows |= measure_shared(shared, self.measures)
         self.forget()
-        return {name: rows[param] for param, name in layers.items() if param in rows}
+        return {name: rows[each] for each, name in layers.items() if each in rows}
+
+    def _own(self, layers: Iterable[Layer]) -> list[Tensor]:
+        watched = {layer.param for layer in layers}
+        return [param for param in params_of(self.optimizer) if param in watched]
 
     def _layer_step(
         self, param: Tensor, group: dict[str, Any], lr: Any, gradient: Tensor | None
@@ -137,6 +145,7 @@ def measure_step(
     module: nn.Module,
     statistics: Sequence[str] | str = ("mean", "std"),
     layers: Sequence[str] | str | None = None,
+    parts: Mapping[str, Parts] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Measure the last step that an optimizer takes within the context.
 
@@ -155,6 +164,7 @@ def measure_step(
             measured instead.
         layers: names of parameters or globs that match them. None chooses the weights, like the
             ``StepsizeMonitor`` but without its ``max_layers``.
+        parts: parts of packed layers to measure as well, as in the ``StepsizeMonitor``.
 
     Yields:
         A dictionary that is filled when the context ends. It maps ``stepsize_mean/<layer>`` and so
@@ -162,8 +172,8 @@ def measure_step(
 
     Raises:
         TypeError: the first argument is no optimizer, or the second is no module.
-        ValueError: a statistic is unknown, a glob matches no layer, or the optimizers hold none of
-            the module's parameters.
+        ValueError: a statistic is unknown, a glob matches no layer, a layer cannot be divided into
+            its parts, or the optimizers hold none of the module's parameters.
 
     Example:
         >>> import torch
@@ -184,9 +194,11 @@ def measure_step(
     if not isinstance(module, nn.Module):
         raise TypeError(f"measure_step needs a torch.nn.Module as second argument, got {module!r}")
     held = {param for given in optimizers for param in params_of(given)}
-    watched = _layers_of(
+    check_parts(parts)
+    found = _layers_of(
         module, held, layers if layers is None else as_list("layers", layers, "glob")
     )
+    watched = with_parts(found, names_of(module), parts or {})
     steps = {
         name: _MeasuredStep(each, watched, to_be_had(chosen, each))
         for name, each in named(optimizers).items()
@@ -230,7 +242,7 @@ class _MeasuredStep:
     """The measures of the last step that an optimizer has taken."""
 
     def __init__(
-        self, optimizer: Optimizer, layers: Mapping[Tensor, str], statistics: list[Statistic]
+        self, optimizer: Optimizer, layers: Mapping[Layer, str], statistics: list[Statistic]
     ) -> None:
         self.statistics = statistics
         self.rows: dict[str, Row] = {}

@@ -1,7 +1,7 @@
 """The option ``partition``: which slices of a parameter are layers of their own."""
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from aida_lightning._private import local_shape_and_offset
 from aida_lightning.optim._kernels.layers import Parts
+from aida_lightning.optim._sharding import is_distributed, local_rows
 
 Chosen: TypeAlias = Literal["rows", "elements"] | int | Sequence[int] | None
 Partition: TypeAlias = Chosen | Callable[[Tensor], Chosen]
@@ -148,24 +148,19 @@ def parts_of(param: Any, layout: Layout) -> Parts | None:
     if lies_whole(param, layout):
         size = rows // number
         return Parts(param.to_local().shape[0] // size, size, size * per_row)
-    first, last = 0, rows
-    if hasattr(param, "placements"):
-        shape, offset = local_shape_and_offset(param)
-        first, last = offset[0], offset[0] + shape[0]
-    if isinstance(layout, int):
-        size = rows // number
-        if (first, last) == (0, rows):
-            return Parts(number, size, size * per_row)
-        layout = (size,) * number
-    assert isinstance(layout, tuple)
-    cut = [min(max(end, first), last) for end in accumulate(layout, initial=0)]
-    here = tuple(end - begin for begin, end in pairwise(cut))
-    return Parts(number, here, tuple(size * per_row for size in layout))
+    sizes = (rows // number,) * number if isinstance(layout, int) else layout
+    assert isinstance(sizes, tuple)
+    here: int | tuple[int, ...] = rows // number if isinstance(layout, int) else sizes
+    if is_distributed(param) and len(local := local_rows(param)) < rows:
+        ends = torch.tensor([*accumulate(sizes)], device="cpu")
+        parts = torch.bucketize(local, ends, right=True)
+        here = tuple(torch.bincount(parts, minlength=number).tolist())
+    return Parts(number, here, tuple(size * per_row for size in sizes))
 
 
 def lies_whole(param: Any, layout: Layout) -> bool:
     """Tell whether processes share the parameter and each of its parts lies in one of them."""
-    if not isinstance(layout, int) or not hasattr(param, "placements") or not layout:
+    if not isinstance(layout, int) or not layout or not is_distributed(param):
         return False
     split = [placement for placement in param.placements if not placement.is_replicate()]
     if not split or any(placement.dim != 0 for placement in split):

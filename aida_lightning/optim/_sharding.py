@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aida_lightning._private import is_flattened, local_shape_and_offset
+from aida_lightning._private import chunks_of, is_flattened
 from aida_lightning.optim._kernels.dispatch import Batch
 
 
@@ -52,6 +52,12 @@ def local_part(tensor: Any) -> Tensor:
     return part
 
 
+def local_rows(tensor: Any) -> Tensor:
+    """Return which rows of a DTensor this process holds, in order, as indices on the host."""
+    rows = torch.arange(len(tensor), device="cpu").reshape(-1, *[1] * (tensor.ndim - 1))
+    return _local(rows, tensor).reshape(-1)
+
+
 def whole_of(tensor: Any) -> Tensor:
     """Gather a whole DTensor, in a call that all processes make, or return any other tensor."""
     whole: Tensor = tensor.full_tensor() if is_distributed(tensor) else tensor
@@ -67,25 +73,30 @@ def shard_like(whole: Tensor, param: Any) -> Tensor:
         return whole
     from torch.distributed.tensor import DTensor, Replicate
 
-    shape, offset = local_shape_and_offset(param)
-    local = whole
-    for dim, (size, begin) in enumerate(zip(shape, offset, strict=True)):
-        if whole.shape[dim] == param.shape[dim]:
-            local = local.narrow(dim, min(begin, whole.shape[dim] - size), size)
-    placements = [
-        placement
-        if placement.is_replicate() or whole.shape[placement.dim] == param.shape[placement.dim]
-        else Replicate()
-        for placement in param.placements
-    ]
+    placements = [p if _splits(p, whole, param) else Replicate() for p in param.placements]
     return DTensor.from_local(
-        local,
+        _local(whole, param),
         param.device_mesh,
         placements,
         run_check=False,
         shape=whole.shape,
         stride=whole.stride(),
     )
+
+
+def _local(whole: Tensor, param: Any) -> Tensor:
+    """Cut out of a tensor what a process holds of a DTensor; dimensions of size 1 stay."""
+    local, mesh = whole, param.device_mesh
+    for dimension, placement in enumerate(param.placements):
+        if _splits(placement, whole, param):
+            chunks = chunks_of(placement, local, mesh.size(dimension))
+            local = chunks[mesh.get_local_rank(dimension)]
+    return local
+
+
+def _splits(placement: Any, whole: Tensor, param: Any) -> bool:
+    dim = getattr(placement, "dim", None)
+    return dim is not None and whole.shape[dim] == param.shape[dim]
 
 
 def aligned(grad: Any, param: Any) -> Any:

@@ -264,13 +264,19 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         self, group: dict[str, Any], state: dict[str, Any], *, applied: bool = False
     ) -> Tensor:
         """Compute a parameter's stepsizes, or the means that are `applied` in their place."""
-        partition, param = group["partition"], state["exp_avg"]
-        if callable(partition):
-            owners = (p for p in group["params"] if self.state.get(p) is state)
-            param = next(owners, param)
-        layout = layout_of(partition, param)
+        means = applied and self.layer_mean == "stepsize"
+        layout: Layout = None
+        if means or self.layer_mean == "statistic" or self.suppresses_range:
+            partition, param = group["partition"], state["exp_avg"]
+            if callable(partition):  # `state` may hold the same tensors in another dict
+                owners = (p for p in group["params"] if self._holds(p, state["step"]))
+                param = next(owners, param)
+            layout = layout_of(partition, param)
         s = stepsizes_of(self._rule(group), state, layout)
-        return mean_stepsizes(s, layout) if applied and self.layer_mean == "stepsize" else s
+        return mean_stepsizes(s, layout) if means else s
+
+    def _holds(self, param: Tensor, step: Tensor) -> bool:
+        return self.state.get(param, {}).get("step") is step
 
     def _check_layers(self) -> None:
         """Raise an error if any layer cannot be updated, before any of them is."""

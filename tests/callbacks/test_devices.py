@@ -10,6 +10,7 @@ from toy import Net, fit, read
 
 from aida_lightning import build_optimizer
 from aida_lightning.callbacks import StepsizeMonitor
+from aida_lightning.measuring._parts import with_parts
 from aida_lightning.measuring._statistics import STATISTICS, choose_statistics, to_be_had
 from aida_lightning.measuring._step import StepMeasures
 
@@ -109,10 +110,12 @@ def test_no_measure_would_wait_for_a_gpu(name, options, monkeypatch):
             layer.grad = torch.empty_like(layer)
         statistics = to_be_had(choose_statistics([*STATISTICS, "median", "q05"]), optimizer)
         measures = StepMeasures(optimizer, [*{m: None for s in statistics for m in s.measures}])
-        measures.copy(layers)
+        parts = {"a": {"first": 2, "last": 3}, "b": "rows"}
+        watched = with_parts(layers, {param: [name] for param, name in layers.items()}, parts)
+        measures.copy(watched)
         optimizer.step()
         with Transfers() as transfers:
-            rows = measures.take(layers, {*layers})
+            rows = measures.take(watched, {*layers})
     assert transfers.copies == []
     tensors = [x for row in rows.values() for x in row.values() if isinstance(x, torch.Tensor)]
     assert tensors

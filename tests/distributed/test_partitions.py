@@ -1,7 +1,7 @@
 """Parts of layers that processes share: the step of one process, with no more sums than needed."""
 
 import pytest
-import sharded_parts
+import sharded_partitions
 from sharding import MEMBERS, SHAPES
 
 ELEMENTWISE = ["AdaBelief", "AdamPlus"]
@@ -17,7 +17,7 @@ ELEMENTWISE = ["AdaBelief", "AdamPlus"]
 )
 def test_parts_train_and_read_as_in_one_process(group, kernel, request):
     processes = request.getfixturevalue(group)
-    for differences in processes.run(sharded_parts.largest_differences, kernel, seconds=300):
+    for differences in processes.run(sharded_partitions.largest_differences, kernel, seconds=300):
         worst = max(differences, key=differences.get)
         assert differences[worst] <= 1e-9, f"{worst}: {differences[worst]}"
 
@@ -25,7 +25,9 @@ def test_parts_train_and_read_as_in_one_process(group, kernel, request):
 @pytest.mark.parametrize("name", MEMBERS)
 def test_rows_need_no_collective_where_dimension_0_is_split(name, three_processes):
     rows = []
-    for sizes, statistics in three_processes.run(sharded_parts.collectives_of_a_step, name, "rows"):
+    for sizes, statistics in three_processes.run(
+        sharded_partitions.collectives_of_a_step, name, "rows"
+    ):
         assert sizes == []
         rows.append(statistics)
     if name.startswith("L"):  # one number per row, each in the process that has the row
@@ -44,20 +46,22 @@ def test_parts_that_shards_cut_share_the_collective_of_the_layers(name, three_pr
         "AdaBeliefL": [8],
         "SETAdam": [8 * (2 + 3)],
     }.get(name, [8 * columns])
-    for sizes, _ in three_processes.run(sharded_parts.collectives_of_a_step, name, "parts"):
+    for sizes, _ in three_processes.run(sharded_partitions.collectives_of_a_step, name, "parts"):
         assert sizes == [parts * size for size in expected]
 
 
 @pytest.mark.parametrize("name", sorted({*MEMBERS}.difference(ELEMENTWISE)))
 def test_a_split_of_another_dimension_cuts_every_row(name, three_processes):
     for sizes, _ in three_processes.run(
-        sharded_parts.collectives_of_a_step, name, "rows", "by the last dimension"
+        sharded_partitions.collectives_of_a_step, name, "rows", "by the last dimension"
     ):
         assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_process_without_gradients_keeps_its_parts(name, two_processes):
-    moved = two_processes.run(sharded_parts.step_without_gradients_on_rank_one, name, seconds=30)
+    moved = two_processes.run(
+        sharded_partitions.step_without_gradients_on_rank_one, name, seconds=30
+    )
     assert all(moved[0])
     assert not any(moved[1])
