@@ -58,17 +58,14 @@ def layout_of(partition: Partition, param: Tensor, name: str = "") -> Layout:
         ValueError: the parameter has no such parts.
         TypeError: the callable returned something else than a partition.
     """
-    if partition is None:
-        return None
-    shown = f"a layer of the shape {[*param.shape]}" + (f" ({name})" if name else "")
     if callable(partition):
-        partition = _called(partition, param, shown)
+        partition = _called(partition, param, name)
     if partition is None or partition == "elements":
         return partition
     if not param.ndim:
         raise ValueError(
-            f"Invalid partition: {partition!r}, {shown} has no dimension 0 to cut; leave it in a "
-            "group without a partition"
+            f"Invalid partition: {partition!r}, {_shown(param, name)} has no dimension 0 to cut; "
+            "leave it in a group without a partition"
         )
     rows = param.shape[0]
     if partition == "rows":
@@ -77,29 +74,34 @@ def layout_of(partition: Partition, param: Tensor, name: str = "") -> Layout:
         if sum(partition) != rows:
             raise ValueError(
                 f"Invalid partition: {partition}, its sizes add up to {sum(partition)}, but "
-                f"dimension 0 of {shown} has {rows}"
+                f"dimension 0 of {_shown(param, name)} has {rows}"
             )
         return partition
     assert isinstance(partition, int)
     if rows % partition:
         raise ValueError(
-            f"Invalid partition: {partition}, it does not divide dimension 0 of {shown}"
+            f"Invalid partition: {partition}, it does not divide dimension 0 of "
+            f"{_shown(param, name)}"
         )
     return partition
 
 
-def _called(function: Callable[[Tensor], Chosen], param: Tensor, shown: str) -> Any:
+def _called(function: Callable[[Tensor], Chosen], param: Tensor, name: str) -> Any:
     given = function(param)
     try:
         if callable(given):
             raise TypeError
         return checked_partition(given)
     except (TypeError, ValueError) as error:
-        name = getattr(function, "__qualname__", repr(function))
+        called = getattr(function, "__qualname__", repr(function))
         raise type(error)(
-            f"Invalid partition: the callable {name} returned {given!r} for {shown}, but it must "
-            f"return {_RETURNED}"
+            f"Invalid partition: the callable {called} returned {given!r} for "
+            f"{_shown(param, name)}, but it must return {_RETURNED}"
         ) from error
+
+
+def _shown(param: Tensor, name: str) -> str:
+    return f"a layer of the shape {[*param.shape]}" + (f" ({name})" if name else "")
 
 
 def check_partition(group: dict[str, Any], *, suppresses_range: bool) -> None:
@@ -148,13 +150,15 @@ def parts_of(param: Any, layout: Layout) -> Parts | None:
     if lies_whole(param, layout):
         size = rows // number
         return Parts(param.to_local().shape[0] // size, size, size * per_row)
-    sizes = (rows // number,) * number if isinstance(layout, int) else layout
-    assert isinstance(sizes, tuple)
-    here: int | tuple[int, ...] = rows // number if isinstance(layout, int) else sizes
-    if is_distributed(param) and len(local := local_rows(param)) < rows:
+    local = local_rows(param) if is_distributed(param) else None
+    if isinstance(layout, int) and (local is None or len(local) == rows):
+        return Parts(number, rows // number, rows // number * per_row)
+    sizes = layout if isinstance(layout, tuple) else (rows // number,) * number
+    here = sizes
+    if local is not None:
         ends = torch.tensor([*accumulate(sizes)], device="cpu")
-        parts = torch.bucketize(local, ends, right=True)
-        here = tuple(torch.bincount(parts, minlength=number).tolist())
+        owners = torch.bucketize(local, ends, right=True)
+        here = tuple(torch.bincount(owners, minlength=number).tolist())
     return Parts(number, here, tuple(size * per_row for size in sizes))
 
 

@@ -90,6 +90,8 @@ struct Step {
     double* sums;
     int64_t width;
     double* stepsizes;
+    const std::vector<double> corrections1 = corrections(options.beta1);
+    const std::vector<double> corrections2 = corrections(options.beta2);
 
     // Call body(layer, begin, count, sums) for each block of the layers from `first` until `last`,
     // and add up by layer the sums that it gives, `n` of them; the third of three is the least.
@@ -123,11 +125,19 @@ struct Step {
         return static_cast<U*>(tensors[layer]) + begin;
     }
 
-    // 1 - beta^t
-    double correction(double beta, int64_t layer) const {
-        const double t = options.double_step ? *at<double>(layers.step, layer, 0)
-                                             : double(*at<float>(layers.step, layer, 0));
-        return 1 - std::pow(beta, t);
+    // 1 - beta^t of each layer. The parts of a tensor share its step, and the power with it.
+    std::vector<double> corrections(double beta) const {
+        std::vector<double> of_layers(layers.n);
+        for (int64_t layer = 0; layer < layers.n; ++layer) {
+            if (layer && layers.step[layer] == layers.step[layer - 1]) {
+                of_layers[layer] = of_layers[layer - 1];
+                continue;
+            }
+            const double t = options.double_step ? *at<double>(layers.step, layer, 0)
+                                                 : double(*at<float>(layers.step, layer, 0));
+            of_layers[layer] = 1 - std::pow(beta, t);
+        }
+        return of_layers;
     }
 
     double whole(int64_t layer) const { return layers.whole[layer] ? layers.whole[layer] : 1; }
@@ -214,8 +224,8 @@ struct Step {
                 const S decay = S(options.coupled), sign = S(options.sign), eps = S(options.eps);
                 const Lerp<S> lerp(options.beta1);
                 const S beta2 = S(options.beta2), weight = S(1 - options.beta2);
-                const S unbias = S(1 / std::sqrt(correction(options.beta2, layer)));
-                const S scale = S(-options.lr / correction(options.beta1, layer));
+                const S unbias = S(1 / std::sqrt(corrections2[layer]));
+                const S scale = S(-options.lr / corrections1[layer]);
                 const S second_eps = S(options.second_eps), shrink = S(1 - options.decoupled);
                 double sum = 0, square = 0;
                 S least = INFINITY;
@@ -258,7 +268,7 @@ struct Step {
         const double mean = of_layer[0] / whole(layer), square = of_layer[1] / whole(layer);
         const double root = mean / std::sqrt(square);
         const double cosine_sq = square == 0 || std::isinf(square) ? 1 : root * root;
-        const double unscale = correction(options.beta2, layer) / cosine_sq;
+        const double unscale = corrections2[layer] / cosine_sq;
         const double inner = options.root_eps * unscale;
         const double least = std::isinf(of_layer[2]) ? LARGEST : of_layer[2];
         of_layer[0] = std::sqrt(unscale), of_layer[1] = inner;
@@ -275,7 +285,7 @@ struct Step {
                 const S* v = at<S>(layers.v, layer, begin);
                 const double* of_layer = stepsizes + 3 * layer;
                 const S inner = S(of_layer[1]), outer = S(of_layer[2]);
-                const double correction1 = correction(options.beta1, layer);
+                const double correction1 = corrections1[layer];
                 const S scale = S(-options.lr / correction1 * of_layer[0]);
 #pragma omp simd
                 for (int64_t i = 0; i < count; ++i) {
@@ -292,7 +302,7 @@ struct Step {
             first, last, nullptr, [&](int64_t layer, int64_t begin, int64_t count, double*) {
                 T* x = at<T>(layers.x, layer, begin);
                 const T* m = at<T>(layers.m, layer, begin);
-                const double correction1 = correction(options.beta1, layer);
+                const double correction1 = corrections1[layer];
                 const S scale = S(-options.lr / correction1 * stepsizes[layer]);
 #pragma omp simd
                 for (int64_t i = 0; i < count; ++i) x[i] = T(S(x[i]) * shrink + scale * S(m[i]));
@@ -307,7 +317,7 @@ struct Step {
             const double mean = square(layer) / whole(layer);
             const double statistic = old + (1 - options.beta2) * mean + options.eps;
             *v = S(statistic);
-            stepsizes[layer] = 1 / std::sqrt(statistic / correction(options.beta2, layer));
+            stepsizes[layer] = 1 / std::sqrt(statistic / corrections2[layer]);
         }
     }
 

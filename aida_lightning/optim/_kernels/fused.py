@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from aida_lightning._private import cpp_code_cache
-from aida_lightning.optim._kernels.layers import Layers, Parts
+from aida_lightning.optim._kernels.layers import Layers, Parts, plan_of
 from aida_lightning.optim._kernels.memory import is_safe
 from aida_lightning.optim._kernels.rule import LayerMean, UpdateRule
 
@@ -169,17 +169,19 @@ def _sweep(
         double_step=layers.steps[0].dtype == torch.float64,
         threads=torch.get_num_threads(),
     )
-    if "table" not in layers.kept:
-        addresses = [[tensor.data_ptr() for tensor in column] for column in layers.tensors()]
+    if "addresses" not in layers.kept:
+        of_tensors = [[tensor.data_ptr() for tensor in column] for column in layers.tensors()]
         averaged = rule.layer_mean == "statistic"
         dtypes = layers.params[0].dtype, layers.exp_avg_sqs[0].dtype
-        layers.kept["table"] = layers.cut.table(addresses, dtypes, averaged=averaged)
-    table = layers.kept["table"]
-    pointers = range(table.data_ptr(), table.data_ptr() + table.nbytes, table.stride(0) * 8)
+        cut = layers.cut
+        layers.kept["plan"] = plan_of(cut)
+        layers.kept["addresses"] = cut.addresses(of_tensors, dtypes, averaged=averaged)
+    plan, addresses = layers.kept["plan"], layers.kept["addresses"]
+    pointers = [column.data_ptr() for column in (*addresses, plan.here, plan.whole)]
     _library().aida_step(
         ctypes.c_int64([*_STATISTICS].index(layers.params[0].dtype)),
         ctypes.c_int64(sweeps),
-        ctypes.byref(_Layers(*pointers, n=table.shape[1])),
+        ctypes.byref(_Layers(*pointers, n=addresses.shape[1])),
         ctypes.byref(options),
         ctypes.c_void_p(None if sums is None else sums.data_ptr()),
         ctypes.c_int64(0 if sums is None else sums.shape[1]),

@@ -6,6 +6,7 @@ tables; for the others it is split into views.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -130,37 +131,39 @@ class Cut(NamedTuple):
     here: tuple[int, ...]  # elements that this process holds
     numels: tuple[int, ...]  # elements of the whole tensors
 
-    def table(
-        self, addresses: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype], *, averaged: bool
+    def addresses(
+        self,
+        of_tensors: Sequence[Sequence[int]],
+        dtypes: tuple[torch.dtype, ...],
+        *,
+        averaged: bool,
     ) -> Tensor:
-        """List the addresses and the elements of every layer, for kernels that go by addresses.
+        """List the addresses of every layer, for kernels that go by addresses.
 
         Args:
-            addresses: of the tensors, a sequence per list of ``Layers.tensors``.
+            of_tensors: addresses of the tensors, a sequence per list of ``Layers.tensors``.
             dtypes: that of the parameters, and that of the statistics.
             averaged: whether the statistic of a layer is one number.
 
         Returns:
-            Tensor of int64 on the host with a column per layer: its addresses, its elements that
-            are here, and those of the whole layer.
+            Tensor of int64 on the host, with a row per list and a column per layer.
         """
+        addresses = torch.tensor(of_tensors, device="cpu")
         if not any(self.parts):
-            return torch.tensor([*addresses, self.here, self.numels], device="cpu")
+            return addresses
         plan = plan_of(self)
-        table = torch.tensor(addresses, device="cpu").repeat_interleave(plan.counts, dim=1)
-        table[:3] += plan.begins * dtypes[0].itemsize
-        table[3] += (plan.indices if averaged else plan.begins) * dtypes[1].itemsize
-        return torch.cat((table, plan.here.unsqueeze(0), plan.whole.unsqueeze(0)))
+        return addresses.index_select(1, plan.owners) + _offsets(plan, dtypes, averaged)
 
 
-class Plan(NamedTuple):
-    """Where the layers are in their tensors, as tensors of int64 on the host."""
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Where the layers are in their tensors, as tensors of int64 on the host, of shape ``(n,)``."""
 
-    counts: Tensor  # (tensors,): the layers in each
-    begins: Tensor  # (n,): the elements of the tensor before the layer
-    indices: Tensor  # (n,): the layers of the tensor before the layer
-    here: Tensor  # (n,): the elements of the layer that are here
-    whole: Tensor  # (n,): the elements of the whole layer
+    owners: Tensor  # the index of the tensor that holds the layer
+    indices: Tensor  # the layers of the tensor before the layer
+    begins: Tensor  # the elements of the tensor before the layer
+    here: Tensor  # the elements of the layer that are here
+    whole: Tensor  # the elements of the whole layer
 
 
 @lru_cache(maxsize=16)  # it is the same at every step
@@ -173,16 +176,24 @@ def plan_of(cut: Cut) -> Plan:
         of_layers = torch.tensor(of_tensor, dtype=torch.int64, device="cpu") * per_row
         sizes.append(of_layers)
         begins.append(of_layers.cumsum(0) - of_layers)
-    counts = [len(of_tensor) for of_tensor in rows]
+    counts = torch.tensor([len(of_tensor) for of_tensor in rows], device="cpu")
     pairs = zip(cut.parts, cut.numels, strict=True)
     numels = [n for p, whole in pairs for n in (_each(p.numels, p.number) if p else [whole])]
     return Plan(
-        torch.tensor(counts, device="cpu"),
-        torch.cat(begins),
-        torch.cat([torch.arange(count, device="cpu") for count in counts]),
-        torch.cat(sizes),
-        torch.tensor(numels, device="cpu"),
+        owners=torch.arange(len(rows), device="cpu").repeat_interleave(counts),
+        indices=torch.cat([torch.arange(len(of_tensor), device="cpu") for of_tensor in rows]),
+        begins=torch.cat(begins),
+        here=torch.cat(sizes),
+        whole=torch.tensor(numels, device="cpu"),
     )
+
+
+@lru_cache(maxsize=16)
+def _offsets(plan: Plan, dtypes: tuple[torch.dtype, ...], averaged: bool) -> Tensor:
+    """Return how far the addresses of the layers are from those of their tensors, in bytes."""
+    vectors = plan.begins * dtypes[0].itemsize
+    statistics = (plan.indices if averaged else plan.begins) * dtypes[1].itemsize
+    return torch.stack((vectors, vectors, vectors, statistics, torch.zeros_like(vectors)))
 
 
 def _each(number: int | tuple[int, ...], count: int) -> list[int]:

@@ -219,10 +219,11 @@ def _records(
         tensors = len(cut.parts)
         clock = torch.empty(tensors, dtype=step_dtype, device=device)
         columns.append([clock.data_ptr() + i * clock.itemsize for i in range(tensors)])
-    rows = cut.table(columns, (dtype, _DTYPES[dtype]), averaged=averaged)
+    rows, plan = cut.addresses(columns, (dtype, _DTYPES[dtype]), averaged=averaged), plan_of(cut)
     vectors = rows[: 3 if averaged else 4]  # of which elements are read side by side
     alignment = dtype.itemsize if (vectors % 16).any() else 16
-    return to_device(device, rows.t().contiguous()), clock, alignment
+    records = torch.cat((rows, torch.stack((plan.here, plan.whole)))).t().contiguous()
+    return to_device(device, records), clock, alignment
 
 
 @lru_cache(maxsize=16)
