@@ -48,8 +48,8 @@ def main() -> None:
             peaks.append(peak_of_a_step(optimizer) / params[0].nbytes)
         state = sum(v.nbytes for layer in optimizer.state.values() for v in layer.values())
         total = sum(param.nbytes for param in params)
-        shown = ", ".join([name, *chosen.values()])
-        print(f"| `{shown}` | {state / total:.3f} | {' | '.join(f'{p:.2f}' for p in peaks)} |")
+        shown = f"`{name}`" + "".join(f', `{key}="{value}"`' for key, value in chosen.items())
+        print(f"| {shown} | {state / total:.3f} | {' | '.join(f'{p:.2f}' for p in peaks)} |")
 
 
 if __name__ == "__main__":
