@@ -34,6 +34,7 @@ from aida_lightning._private import lr_schedulers_of, optimizers_of
 from aida_lightning.mixin import OptimizerMixin
 from aida_lightning.registry import (
     build_optimizer,
+    for_any_layer,
     get_optimizer_class,
     list_optimizers,
     try_groups,
@@ -233,7 +234,10 @@ def _check_options(parser: LightningArgumentParser, optimizer: Any, groups: Any)
     if cls in map(get_optimizer_class, list_optimizers()):
         # Another class may refuse the parameter below.
         try:
-            instantiate_class([torch.nn.Parameter(torch.zeros(1))], optimizer)
+            options = for_any_layer(cls, optimizer.get("init_args", {}))
+            instantiate_class(
+                [torch.nn.Parameter(torch.zeros(1))], {**optimizer, "init_args": options}
+            )
         except (TypeError, ValueError, RuntimeError) as error:
             parser.error(f"--optimizer {cls.__name__}: {error}")
     try:

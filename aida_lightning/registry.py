@@ -18,6 +18,7 @@ from aida_lightning import optim
 from aida_lightning._layers import check_sparse, sparse_layers
 from aida_lightning._layers import layer_name as layer_name
 from aida_lightning.groups import GroupsLike, group_layers, params_of, patterns_of
+from aida_lightning.optim._partition import checked_partition
 from aida_lightning.optim._state import OwnStateOptimizer, check_groups
 
 OptimizerLike: TypeAlias = str | type[Optimizer] | Callable[..., Optimizer]
@@ -197,6 +198,21 @@ def try_groups(
         _try_patterns(optimizer, patterns, options)
 
 
+def for_any_layer(optimizer: OptimizerLike, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options to try without their layers: a partition is checked and left out.
+
+    Raises:
+        ValueError: the partition is not one of any layer.
+        TypeError: the partition is of another type.
+    """
+    cls = get_optimizer_class(optimizer) if isinstance(optimizer, str) else optimizer
+    cut = isinstance(cls, type) and issubclass(cls, optim.LayerwiseOptimizer)
+    if not cut or "partition" not in options:
+        return dict(options)
+    checked_partition(options["partition"])
+    return {**options, "partition": None}
+
+
 def matches_layer(name: str, pattern: str) -> bool:
     """Tell whether a glob matches a layer's name, where ``[q]`` also matches itself.
 
@@ -272,13 +288,13 @@ def _try_patterns(
     param = nn.Parameter(torch.zeros(2, 2))
     if patterns:
         try:
-            factory([param], **options)
+            factory([param], **for_any_layer(factory, options))
         except Exception:  # the pattern is not to blame, and the class may refuse the parameter
             return
     for pattern, own in patterns.items():
         try:
             check_options(factory, own)
-            factory([param], **{**options, **own})
+            factory([param], **for_any_layer(factory, {**options, **own}))
         except (TypeError, ValueError, RuntimeError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"groups: {pattern!r}: {error}") from error

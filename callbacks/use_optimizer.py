@@ -35,6 +35,7 @@ from aida_lightning.registry import (
     OptimizerLike,
     build_optimizer,
     check_options,
+    for_any_layer,
     get_optimizer_class,
     try_groups,
 )
@@ -97,7 +98,8 @@ class UseOptimizer(Callback):
         try:
             try_groups(optimizer, self.groups, options)
             if isinstance(optimizer, str) or not callable(optimizer):
-                build_optimizer(optimizer, [nn.Parameter(torch.zeros(1))], **options)
+                tried = for_any_layer(optimizer, options)
+                build_optimizer(optimizer, [nn.Parameter(torch.zeros(1))], **tried)
             elif isinstance(optimizer, type):
                 check_options(optimizer, options)
             if self.no_decay_1d or self.groups == "no_decay_1d":

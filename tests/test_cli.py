@@ -716,3 +716,22 @@ def test_the_help_tells_of_groups(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--optimizer_groups OPTIMIZER_GROUPS" in text
     assert "where the first match wins" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("rows", "rows"), ("3", 3), ("[1, 2]", (1, 2)), ("elements", "elements")],
+)
+def test_a_partition_is_given_as_a_word_a_number_or_sizes(given, expected):
+    made = cli(Three, "--optimizer=laida", f"--optimizer.partition={given}")
+    configured = made.model.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+    assert optimizer.param_groups[0]["partition"] == expected
+
+
+class Three(Net):
+    """All layers have three rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Linear(4, 3), nn.Linear(3, 3)

@@ -298,3 +298,41 @@ def test_states_go_back_to_the_same_groups():
         assert [g["name"] for g in other.param_groups] == ["default", *GROUPS]
         for param in module.parameters():
             assert torch.equal(other.state[param]["exp_avg"], optimizer.state[param]["exp_avg"])
+
+
+class Packed(nn.Module):
+    """Packs three projections in a layer, and four gates in another."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.lstm = nn.MultiheadAttention(8, 2), nn.LSTM(8, 8)
+
+
+def test_each_group_has_its_own_partition():
+    groups = {"*.in_proj_*": {"partition": 3}, "lstm.weight*": {"partition": [8, 24]}}
+    module = Packed()
+    optimizer = build_optimizer("laida", module, groups=groups, partition="rows")
+    for param in module.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    numbers = {
+        name: len(optimizer.state[param]["exp_avg_sq"]) for name, param in module.named_parameters()
+    }
+    assert numbers["attention.in_proj_weight"] == numbers["attention.in_proj_bias"] == 3
+    assert numbers["lstm.weight_hh_l0"] == 2
+    assert numbers["attention.out_proj.weight"] == 8
+    assert numbers["lstm.bias_ih_l0"] == 32
+
+
+@pytest.mark.parametrize(
+    ("partition", "message"),
+    [
+        (5, r"5, it does not divide dimension 0 of .*\[24, 8\] \(attention.in_proj_weight\)"),
+        ("colums", r"groups: '\*.in_proj_\*': Invalid partition: 'colums', it must be None"),
+    ],
+)
+def test_a_partition_that_does_not_fit_names_the_layer_or_the_pattern(partition, message):
+    with pytest.raises(ValueError, match=message):
+        build_optimizer("laida", Packed(), groups={"*.in_proj_*": {"partition": partition}})
+    with pytest.raises(TypeError, match="AdamW has no option 'partition'"):
+        build_optimizer("adamw", Packed(), partition=3)

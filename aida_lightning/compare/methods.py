@@ -206,7 +206,12 @@ def _try_options(
     """Return the options, including common ones, with which an optimizer was built."""
     import torch
 
-    from aida_lightning.registry import build_optimizer, get_optimizer_class, try_groups
+    from aida_lightning.registry import (
+        build_optimizer,
+        for_any_layer,
+        get_optimizer_class,
+        try_groups,
+    )
 
     accepted = inspect.signature(get_optimizer_class(name)).parameters
     taken = {*accepted, "groups", *(["no_decay_1d"] if "weight_decay" in accepted else [])}
@@ -219,6 +224,8 @@ def _try_options(
     own = {key: value for key, value in complete.items() if key not in GROUPING}
     groups = complete.get("groups")  # whose patterns need the experiment's own model
     no_decay_1d = complete.get("no_decay_1d", False) or groups == "no_decay_1d"
-    build_optimizer(name, torch.nn.Linear(2, 2), no_decay_1d=no_decay_1d, **own)
+    build_optimizer(
+        name, torch.nn.Linear(2, 2), no_decay_1d=no_decay_1d, **for_any_layer(name, own)
+    )
     try_groups(name, groups, own)
     return complete

@@ -42,7 +42,7 @@ from aida_lightning.compare.results import RunResult, Status, run_result
 from aida_lightning.compare.settings import run_settings
 from aida_lightning.groups import patterns_of
 from aida_lightning.logs.events import next_suffix
-from aida_lightning.registry import build_optimizer, get_optimizer_class
+from aida_lightning.registry import build_optimizer, for_any_layer, get_optimizer_class
 
 _NOT_TRAINED = (
     "no epoch was trained: the data are empty, or trainer.fast_dev_run, limit_train_batches or "
@@ -221,7 +221,9 @@ def _warm_up(optimizer: OptimizerChoice) -> None:
     # A single layer has no groups.
     given = {name: optimizer.options[name] for name in optimizer.options if name not in GROUPING}
     with contextlib.suppress(Exception):  # the run itself reports it
-        build_optimizer(optimizer.name, [param], **{**fused, **given}).step()
+        build_optimizer(
+            optimizer.name, [param], **{**fused, **for_any_layer(optimizer.name, given)}
+        ).step()
 
 
 def _summary(error: Exception) -> str:

@@ -163,3 +163,13 @@ def test_patterns_match_layers_that_are_made_late(tmp_path):
     assert names["features.*"] == ["features.weight"]
     with pytest.raises(MisconfigurationException, match="UseOptimizer: groups: 'feature"):
         fit(tmp_path, Late(A), None, UseOptimizer("laida", groups={"feature.*": {}}), loggers=[])
+
+
+def test_a_replacing_optimizer_has_partitions(tmp_path):
+    use = UseOptimizer("laida", groups={"features.*": {"partition": 3}}, partition="rows")
+    trainer = fit(tmp_path, Net("adam"), None, use, loggers=[])
+    (optimizer,) = trainer.optimizers
+    statistics = [optimizer.state[p]["exp_avg_sq"].numel() for p in trainer.model.parameters()]
+    assert statistics == [3, 3, *(len(p) for p in trainer.model.head.parameters())]
+    with pytest.raises(MisconfigurationException, match="partition: 0, the number of parts"):
+        UseOptimizer("laida", partition=0)

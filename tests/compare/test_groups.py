@@ -114,3 +114,17 @@ def test_a_pattern_that_matches_no_layer_is_refused_for_every_optimizer(tmp_path
     path = write_experiment(tmp_path, figures=None, optimizers=methods)
     with pytest.raises(UsageError, match=r"'heads.\*' matches no layer; the nearest names are"):
         compare(load_experiment(path), None, tmp_path / "out")
+
+
+def test_partitions_that_fit_the_models_layers_alone_are_tried_without_them(tmp_path):
+    """The layers have 6 and 3 rows."""
+    sizes = {"first.*": {"partition": [1, 5]}, "head.*": {"partition": 3}}
+    methods = [
+        {"name": "ladam", "label": "rows", "options": {"partition": "rows"}},
+        {"name": "laida", "label": "groups", "options": {"groups": sizes}},
+    ]
+    path = write_experiment(tmp_path, figures=None, optimizers=methods)
+    results = compare(load_experiment(path), None, tmp_path / "out")
+    assert [result.status for result in results] == ["completed", "completed"]
+    with pytest.raises(ValueError, match="Invalid partition: 'row', it must be"):
+        choose_optimizers([Method("aida", {"partition": "row"}, "Aida")])
