@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from aida_lightning import optim
-from aida_lightning.optim._kernels.dispatch import batch_of, update
+from aida_lightning.optim._kernels.dispatch import batches_of, update
 from aida_lightning.optim._kernels.layers import Layers
 from aida_lightning.optim._state import new_state
 
@@ -33,7 +33,7 @@ def step(kernel, *parts):
     """Take a step of layers that lie in one part or, with their sums added up, in several."""
     for layers, _ in parts:
         torch._foreach_add_(layers.steps, 1)
-    batches = [batch_of(kernel, *part) for part in parts]
+    batches = [batch for part in parts for batch in batches_of(kernel, *part)]
     update(batches, parts[0][1], lambda _, sums, of_none: [_joined(sums, of_none)] * len(sums))
 
 

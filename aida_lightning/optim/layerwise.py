@@ -201,7 +201,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             is_plain = self._init_group(group, *layers.tensors())
             layers.numels.extend(_numel(param) for param in layers.params)
             layouts: list[Layout] = []
-            if (partition := group["partition"]) is not None:
+            if (partition := group["partition"]) is not None and self._takes_layer_sums:
                 layouts = [layout_of(partition, param) for param in layers.params]
                 parts = [*map(parts_of, layers.params, layouts)]
                 layers = layers._replace(parts=parts if any(parts) else ())

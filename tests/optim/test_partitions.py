@@ -9,6 +9,7 @@ import reference
 import torch
 from parameters import KERNELS, OPTIMIZERS, each_kernel, each_optimizer
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aida_lightning import diagnostics, optim
 from aida_lightning.optim._kernels import dispatch, fused, loop
@@ -191,13 +192,40 @@ def test_other_layouts_give_the_same_and_keep_their_strides(name, layout, kernel
 )
 def test_compiled_code_takes_slices_that_lie_together_and_no_others(layout, kernel, monkeypatch):
     taken = []
-    real = dispatch.batch_of
+    real = dispatch.batches_of
     monkeypatch.setattr(
-        dispatch, "batch_of", lambda kernel, *rest: taken.append(kernel) or real(kernel, *rest)
+        dispatch, "batches_of", lambda kernel, *rest: taken.append(kernel) or real(kernel, *rest)
     )
     start, gradients = make_problem(shapes=[(6, 2, 3, 3)], steps=1)
     train("Aida", [layout(start[0])], [[layout(gradients[0][0])]], partition=2, fused=True)
     assert taken == [kernel]
+
+
+class Operations(TorchDispatchMode):
+    """Count operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", [KERNELS["loop"], KERNELS["foreach"]], ids=["loop", "foreach"])
+@each_optimizer
+def test_operations_do_not_grow_with_the_number_of_parts(name, kernel):
+    counts = []
+    for rows in (8, 64):
+        optimizer, params = train(
+            name, *make_problem(shapes=[(rows, 5)], steps=1), partition="rows", **kernel
+        )
+        params[0].grad = torch.ones(rows, 5, dtype=torch.float64)
+        with Operations() as operations:
+            optimizer.step()
+        counts.append(operations.count)
+    assert counts[0] == counts[1]
 
 
 def test_views_share_the_memory_of_what_they_are_cut_from():

@@ -9,10 +9,13 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from aida_lightning.optim._kernels import foreach, fused, loop, triton
+from aida_lightning.optim._kernels import foreach, fused, loop, stacked, triton
 from aida_lightning.optim._kernels.layers import Layers, Parts
-from aida_lightning.optim._kernels.memory import overlap
+from aida_lightning.optim._kernels.memory import lie_alike, overlap, slices_lie_together
 from aida_lightning.optim._kernels.rule import Kernel, LayerMean, UpdateRule
+
+# Elements of a layer from which on it is worth operations of its own.
+_SMALL = 1 << 16
 
 
 class Batch(NamedTuple):
@@ -25,12 +28,33 @@ class Batch(NamedTuple):
     counts: list[int]  # the layers in each tensor
 
 
-def batch_of(kernel: Kernel, layers: Layers, rule: UpdateRule) -> Batch:
+def batches_of(kernel: Kernel, layers: Layers, rule: UpdateRule) -> Iterator[Batch]:
     """Batch layers for a kernel, as tensors of their own if it does not go by addresses."""
-    tensors, counts = layers.params, layers.counts
-    if kernel is not fused and kernel is not triton:
-        layers = layers.split(averaged=rule.layer_mean == "statistic")
-    return Batch(kernel, layers, rule, tensors, counts)
+    if kernel is fused or kernel is triton or not any(layers.parts):
+        yield Batch(kernel, layers, rule, layers.params, layers.counts)
+        return
+    averaged = rule.layer_mean == "statistic"
+    are_rows = [
+        not rule.differentiable and _is_stackable(layer, parts, averaged=averaged)
+        for *layer, parts in zip(*layers.tensors(), layers.parts, strict=True)
+    ]
+    for chosen in {True: stacked, False: kernel}.items():
+        indices = [index for index, is_rows in enumerate(are_rows) if is_rows is chosen[0]]
+        if not indices:
+            continue
+        part = layers.take(indices)
+        viewed = part.stack(averaged=averaged) if chosen[0] else part.split(averaged=averaged)
+        yield Batch(chosen[1], viewed, rule, part.params, part.counts)
+
+
+def _is_stackable(layer: Sequence[Tensor], parts: Parts | None, *, averaged: bool) -> bool:
+    """Tell whether a tensor is a matrix with a row per layer, of which there are several small."""
+    if parts is None or parts.number < 2 or not isinstance(parts.rows, int):
+        return False
+    x, g, m, v, _ = layer
+    if x.numel() > parts.number * _SMALL or not x.numel():
+        return False
+    return slices_lie_together(x) and lie_alike([x, g, m] if averaged else [x, g, m, v])
 
 
 # (batches, sums over the local parts of their layers, those over no elements) -> sums over whole
@@ -54,16 +78,17 @@ def dispatch(kernel: str, layers: Layers, rule: UpdateRule) -> list[Batch]:
             continue  # other processes hold all of it
         compiled = compiles and _compiled(x, g, m, v, step, rule.layer_mean, parts)
         groups[compiled, x.device, x.dtype, m.dtype, v.dtype, step.dtype].append(index)
-    batches = []
+    batches: list[Batch] = []
     for (compiled, device, *_), indices in groups.items():
         part = layers if len(indices) == len(layers.params) else layers.take(indices)
         on_host = device.type == "cpu"
         if compiled and not overlap(part):
-            batches.append(batch_of(fused if on_host else triton, part, rule))
+            batches += batches_of(fused if on_host else triton, part, rule)
         elif kernel == "foreach" or (kernel == "fused" and not on_host):
-            batches.append(batch_of(foreach, part, rule))
+            batches += batches_of(foreach, part, rule)
         else:
-            batches += [batch_of(loop, part.take(run), rule) for run in _runs(part.params)]
+            for run in _runs(part.params):
+                batches += batches_of(loop, part.take(run), rule)
     return batches
 
 

@@ -117,6 +117,20 @@ class Layers(NamedTuple):
                 column += of_tensor
         return split
 
+    def stack(self, *, averaged: bool) -> "Layers":
+        """View every tensor as a matrix with a row per layer; ``averaged`` statistics are vectors.
+
+        All tensors must be stackable.
+        """
+
+        def matrices(tensors: Sequence[Tensor]) -> list[Tensor]:
+            pairs = zip(tensors, self.counts, strict=True)
+            return [t.as_strided((n, t.numel() // n), (t.numel() // n, 1)) for t, n in pairs]
+
+        vs = self.exp_avg_sqs if averaged else matrices(self.exp_avg_sqs)
+        xs, gs, ms = (matrices(tensors) for tensors in (self.params, self.grads, self.exp_avgs))
+        return Layers(xs, gs, ms, vs, self.steps, self.numels, {}, self.parts)
+
     @property
     def cut(self) -> "Cut":
         """Say how the tensors are cut into layers."""

@@ -82,7 +82,7 @@ def move(layers: Layers, rule: UpdateRule, stepsizes: Tensor) -> None:
         scale = of_layer * -rule.lr / correction1
         for _, xb, mb in _blocks(rule, None, x, m):
             mb = mb.clone() if rule.differentiable else _to(mb, v.dtype)
-            _move(xb, mb, None, scale, rule)
+            move_by(xb, mb, None, scale, rule)
 
 
 def _momentum_of_layer(
@@ -92,8 +92,8 @@ def _momentum_of_layer(
     changes = rule.maximize or rule.coupled_weight_decay or rule.layer_mean == "statistic"
     blocks = 0
     for scratch, xb, gb, mb in _blocks(rule, dtype if changes else None, x, g, m):
-        gb = _gradient(xb, gb, dtype, rule, scratch)
-        mb = _update_momentum(mb, gb, rule)
+        gb = gradient(xb, gb, dtype, rule, scratch)
+        mb = update_momentum(mb, gb, rule)
         sums += _sums(mb, gb, rule, scratch)
         blocks += 1
     return blocks
@@ -134,8 +134,8 @@ def _update_layer(
     eps = torch.scalar_tensor(rule.eps_in_state, dtype=v.dtype, device="cpu")
     totals = []
     for scratch, xb, gb, mb, vb in _blocks(rule, v.dtype, x, g, m, v):
-        gb = _gradient(xb, gb, v.dtype, rule, scratch)
-        mb = _to(mb, v.dtype) if has_momentum else _update_momentum(mb, gb, rule)
+        gb = gradient(xb, gb, v.dtype, rule, scratch)
+        mb = _to(mb, v.dtype) if has_momentum else update_momentum(mb, gb, rule)
         if rule.differentiable:
             mb = mb.clone()  # the next step changes it in place, and autograd keeps this one
         d, factor = _tracked_vector(gb, mb, coefficients, rule, scratch)
@@ -153,7 +153,7 @@ def _update_layer(
         if rule.layer_mean == "stepsize":
             totals.append(s.sum() * unit)
         else:
-            _move(xb, mb, s, unit * -rule.lr / correction1, rule)
+            move_by(xb, mb, s, unit * -rule.lr / correction1, rule)
     return totals
 
 
@@ -169,7 +169,7 @@ def _move_suppressed(
     """Move x by the stepsizes that a layer's three numbers make of v."""
     for scratch, xb, mb, vb in _blocks(rule, v.dtype, x, m, v):
         mb = mb.clone() if rule.differentiable else _to(mb, v.dtype)
-        _move(xb, mb, suppressed_stepsize(vb, inner, outer, scratch), scale, rule)
+        move_by(xb, mb, suppressed_stepsize(vb, inner, outer, scratch), scale, rule)
 
 
 def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def _average_statistics(layers: Layers, rule: UpdateRule, sums: Tensor) -> Tenso
     return torch.stack(stepsizes)
 
 
-def _gradient(
+def gradient(
     x: Tensor, g: Tensor, dtype: torch.dtype, rule: UpdateRule, scratch: Tensor | None
 ) -> Tensor:
     """Compute the gradient of what is minimized, in scratch unless it is the user's tensor."""
@@ -198,7 +198,7 @@ def _gradient(
     return g
 
 
-def _update_momentum(m: Tensor, g: Tensor, rule: UpdateRule) -> Tensor:
+def update_momentum(m: Tensor, g: Tensor, rule: UpdateRule) -> Tensor:
     """Update m in place and return it in g's dtype, as it was rounded to its own."""
     if m.dtype == g.dtype:
         m.lerp_(g, 1 - rule.beta1)
@@ -226,7 +226,7 @@ def _tracked_vector(
     return torch.add(g, m, alpha=alpha / (beta or 1.0), out=scratch), beta**2
 
 
-def _move(x: Tensor, m: Tensor, s: Tensor | None, scale: Scalar, rule: UpdateRule) -> None:
+def move_by(x: Tensor, m: Tensor, s: Tensor | None, scale: Scalar, rule: UpdateRule) -> None:
     """Decay x where the decay is decoupled, and add the update; s may be overwritten."""
     wide = _to(x, m.dtype)
     if rule.decoupled_weight_decay and rule.weight_decay:
@@ -280,11 +280,11 @@ def _cut(tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
     n = max(round(x.numel() / BLOCK), 1) if x.is_cpu else 1
     if n == 1 and x.is_contiguous():
         return [tensors]
-    flat = _flattened(tensors)  # also one block: of another layout the sums would take copies
+    flat = flattened(tensors)  # also one block: of another layout the sums would take copies
     return [*zip(*(vector.chunk(n) for vector in flat), strict=True)] if flat else [tensors]
 
 
-def _flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+def flattened(tensors: Sequence[Tensor]) -> list[Tensor] | None:
     """View the tensors as vectors in memory order; None if their orders differ or have gaps."""
     x = tensors[0]
     if all(tensor.is_contiguous() for tensor in tensors):

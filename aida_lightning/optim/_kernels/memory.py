@@ -51,7 +51,7 @@ def is_safe(
     averaged = layer_mean == "statistic"
     if exp_avg_sq.numel() != ((parts.number if parts else 1) if averaged else size):
         return False
-    if parts and not (_slices_lie_together(param) and (exp_avg_sq.is_contiguous() or not averaged)):
+    if parts and not (slices_lie_together(param) and (exp_avg_sq.is_contiguous() or not averaged)):
         return False
     if not dtype is grad.dtype is exp_avg.dtype or dtypes.get(dtype) is not exp_avg_sq.dtype:
         return False
@@ -68,7 +68,7 @@ def is_safe(
     vectors = [param, grad, exp_avg]
     if not averaged:
         vectors.append(exp_avg_sq)
-    return _lie_alike(vectors)
+    return lie_alike(vectors)
 
 
 def overlap(layers: Layers) -> bool:
@@ -89,13 +89,13 @@ def _spans_overlap(begins: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
     return any(begin + size > after for (begin, size), (after, _) in pairwise(spans))
 
 
-def _slices_lie_together(param: Tensor) -> bool:
+def slices_lie_together(param: Tensor) -> bool:
     """Tell whether a tensor without gaps has the slices of dimension 0 one after the other."""
     rows = param.shape[0]
     return rows < 2 or param.is_contiguous() or param.stride(0) * rows == param.numel()
 
 
-def _lie_alike(vectors: Sequence[Tensor]) -> bool:
+def lie_alike(vectors: Sequence[Tensor]) -> bool:
     """Tell whether the elements of tensors of one shape lie in one order, without gaps."""
     if any(map(Tensor.is_neg, vectors)):
         return False
