@@ -24,9 +24,9 @@ def stepsizes_of(rule: UpdateRule, state: dict[str, Any], layout: Layout) -> Ten
         ``(rows, 1, ..., 1)`` if it is averaged over its parts.
     """
     v, step, m = _real(state["exp_avg_sq"]), state["step"], _real(state["exp_avg"])
-    if not is_cut(layout) or not m.shape[0]:
+    if not is_cut(layout):
         return rule.stepsizes_of(v, step, whole_of(v) if rule.suppresses_range else v)
-    if rule.suppresses_range:
+    if rule.suppresses_range and m.numel():
         parts = torch.split(whole_of(v), sizes_of(layout, m.shape[0]))
         return shard_like(torch.cat([rule.stepsizes_of(part, step, part) for part in parts]), m)
     if rule.layer_mean == "statistic":
@@ -52,12 +52,13 @@ def mean_stepsizes(s: Tensor, layout: Layout) -> Tensor:
 def sizes_of(layout: Layout, rows: int) -> list[int]:
     """List the sizes along dimension 0 of the parts that a parameter is cut into."""
     count = number_of(layout)
-    return [*layout] if isinstance(layout, tuple) else [rows // count] * count
+    return [*layout] if isinstance(layout, tuple) else [rows // max(count, 1)] * count
 
 
 def _of_rows(of_parts: Tensor, layout: Layout, like: Tensor) -> Tensor:
     """Repeat one number per part for each slice of dimension 0 of the part."""
-    sizes = torch.tensor(sizes_of(layout, like.shape[0]), device=of_parts.device)
+    # With a dtype, because a parameter without rows may have no parts.
+    sizes = torch.tensor(sizes_of(layout, like.shape[0]), dtype=torch.int64, device=of_parts.device)
     rows = of_parts.repeat_interleave(sizes, output_size=like.shape[0])
     return rows.reshape(-1, *[1] * (like.ndim - 1))
 

@@ -286,6 +286,14 @@ def test_the_stepsizes_of_parts_are_the_boxes(name):
         torch.testing.assert_close(s.expand_as(param), whole, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("partition", ["rows", 2])
+@each_optimizer
+def test_the_stepsizes_of_a_parameter_without_rows_are_broadcast_to_it(name, partition):
+    empty = torch.ones(0, 3)
+    optimizer, (param,) = train(name, [empty], [[empty]], partition=partition)
+    assert optimizer.stepsize(param).shape == ((0, 1) if name in AVERAGED else (0, 3))
+
+
 @pytest.mark.parametrize("decoupled", [False, True])
 @each_optimizer
 def test_the_last_update_of_parts_is_what_moved_them(name, decoupled):
