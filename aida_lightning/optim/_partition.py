@@ -50,7 +50,7 @@ def layout_of(partition: Partition, param: Tensor, name: str = "") -> Layout:
     """Find what a partition is for a parameter.
 
     Args:
-        partition: the option, as ``checked_partition`` returns it.
+        partition: the option.
         param: the parameter.
         name: of the parameter, for the errors.
 
@@ -60,6 +60,8 @@ def layout_of(partition: Partition, param: Tensor, name: str = "") -> Layout:
     """
     if callable(partition):
         partition = _called(partition, param, name)
+    elif not torch.compiler.is_compiling() and not _is_plain(partition):
+        partition = checked_partition(partition)  # someone may have set it in the group
     if partition is None or partition == "elements":
         return partition
     if not param.ndim:
@@ -84,6 +86,11 @@ def layout_of(partition: Partition, param: Tensor, name: str = "") -> Layout:
             f"{_shown(param, name)}"
         )
     return partition
+
+
+def _is_plain(partition: object) -> bool:
+    """Tell whether sizes are in plain form, which is checked at every step and so takes no loop."""
+    return type(partition) is tuple and {*map(type, partition)} == {int} and min(partition) > 0
 
 
 def _called(function: Callable[[Tensor], Chosen], param: Tensor, name: str) -> Any:
@@ -113,14 +120,21 @@ def check_partition(group: dict[str, Any], *, suppresses_range: bool) -> None:
     if partition is None:
         return
     names = group.get("param_names", [""] * len(group["params"]))
+    if partition == "elements":
+        check_elements(partition, suppresses_range=suppresses_range)
     for name, param in zip(names, group["params"], strict=True):
         if not is_lazy(param):
             layout = layout_of(partition, param, name)
-            if layout == "elements" and suppresses_range:
-                raise ValueError(
-                    'Invalid partition: "elements", for the range of the stepsizes is suppressed '
-                    'over several elements; the finest partition is "rows"'
-                )
+            check_elements(layout, suppresses_range=suppresses_range)
+
+
+def check_elements(layout: Layout, *, suppresses_range: bool) -> None:
+    """Refuse single elements where the range of the stepsizes is suppressed."""
+    if layout == "elements" and suppresses_range:
+        raise ValueError(
+            'Invalid partition: "elements", for the range of the stepsizes is suppressed over '
+            'several elements; the finest partition is "rows"'
+        )
 
 
 def number_of(layout: Layout) -> int:

@@ -20,6 +20,7 @@ from aida_lightning.optim._kernels.tracking import Track
 from aida_lightning.optim._options import plain_options
 from aida_lightning.optim._partition import (
     Layout,
+    check_elements,
     check_partition,
     is_cut,
     layout_of,
@@ -290,6 +291,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
                 if self._takes_layer_sums:
                     check_whole(self, param)
                 layout = layout_of(group["partition"], param)
+                check_elements(layout, suppresses_range=self.suppresses_range)
                 check_layer(self, param, state, self.layer_mean, layout)
                 if group["capturable"]:
                     _check_capturable(param, state)

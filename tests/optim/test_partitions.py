@@ -421,6 +421,38 @@ def test_a_partition_that_was_changed_between_steps_is_noticed():
         optimizer.step()
 
 
+@each_kernel
+@pytest.mark.parametrize("partition", [(7, -1), -3, 0, "columns", 2.0, True])
+@pytest.mark.parametrize("name", ["AdamPlus", "LAida"])
+def test_what_was_set_in_a_group_is_checked_before_a_step(name, partition, kernel):
+    """Sizes below 1 would give compiled code addresses outside of the tensors."""
+    optimizer, (param,) = train(name, [torch.ones(6, 5)], [], **kernel)
+    optimizer.param_groups[0]["partition"] = partition
+    param.grad = torch.ones(6, 5)
+    with pytest.raises((ValueError, TypeError), match="Invalid partition"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(6, 5))
+
+
+def test_sizes_that_were_set_in_a_group_may_be_a_list():
+    optimizer, (param,) = train("LAida", [torch.ones(6, 5)], [])
+    optimizer.param_groups[0]["partition"] = [2, 4]
+    param.grad = torch.ones(6, 5)
+    optimizer.step()
+    assert optimizer.state[param]["exp_avg_sq"].shape == (2,)
+
+
+def test_lazy_parameters_with_suppressed_ranges_are_not_cut_into_elements():
+    module = nn.LazyLinear(6)
+    message = '"elements", for the range of the stepsizes is suppressed'
+    with pytest.raises(ValueError, match=message):
+        optim.SETAdam(module.parameters(), partition="elements")
+    optimizer = optim.SETAdam(module.parameters(), partition=lambda _: "elements")
+    module(torch.ones(2, 3)).sum().backward()
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+
+
 def test_lazy_parameters_are_checked_when_they_have_a_shape():
     module = nn.LazyLinear(6)
     optimizer = optim.LAdam(module.parameters(), partition=4)
