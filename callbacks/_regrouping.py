@@ -79,7 +79,9 @@ def apply_options(
                 f"UseOptimizer: groups: {part.name!r}: the groups of {type(optimizer).__name__} "
                 f"have no option {lacking[0]!r}; their options are: {', '.join(optimizer.defaults)}"
             )
-        group.update({name: value for name, value in part.options.items() if name != "lr"})
+        # It was built with its partition, which it has checked.
+        kept = ("lr", "partition")
+        group.update({name: value for name, value in part.options.items() if name not in kept})
         if "lr" in part.options and not rates[place]:
             raise MisconfigurationException(
                 f"UseOptimizer cannot give the group {part.name!r} the learning rate "

@@ -30,6 +30,7 @@ from aida_lightning.callbacks._schedulers import (
     leaves,
     unwrapped,
 )
+from aida_lightning.groups import LayerGroup
 from aida_lightning.optim import LayerwiseOptimizer
 from aida_lightning.registry import (
     OptimizerLike,
@@ -189,7 +190,7 @@ class UseOptimizer(Callback):
         parts = []
         if self.groups or self.no_decay_1d:
             parts = divide_groups(old, schedulers, pl_module, self.groups, self.no_decay_1d)
-        new = self._build(pl_module, old)
+        new = self._build(pl_module, old, parts)
         sparse = sparse_layers(pl_module)
         if isinstance(old, SparseAdam):  # which supports no other gradients
             sparse |= {param: layer_name(name) for name, param in pl_module.named_parameters()}
@@ -204,8 +205,13 @@ class UseOptimizer(Callback):
         self._report(pl_module, old, new, schedulers)
         return apply_to_collection(configured, (Optimizer, LightningOptimizer), lambda _: new)
 
-    def _build(self, pl_module: LightningModule, old: Optimizer) -> Optimizer:
+    def _build(
+        self, pl_module: LightningModule, old: Optimizer, parts: list[LayerGroup]
+    ) -> Optimizer:
         groups = [{"params": group["params"]} for group in old.param_groups]
+        for group, part in zip(groups, parts, strict=False):  # if any
+            # A partition of the options need not suit the layers of a group that has its own.
+            group |= {name: part.options[name] for name in ("partition",) if name in part.options}
         new = build_optimizer(self.optimizer, groups, **self.options)
         names = {param: layer_name(name) for name, param in pl_module.named_parameters()}
         known = all(param in names for group in groups for param in group["params"])

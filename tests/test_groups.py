@@ -336,3 +336,47 @@ def test_a_partition_that_does_not_fit_names_the_layer_or_the_pattern(partition,
         build_optimizer("laida", Packed(), groups={"*.in_proj_*": {"partition": partition}})
     with pytest.raises(TypeError, match="AdamW has no option 'partition'"):
         build_optimizer("adamw", Packed(), partition=3)
+
+
+class PackedBesideOthers(nn.Module):
+    """Layers that hold 3 and 4 parts, and one of 5 rows that no number divides."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.lstm = nn.MultiheadAttention(6, 2), nn.LSTM(6, 3)
+        self.head = nn.Linear(6, 5)
+
+
+def partitions_of(optimizer):
+    return {group["name"]: group["partition"] for group in optimizer.param_groups}
+
+
+@pytest.mark.parametrize("name", ["aida", "ladam", "setadam"])
+def test_patterns_choose_partitions_of_any_number_of_parts(name):
+    groups = {
+        "*.in_proj_weight": {"partition": 3},
+        "*.weight_hh*": {"partition": [3, 9]},
+        "*.weight_ih*": {"partition": "rows"},
+    }
+    optimizer = build_optimizer(name, PackedBesideOthers(), groups=groups)
+    expected = [None, 3, (3, 9), "rows"]
+    assert partitions_of(optimizer) == dict(zip(("default", *groups), expected, strict=True))
+
+
+def test_a_pattern_may_exempt_a_layer_from_the_partition_of_all():
+    optimizer = build_optimizer("ladam", PackedBesideOthers(), partition=3, groups={"head.*": {"partition": 5}})
+    assert partitions_of(optimizer) == {"default": 3, "head.*": 5}
+
+
+def test_a_callable_is_asked_about_layers_of_the_module_alone():
+    shapes = []
+    groups = {"head.*": {"partition": lambda layer: shapes.append([*layer.shape])}}
+    build_optimizer("ladam", PackedBesideOthers(), groups=groups)
+    assert {*map(tuple, shapes)} == {(5, 6), (5,)}
+
+
+def test_a_partition_that_does_not_suit_a_layer_names_the_layer():
+    with pytest.raises(ValueError, match=r"does not divide .* shape \[18, 6\] \(attention.in_proj"):
+        build_optimizer("ladam", PackedBesideOthers(), groups={"*.in_proj_weight": {"partition": 4}})
+    with pytest.raises(ValueError, match=r"'head\.\*': Invalid partition: 'columns'"):
+        build_optimizer("ladam", PackedBesideOthers(), groups={"head.*": {"partition": "columns"}})

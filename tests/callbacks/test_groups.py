@@ -146,6 +146,43 @@ def test_a_replaced_optimizer_resumes_with_other_groups(tmp_path):
     assert [group["name"] for group in optimizer.param_groups] == ["default", "*.bias"]
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"groups": {"features.*": {"partition": [1, 2]}}},
+            {"default": None, "features.*": (1, 2)},
+        ),
+        ({"groups": {"features.*": {"partition": 3}}}, {"default": None, "features.*": 3}),
+        (
+            {"partition": 3, "groups": {"head.*": {"partition": None}}},
+            {"default": 3, "head.*": None},
+        ),
+    ],
+    ids=["sizes", "a number", "all but one"],
+)
+def test_a_replacing_optimizer_takes_partitions_by_pattern(tmp_path, options, expected):
+    """The sizes are a list, as in YAML, and no partition but the last suits all the layers."""
+    trainer = fit(
+        tmp_path, Net("adam"), None, UseOptimizer("ladam", lr=1e-2, **options), loggers=[]
+    )
+    (optimizer,) = trainer.optimizers
+    assert {group["name"]: group["partition"] for group in optimizer.param_groups} == expected
+
+
+def test_a_replacing_optimizer_asks_a_callable_about_layers_of_the_module_alone(tmp_path):
+    shapes = set()
+    use = UseOptimizer("ladam", lr=1e-2, partition=lambda layer: shapes.add(tuple(layer.shape)))
+    fit(tmp_path, Net("adam"), None, use, loggers=[])
+    assert shapes == {(3, 4), (3,), (1, 3), (1,)}
+
+
+@pytest.mark.parametrize("options", [{"partition": "q"}, {"groups": {"*": {"partition": "q"}}}])
+def test_a_replacing_optimizer_refuses_what_is_no_partition_when_it_is_built(options):
+    with pytest.raises(MisconfigurationException, match="Invalid partition: 'q'"):
+        UseOptimizer("ladam", **options)
+
+
 class Late(Declaring):
     """A module whose layers are made in ``configure_model``."""
 
