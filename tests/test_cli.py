@@ -735,3 +735,17 @@ class Three(Net):
     def __init__(self):
         super().__init__()
         self.features, self.head = nn.Linear(4, 3), nn.Linear(3, 3)
+
+
+    ("given", "groups", "expected"),
+    [
+        ([], '{"features.*": {"partition": 3}}', [None, 3]),
+        ([], '{"features.*": {"partition": [1, 2]}}', [None, (1, 2)]),
+        (["--optimizer.partition=3"], '{"head.*": {"partition": null}}', [3, None]),
+        (["--optimizer.partition=[1,2]"], '{"head.*": {"partition": null}}', [(1, 2), None]),
+    ],
+)
+def test_partitions_are_taken_that_suit_the_layers_of_the_model(given, groups, expected):
+    made = cli(Net, "--optimizer=ladam", *given, "--optimizer_groups", groups)
+    partitions = [g["partition"] for g in made.model.configure_optimizers().param_groups]
+    assert partitions == expected

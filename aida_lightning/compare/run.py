@@ -218,8 +218,9 @@ def _warm_up(optimizer: OptimizerChoice) -> None:
     param.grad = torch.zeros(1)
     accepted = inspect.signature(get_optimizer_class(optimizer.name)).parameters
     fused = {"fused": True} if "fused" in accepted else {}
-    # A single layer has no groups.
-    given = {name: optimizer.options[name] for name in optimizer.options if name not in GROUPING}
+    # A single layer has no groups, and no parts.
+    omitted = {*GROUPING, "partition"}
+    given = {name: value for name, value in optimizer.options.items() if name not in omitted}
     with contextlib.suppress(Exception):  # the run itself reports it
         build_optimizer(
             optimizer.name, [param], **{**fused, **for_any_layer(optimizer.name, given)}

@@ -39,6 +39,20 @@ def test_labels_of_groups_name_folders():
     ]
 
 
+def test_partitions_are_read_on_the_command_line_and_may_be_swept():
+    texts = ["ladam:partition=2/3/rows", "aida:partition=[2,4]", "setadam:partition=null"]
+    chosen = choose_optimizers(pick_methods([], texts))
+    assert [(choice.label, choice.options["partition"]) for choice in chosen] == [
+        ("LAdam partition=2", 2),
+        ("LAdam partition=3", 3),
+        ("LAdam partition=rows", "rows"),
+        ("Aida partition=(2, 4)", (2, 4)),
+        ("SETAdam partition=None", None),
+    ]
+    with pytest.raises(UsageError, match="aida:partition=columns: Invalid partition: 'columns'"):
+        choose_optimizers([Method("aida", {"partition": "columns"})])
+
+
 def test_options_of_a_pattern_are_refused_before_any_training():
     for options, message in (
         ({"groups": {"*.bias": {"wd": 0.0}}}, r"'\*.bias': Aida has no option 'wd'; its options"),
