@@ -47,6 +47,11 @@ class LayerAdvice:
     average: Average
 
     @property
+    def averaged(self) -> bool:
+        """Whether the optimizer keeps a state of the layer, but no second moment per element."""
+        return self.state.state_bytes > 0 and not self.state.second_moment_bytes
+
+    @property
     def saved_bytes(self) -> float:
         """The part of the optimizer's state, in bytes, that the averaging saves."""
         kept = {"layer": 1, "rows": self.state.shape[0] if self.state.shape else 1}
@@ -83,9 +88,13 @@ class Advice:
     def groups(self) -> dict[str, dict[str, str]]:
         """The options of each group, by globs of layer names, of which the first match decides.
 
-        Layers whose whole second moment is averaged, the member's default, need none.
+        Layers whose whole second moment is averaged, the member's default, need none. Layers that
+        the run averaged already have none either: their own groups are to be kept.
         """
-        partitions = {name: _PARTITIONS[layer.average] for name, layer in self.layers.items()}
+        partitions = {
+            name: None if layer.averaged else _PARTITIONS[layer.average]
+            for name, layer in self.layers.items()
+        }
         globs = globs_of(partitions, default=None)
         return {glob: {"partition": partition} for glob, partition in globs.items() if partition}
 
@@ -163,10 +172,11 @@ def print_advice(advice: Advice, console: Console) -> None:
         f"{decimal(round(advice.saved_bytes))} of {decimal(advice.state_bytes)}, at a threshold of "
         f"{advice.threshold:g}."
     )
-    if left := [name for name in advice.layers if name not in measured]:
+    if averaged := [name for name, layer in advice.layers.items() if layer.averaged]:
+        say(f"Averaged already, so keep the groups of these: {_first(averaged)}.")
+    if left := [name for name in advice.layers if name not in {*measured, *averaged}]:
         say(
-            f"Not measured, so nothing is averaged there: {', '.join(left[:3])}"
-            f"{f' and {len(left) - 3} more' if len(left) > 3 else ''}. "
+            f"Not measured, so nothing is averaged there: {_first(left)}. "
             'StepsizeMonitor("*", max_layers=None, …) measures all layers.'
         )
     if all(layer.average == "nothing" for layer in measured.values()):
@@ -194,6 +204,10 @@ def _to_paste(advice: Advice) -> str:
         f"\nThe options of {method}, as YAML:\n\n{as_yaml}\nand as Python:\n\n"
         f"build_optimizer(\n    {method!r},\n    module,\n{arguments})"
     )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _share(part: float, advice: Advice) -> float:

@@ -180,3 +180,25 @@ def test_a_run_without_the_ratios_is_told_what_to_log(tmp_path, capsys):
 def test_a_threshold_has_to_be_a_number_above_0(tmp_path, capsys, threshold):
     assert main(["advise", str(tmp_path), f"--threshold={threshold}"]) == 2
     assert "threshold: a number above 0 is needed, but got" in capsys.readouterr().err
+
+
+def test_layers_that_a_run_averaged_already_are_named_and_get_no_group(tmp_path, capsys):
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    states = {
+        "a.weight": LayerState("LAdam", (6, 8), 220, 0),  # partition="rows"
+        "a.bias": LayerState("LAdam", (6,), 52, 24),  # partition="elements"
+        "unused.weight": LayerState("LAdam", (6, 8), 0, 0),  # without a state
+    }
+    logger.experiment.add_scalar("snr/a.bias", 0.5, 0)
+    log_states(logger, "", states, 0)
+    logger.experiment.add_scalar("snr/a.bias", 0.5, 1)
+    logger.experiment.close()
+    (advice,) = advise([tmp_path], threshold=0.6)
+    assert advice.groups == {
+        "a.bias": {"partition": "elements"},
+        "unused.weight": {"partition": "elements"},
+    }
+    assert main(["advise", str(tmp_path), "--threshold", "0.4"]) == 0
+    out = capsys.readouterr().out
+    assert "Averaged already, so keep the groups of these: a.weight.\n" in out
+    assert "Not measured, so nothing is averaged there: unused.weight." in out
