@@ -737,6 +737,7 @@ class Three(Net):
         self.features, self.head = nn.Linear(4, 3), nn.Linear(3, 3)
 
 
+@pytest.mark.parametrize(
     ("given", "groups", "expected"),
     [
         ([], '{"features.*": {"partition": 3}}', [None, 3]),

@@ -338,7 +338,7 @@ def test_a_partition_that_does_not_fit_names_the_layer_or_the_pattern(partition,
         build_optimizer("adamw", Packed(), partition=3)
 
 
-class PackedBesideOthers(nn.Module):
+class Mixed(nn.Module):
     """Layers that hold 3 and 4 parts, and one of 5 rows that no number divides."""
 
     def __init__(self):
@@ -358,25 +358,25 @@ def test_patterns_choose_partitions_of_any_number_of_parts(name):
         "*.weight_hh*": {"partition": [3, 9]},
         "*.weight_ih*": {"partition": "rows"},
     }
-    optimizer = build_optimizer(name, PackedBesideOthers(), groups=groups)
+    optimizer = build_optimizer(name, Mixed(), groups=groups)
     expected = [None, 3, (3, 9), "rows"]
     assert partitions_of(optimizer) == dict(zip(("default", *groups), expected, strict=True))
 
 
 def test_a_pattern_may_exempt_a_layer_from_the_partition_of_all():
-    optimizer = build_optimizer("ladam", PackedBesideOthers(), partition=3, groups={"head.*": {"partition": 5}})
+    optimizer = build_optimizer("ladam", Mixed(), partition=3, groups={"head.*": {"partition": 5}})
     assert partitions_of(optimizer) == {"default": 3, "head.*": 5}
 
 
 def test_a_callable_is_asked_about_layers_of_the_module_alone():
     shapes = []
     groups = {"head.*": {"partition": lambda layer: shapes.append([*layer.shape])}}
-    build_optimizer("ladam", PackedBesideOthers(), groups=groups)
+    build_optimizer("ladam", Mixed(), groups=groups)
     assert {*map(tuple, shapes)} == {(5, 6), (5,)}
 
 
 def test_a_partition_that_does_not_suit_a_layer_names_the_layer():
     with pytest.raises(ValueError, match=r"does not divide .* shape \[18, 6\] \(attention.in_proj"):
-        build_optimizer("ladam", PackedBesideOthers(), groups={"*.in_proj_weight": {"partition": 4}})
+        build_optimizer("ladam", Mixed(), groups={"*.in_proj_weight": {"partition": 4}})
     with pytest.raises(ValueError, match=r"'head\.\*': Invalid partition: 'columns'"):
-        build_optimizer("ladam", PackedBesideOthers(), groups={"head.*": {"partition": "columns"}})
+        build_optimizer("ladam", Mixed(), groups={"head.*": {"partition": "columns"}})
