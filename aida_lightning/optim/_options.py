@@ -32,6 +32,18 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the options of the family to plain form, and raise torch's errors for wrong ones."""
+    plain = plain_options(options)
+    if plain["fused"] and plain["foreach"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    if plain["fused"] and (plain["differentiable"] or plain["capturable"]):
+        raise RuntimeError("`fused` does not support `differentiable` or `capturable`")
+    if isinstance(plain["lr"], Tensor) and plain["foreach"] and not plain["capturable"]:
+        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    return plain
+
+
 def _native(value: Any) -> Any:
     is_scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
     return value.item() if is_scalar else value

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aida_lightning.optim._collecting import real
 from aida_lightning.optim._kernels.rule import UpdateRule
 from aida_lightning.optim._partition import Layout, is_cut, number_of
 from aida_lightning.optim._sharding import shard_like, whole_of
@@ -23,7 +24,7 @@ def stepsizes_of(rule: UpdateRule, state: dict[str, Any], layout: Layout) -> Ten
         of 2 if it is complex): 0-dim if the statistic is averaged over the parameter, and of shape
         ``(rows, 1, ..., 1)`` if it is averaged over its parts.
     """
-    v, step, m = _real(state["exp_avg_sq"]), state["step"], _real(state["exp_avg"])
+    v, step, m = real(state["exp_avg_sq"]), state["step"], real(state["exp_avg"])
     if not is_cut(layout):
         return rule.stepsizes_of(v, step, whole_of(v) if rule.suppresses_range else v)
     if rule.suppresses_range and m.numel():
@@ -61,7 +62,3 @@ def _of_rows(of_parts: Tensor, layout: Layout, like: Tensor) -> Tensor:
     sizes = torch.tensor(sizes_of(layout, like.shape[0]), dtype=torch.int64, device=of_parts.device)
     rows = of_parts.repeat_interleave(sizes, output_size=like.shape[0])
     return rows.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -13,13 +13,15 @@ from aida_lightning._private import (
     default_to_fused_or_foreach,
     use_grad_for_differentiable,
 )
+from aida_lightning.optim._collecting import by_elements, count_steps, numel, real
 from aida_lightning.optim._kernels.dispatch import dispatch, update
 from aida_lightning.optim._kernels.layers import Layers
 from aida_lightning.optim._kernels.rule import LayerMean, UpdateRule
 from aida_lightning.optim._kernels.tracking import Track
-from aida_lightning.optim._options import plain_options
+from aida_lightning.optim._options import checked_options
 from aida_lightning.optim._partition import (
     Layout,
+    Partition,
     check_elements,
     check_partition,
     is_cut,
@@ -84,7 +86,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
     suppresses_range: ClassVar[bool] = False
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        super().__init__(params, _checked(defaults))
+        super().__init__(params, checked_options(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters and check its options as the constructor does.
@@ -93,7 +95,7 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             ValueError: an option is outside of its range.
             TypeError: an option is not a number.
         """
-        options = _checked({**self.defaults, **param_group})
+        options = checked_options({**self.defaults, **param_group})
         param_group.update((name, options[name]) for name in param_group)
         super().add_param_group(self._with_names(param_group))
         try:
@@ -200,25 +202,25 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         for group in self.param_groups:
             layers = Layers([], [], [], [], [], [], {})
             is_plain = self._init_group(group, *layers.tensors())
-            layers.numels.extend(_numel(param) for param in layers.params)
+            layers.numels.extend(numel(param) for param in layers.params)
             layouts: list[Layout] = []
             if (partition := group["partition"]) is not None and self._takes_layer_sums:
-                layouts = [layout_of(partition, param) for param in layers.params]
+                layouts = [self._layout(partition, param) for param in layers.params]
                 parts = [*map(parts_of, layers.params, layouts)]
                 layers = layers._replace(parts=parts if any(parts) else ())
             if not is_plain:
                 distributed |= any(is_distributed(param) for param in group["params"])
                 layers.grads[:] = map(aligned, layers.grads, layers.params)
-                local = layers.map(lambda tensor: _real(local_part(tensor)))
+                local = layers.map(lambda tensor: real(local_part(tensor)))
                 whole |= zip(local.params, layers.params, strict=True)
                 layers = local
             kernel, rule = self._kernel(group, layers.params), self._rule(group)
-            for of_layers, part in _by_elements(layers, layouts, rule):
+            for of_layers, part in by_elements(layers, layouts, rule):
                 parts_of_groups.append((kernel, part, of_layers))
         batches = [batch for part in parts_of_groups for batch in dispatch(*part)]
         for _, layers, _ in parts_of_groups:
             if layers.steps:
-                _count(layers.steps)
+                count_steps(layers.steps)
         if distributed and self._takes_layer_sums:
             update(batches, rule, SharedLayers(self._counts_to_complete(), whole).complete)
         else:
@@ -227,6 +229,13 @@ class LayerwiseOptimizer(OwnStateOptimizer):
             # Autograd must notice that the parameters that it saved have changed.
             torch.autograd.graph.increment_version(list(whole.values()))
         return loss
+
+    def _layout(self, partition: Partition, param: Tensor) -> Layout:
+        """Find how the step cuts a parameter; layers of one element need no sums."""
+        layout = layout_of(partition, param)
+        single = param.ndim == 1 and layout == len(param) and not param.is_complex()
+        same = self.track.is_constant and not self.suppresses_range  # as the equations say it
+        return "elements" if single and same else layout
 
     def _counts_to_complete(self) -> Iterator[tuple[Tensor, int]]:
         """Yield all parameters, with the number of their layers that processes may share."""
@@ -375,30 +384,6 @@ class LayerwiseOptimizer(OwnStateOptimizer):
         )
 
 
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    options = plain_options(options)
-    if options["fused"] and options["foreach"]:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    if options["fused"] and (options["differentiable"] or options["capturable"]):
-        raise RuntimeError("`fused` does not support `differentiable` or `capturable`")
-    if isinstance(options["lr"], Tensor) and options["foreach"] and not options["capturable"]:
-        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-    return options
-
-
-def _by_elements(
-    layers: Layers, layouts: list[Layout], rule: UpdateRule
-) -> Iterator[tuple[UpdateRule, Layers]]:
-    """Yield the rule and the layers of a group, apart from those of single elements."""
-    of_elements = [index for index, layout in enumerate(layouts) if layout == "elements"]
-    if not of_elements:
-        yield rule, layers
-        return
-    yield rule.of_elements(), layers.take(of_elements)
-    others = sorted({*range(len(layouts))}.difference(of_elements))
-    yield rule, layers.take(others)
-
-
 def _check_capturable(param: Tensor, state: dict[str, Any] | None) -> None:
     devices = capturable_devices()
     beside = not state or state["step"].device.type == param.device.type
@@ -406,20 +391,3 @@ def _check_capturable(param: Tensor, state: dict[str, Any] | None) -> None:
         raise AssertionError(
             f"If capturable=True, params and state_steps must be on supported devices: {devices}."
         )
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _numel(param: Tensor) -> int:
-    """Count the real numbers in the whole layer, including parts in other processes."""
-    return param.numel() * (2 if param.is_complex() else 1)
-
-
-def _count(steps: list[Tensor]) -> None:
-    if steps[0].is_cpu and not torch.compiler.is_compiling():
-        # A tensor of 1, because foreach would wrap a number once per step there.
-        torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1)
-    else:
-        torch._foreach_add_(steps, 1)

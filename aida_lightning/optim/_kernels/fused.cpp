@@ -22,20 +22,26 @@ struct Options {
 };
 
 struct Layers {
+    // Of each tensor, which may hold several layers.
     void** x;
     void** g;
     void** m;
     void** v;
     void** step;
+    // Of each layer.
+    const int64_t* owner;  // the tensor that holds it
+    const int64_t* index;  // how many layers of the tensor are before it
+    const int64_t* begin;  // and how many elements
     const int64_t* part;   // elements that are here
     const int64_t* whole;  // and of the whole layer, which may be spread over processes
-    int64_t n;
+    int64_t n, tensors;
 };
 
 namespace {
 
 constexpr int64_t BLOCK = 1 << 14;
 constexpr int64_t RUN = 1 << 19;  // elements: g and m of them are 4 MiB in float32
+constexpr int64_t MANY = 1 << 8;  // layers whose few numbers are worth the start of threads
 constexpr int SUMS = 5;           // <m, m>, <g, g>, <m, g>, and with r = m - g <r, r>, <r, g>
 
 // What is asked for, any of them added up.
@@ -121,24 +127,23 @@ struct Step {
     }
 
     template <class U>
-    static U* at(void** tensors, int64_t layer, int64_t begin) {
-        return static_cast<U*>(tensors[layer]) + begin;
+    U* at(void** tensors, int64_t layer, int64_t begin) const {
+        return static_cast<U*>(tensors[layers.owner[layer]]) + layers.begin[layer] + begin;
     }
 
-    // 1 - beta^t of each layer. The parts of a tensor share its step, and the power with it.
+    // 1 - beta^t of each tensor.
     std::vector<double> corrections(double beta) const {
-        std::vector<double> of_layers(layers.n);
-        for (int64_t layer = 0; layer < layers.n; ++layer) {
-            if (layer && layers.step[layer] == layers.step[layer - 1]) {
-                of_layers[layer] = of_layers[layer - 1];
-                continue;
-            }
-            const double t = options.double_step ? *at<double>(layers.step, layer, 0)
-                                                 : double(*at<float>(layers.step, layer, 0));
-            of_layers[layer] = 1 - std::pow(beta, t);
+        std::vector<double> of_tensors(layers.tensors);
+        for (int64_t i = 0; i < layers.tensors; ++i) {
+            const double t = options.double_step ? *static_cast<double*>(layers.step[i])
+                                                 : double(*static_cast<float*>(layers.step[i]));
+            of_tensors[i] = 1 - std::pow(beta, t);
         }
-        return of_layers;
+        return of_tensors;
     }
+
+    double correction1(int64_t layer) const { return corrections1[layers.owner[layer]]; }
+    double correction2(int64_t layer) const { return corrections2[layers.owner[layer]]; }
 
     double whole(int64_t layer) const { return layers.whole[layer] ? layers.whole[layer] : 1; }
 
@@ -224,8 +229,8 @@ struct Step {
                 const S decay = S(options.coupled), sign = S(options.sign), eps = S(options.eps);
                 const Lerp<S> lerp(options.beta1);
                 const S beta2 = S(options.beta2), weight = S(1 - options.beta2);
-                const S unbias = S(1 / std::sqrt(corrections2[layer]));
-                const S scale = S(-options.lr / corrections1[layer]);
+                const S unbias = S(1 / std::sqrt(correction2(layer)));
+                const S scale = S(-options.lr / correction1(layer));
                 const S second_eps = S(options.second_eps), shrink = S(1 - options.decoupled);
                 double sum = 0, square = 0;
                 S least = INFINITY;
@@ -268,7 +273,7 @@ struct Step {
         const double mean = of_layer[0] / whole(layer), square = of_layer[1] / whole(layer);
         const double root = mean / std::sqrt(square);
         const double cosine_sq = square == 0 || std::isinf(square) ? 1 : root * root;
-        const double unscale = corrections2[layer] / cosine_sq;
+        const double unscale = correction2(layer) / cosine_sq;
         const double inner = options.root_eps * unscale;
         const double least = std::isinf(of_layer[2]) ? LARGEST : of_layer[2];
         of_layer[0] = std::sqrt(unscale), of_layer[1] = inner;
@@ -285,8 +290,7 @@ struct Step {
                 const S* v = at<S>(layers.v, layer, begin);
                 const double* of_layer = stepsizes + 3 * layer;
                 const S inner = S(of_layer[1]), outer = S(of_layer[2]);
-                const double correction1 = corrections1[layer];
-                const S scale = S(-options.lr / correction1 * of_layer[0]);
+                const S scale = S(-options.lr / correction1(layer) * of_layer[0]);
 #pragma omp simd
                 for (int64_t i = 0; i < count; ++i) {
                     const S s = 1 / (std::sqrt(v[i] + inner) + outer);
@@ -302,8 +306,7 @@ struct Step {
             first, last, nullptr, [&](int64_t layer, int64_t begin, int64_t count, double*) {
                 T* x = at<T>(layers.x, layer, begin);
                 const T* m = at<T>(layers.m, layer, begin);
-                const double correction1 = corrections1[layer];
-                const S scale = S(-options.lr / correction1 * stepsizes[layer]);
+                const S scale = S(-options.lr / correction1(layer) * stepsizes[layer]);
 #pragma omp simd
                 for (int64_t i = 0; i < count; ++i) x[i] = T(S(x[i]) * shrink + scale * S(m[i]));
             });
@@ -311,13 +314,14 @@ struct Step {
 
     // The averaged statistic of each layer, and the stepsize of it.
     void statistics(int64_t first, int64_t last) const {
+#pragma omp parallel for num_threads(options.threads) schedule(static) if (last - first > MANY)
         for (int64_t layer = first; layer < last; ++layer) {
-            S* v = at<S>(layers.v, layer, 0);
+            S* v = static_cast<S*>(layers.v[layers.owner[layer]]) + layers.index[layer];
             const double old = options.beta2 ? options.beta2 * *v : 0;
             const double mean = square(layer) / whole(layer);
             const double statistic = old + (1 - options.beta2) * mean + options.eps;
             *v = S(statistic);
-            stepsizes[layer] = 1 / std::sqrt(statistic / corrections2[layer]);
+            stepsizes[layer] = 1 / std::sqrt(statistic / correction2(layer));
         }
     }
 
@@ -364,7 +368,8 @@ struct Step {
                 update<MOVE_X>(first, last);
             }
         }
-        if (sweeps & UPDATE && sweeps & MOVE) {
+        if (sweeps & UPDATE && sweeps & MOVE && options.layer_mean != STATISTIC) {
+#pragma omp parallel for num_threads(options.threads) schedule(static) if (last - first > MANY)
             for (int64_t layer = first; layer < last; ++layer) {
                 if (averages) stepsizes[layer] /= whole(layer);
                 if (options.suppresses_range) suppress(layer);

@@ -118,8 +118,9 @@ class _Options(ctypes.Structure):
 
 class _Layers(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "g", "m", "v", "step", "part", "whole")),
-        ("n", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("x", "g", "m", "v", "step")),
+        *((name, ctypes.c_void_p) for name in ("owner", "index", "begin", "part", "whole")),
+        *((name, ctypes.c_int64) for name in ("n", "tensors")),
     ]
 
 
@@ -170,18 +171,16 @@ def _sweep(
         threads=torch.get_num_threads(),
     )
     if "addresses" not in layers.kept:
-        of_tensors = [[tensor.data_ptr() for tensor in column] for column in layers.tensors()]
-        averaged = rule.layer_mean == "statistic"
-        dtypes = layers.params[0].dtype, layers.exp_avg_sqs[0].dtype
-        cut = layers.cut
-        layers.kept["plan"] = plan_of(cut)
-        layers.kept["addresses"] = cut.addresses(of_tensors, dtypes, averaged=averaged)
-    plan, addresses = layers.kept["plan"], layers.kept["addresses"]
-    pointers = [column.data_ptr() for column in (*addresses, plan.here, plan.whole)]
+        addresses = [[tensor.data_ptr() for tensor in column] for column in layers.tensors()]
+        layers.kept["addresses"] = torch.tensor(addresses, device="cpu")
+        layers.kept["plan"] = plan_of(layers.cut)
+    addresses, plan = layers.kept["addresses"], layers.kept["plan"]
+    columns = (*addresses, plan.owners, plan.indices, plan.begins, plan.here, plan.whole)
+    pointers = [column.data_ptr() for column in columns]
     _library().aida_step(
         ctypes.c_int64([*_STATISTICS].index(layers.params[0].dtype)),
         ctypes.c_int64(sweeps),
-        ctypes.byref(_Layers(*pointers, n=addresses.shape[1])),
+        ctypes.byref(_Layers(*pointers, n=len(plan.owners), tensors=addresses.shape[1])),
         ctypes.byref(options),
         ctypes.c_void_p(None if sums is None else sums.data_ptr()),
         ctypes.c_int64(0 if sums is None else sums.shape[1]),
