@@ -1,14 +1,17 @@
 """What the processes of the distributed tests run: optimizers over parts of DTensors."""
 
 import itertools
+import math
 
 import torch
 import torch.distributed as dist
 from sharding import MEMBERS, Collectives, meshes, problem
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
-from aida_lightning import diagnostics, optim
+from aida_lightning import build_optimizer, diagnostics, measure_step, optim
+from aida_lightning.measuring._statistics import STATISTICS
 
 # For the rows 8, 5, 1, 3 and 9 of the problem's tensors: some shards cut parts, some do not.
 CUT = {8: 4, 5: (2, 3), 1: 1, 3: 3, 9: 3}
@@ -114,3 +117,47 @@ def step_without_gradients_on_rank_one(name):
             param.grad = grad
     getattr(optim, name)(params, partition=PARTITIONS["parts"]).step()
     return [not torch.equal(x, p.to_local()) for x, p in zip(before, params, strict=True)]
+
+
+ROWS = {"packed": 14, "wide": 10, "few": 2, "even": 12}
+PARTS = {"packed.*": {"q": 3, "k": 1, "v": 10}, "wide.*": 5, "few.*": "rows"}
+MEASURED = {
+    "rows": {"partition": "rows"},
+    "halves": {"partition": 2},
+    "callable": {"partition": lambda param: {14: "rows", 10: (3, 7)}.get(param.shape[0], 1)},
+    "groups": {"groups": {"packed.*": {"partition": [3, 1, 10]}, "even.*": {"partition": 4}}},
+}
+
+
+def measured(shard, name, options, parts):
+    """Give every statistic of the second step over partitioned layers."""
+    torch.manual_seed(0)
+    module = nn.ModuleDict({n: nn.Linear(6, rows, bias=False) for n, rows in ROWS.items()}).double()
+    if shard:
+        for layer in module.values():
+            fully_shard(layer)
+    optimizer = build_optimizer(name, module, lr=0.01, **options)
+    for seed in range(2):
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed)).double()
+        optimizer.zero_grad()
+        sum(layer(x).sin().square().sum() for layer in module.values()).backward()
+        if seed == 0:
+            optimizer.step()
+    with measure_step(optimizer, module, [*STATISTICS, "median"], parts=parts) as numbers:
+        optimizer.step()
+    return dict(numbers)
+
+
+def differing_statistics(name):
+    """List the statistics that differ between one process and several, by options."""
+    found = []
+    for (key, options), parts in itertools.product(MEASURED.items(), (None, PARTS)):
+        alone, shared = (measured(shard, name, options, parts) for shard in (False, True))
+        assert len(alone) > 10
+        assert alone.keys() == shared.keys(), (key, alone.keys() ^ shared.keys())
+        found += [
+            (key, tag, number, shared[tag])
+            for tag, number in alone.items()
+            if not math.isclose(number, shared[tag], rel_tol=1e-6, abs_tol=1e-9)
+        ]
+    return found

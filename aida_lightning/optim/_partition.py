@@ -17,8 +17,8 @@ Partition: TypeAlias = Chosen | Callable[[Tensor], Chosen]
 # What a partition is for one parameter: the sizes of its parts, or the number of equal parts.
 Layout: TypeAlias = Literal["elements"] | int | tuple[int, ...] | None
 
-_RETURNED = 'None, "rows", "elements", a number of equal parts, or their sizes along dimension 0'
-_ALLOWED = f"{_RETURNED}, or a callable that takes the parameter and returns one of these"
+_RETURNED = 'None, "rows", "elements", a number of equal parts, sizes along dimension 0'
+_ALLOWED = f"{_RETURNED}, or (from Python) a callable that takes the parameter and returns one"
 
 
 def checked_partition(value: object) -> Any:
@@ -103,7 +103,7 @@ def _called(function: Callable[[Tensor], Chosen], param: Tensor, name: str) -> A
         called = getattr(function, "__qualname__", repr(function))
         raise type(error)(
             f"Invalid partition: the callable {called} returned {given!r} for "
-            f"{_shown(param, name)}, but it must return {_RETURNED}"
+            f"{_shown(param, name)}, but it must return one of: {_RETURNED}"
         ) from error
 
 
@@ -132,7 +132,7 @@ def check_elements(layout: Layout, *, suppresses_range: bool) -> None:
     """Refuse single elements where the range of the stepsizes is suppressed."""
     if layout == "elements" and suppresses_range:
         raise ValueError(
-            'Invalid partition: "elements", for the range of the stepsizes is suppressed over '
+            'Invalid partition: "elements", because the range of the stepsizes is suppressed over '
             'several elements; the finest partition is "rows"'
         )
 

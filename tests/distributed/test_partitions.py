@@ -65,3 +65,9 @@ def test_a_process_without_gradients_keeps_its_parts(name, two_processes):
     )
     assert all(moved[0])
     assert not any(moved[1])
+
+
+@pytest.mark.parametrize("name", ["LAida", "Aida", "AdamL"])
+def test_the_monitor_reads_partitioned_layers_as_in_one_process(name, three_processes):
+    for differing in three_processes.run(sharded_partitions.differing_statistics, name):
+        assert differing == []

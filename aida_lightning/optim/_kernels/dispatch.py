@@ -7,7 +7,7 @@ from functools import cache
 from typing import NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aida_lightning.optim._kernels import foreach, fused, loop, stacked, triton
 from aida_lightning.optim._kernels.layers import Layers, Parts
@@ -34,17 +34,16 @@ def batches_of(kernel: Kernel, layers: Layers, rule: UpdateRule) -> Iterator[Bat
         yield Batch(kernel, layers, rule, layers.params, layers.counts)
         return
     averaged = rule.layer_mean == "statistic"
-    are_rows = [
-        not rule.differentiable and _is_stackable(layer, parts, averaged=averaged)
-        for *layer, parts in zip(*layers.tensors(), layers.parts, strict=True)
-    ]
-    for chosen in {True: stacked, False: kernel}.items():
-        indices = [index for index, is_rows in enumerate(are_rows) if is_rows is chosen[0]]
-        if not indices:
-            continue
-        part = layers.take(indices)
-        viewed = part.stack(averaged=averaged) if chosen[0] else part.split(averaged=averaged)
-        yield Batch(chosen[1], viewed, rule, part.params, part.counts)
+    matrices, others = [], []
+    for index, (*layer, parts) in enumerate(zip(*layers.tensors(), layers.parts, strict=True)):
+        stacks = not rule.differentiable and _is_stackable(layer, parts, averaged=averaged)
+        (matrices if stacks else others).append(index)
+    if matrices:
+        part = layers.take(matrices)
+        yield Batch(stacked, part.stack(averaged=averaged), rule, part.params, part.counts)
+    if others:
+        part = layers.take(others)
+        yield Batch(kernel, part.split(averaged=averaged), rule, part.params, part.counts)
 
 
 def _is_stackable(layer: Sequence[Tensor], parts: Parts | None, *, averaged: bool) -> bool:
@@ -52,6 +51,8 @@ def _is_stackable(layer: Sequence[Tensor], parts: Parts | None, *, averaged: boo
     if parts is None or parts.number < 2 or not isinstance(parts.rows, int):
         return False
     x, g, m, v, _ = layer
+    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in (x, g, m, v)):
+        return False
     if x.numel() > parts.number * _SMALL or not x.numel():
         return False
     return slices_lie_together(x) and lie_alike([x, g, m] if averaged else [x, g, m, v])
