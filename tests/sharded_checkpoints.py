@@ -11,6 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from aida_lightning import optim
 
 STEPS = 3
+# Of layers with 7 and 3 rows; shards cut the parts of given sizes.
+PARTITIONS = {"rows": "rows", "sizes": lambda param: {7: (3, 4), 3: (1, 2)}[param.shape[0]]}
+CUT = [f"{name} {partition}" for name in ("LAida", "AdamL") for partition in PARTITIONS]
 
 
 def build(strategy, name):
@@ -22,7 +25,9 @@ def build(strategy, name):
         fully_shard(model)
     elif strategy == "ddp":
         model = DistributedDataParallel(model)
-    return model, getattr(optim, name)(model.parameters(), lr=0.01)
+    member, _, partition = name.partition(" ")
+    options = {"partition": PARTITIONS[partition]} if partition else {}
+    return model, getattr(optim, member)(model.parameters(), lr=0.01, **options)
 
 
 def train(model, optimizer, first):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed is disabled.
     ids=["2 to 4 to 1 processes", "DDP to FSDP2 to DDP"],
 )
 def test_training_goes_on_over_other_processes_as_if_unbroken(course, tmp_path, request):
-    names = sorted(MEMBERS)
+    names = [*sorted(MEMBERS), *sharded_checkpoints.CUT]
     for part, (group, strategy) in enumerate(course):
         arguments = (str(tmp_path), strategy, names, part)
         if group:
