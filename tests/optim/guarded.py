@@ -13,12 +13,19 @@ import torch
 from torch import nn
 
 from aida_lightning import optim
+from aida_lightning.optim._partition import is_cut, layout_of, number_of
 
 OPTIMIZERS = [
     *("Aida", "AidaGrad", "LAida", "AdaBelief", "AdaBeliefL", "LAdam", "AdamPlus", "SETAdam")
 ]
 SHAPES = [(), (1,), (5,), (3, 4), (2, 3, 4), (0,), (1, 1), (40_000,)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+PARTITIONS = {
+    "whole": lambda param: None,
+    "rows": lambda param: "rows" if param.ndim else None,
+    "halves": lambda param: 2 if param.ndim and len(param) % 2 == 0 else None,
+    "uneven": lambda param: (1, len(param) - 1) if param.ndim and len(param) > 1 else None,
+}
 PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)
 KEPT = []  # the memory of tensors that are alive
@@ -66,18 +73,21 @@ def changed(tensor, rng):
 
 
 def problem(rng):
-    """Give an optimizer's name, and layers as (param, grad, state) of which some do not fit."""
+    """Give an optimizer's name, its partition, and layers of which some do not fit."""
     name, dtype = rng.choice(OPTIMIZERS), rng.choice(DTYPES)
+    partition = PARTITIONS[rng.choice(["whole", "whole", "whole", "rows", "halves", "uneven"])]
     wide = torch.float32 if dtype == torch.bfloat16 else dtype
     layers = []
     for _ in range(rng.randint(1, 3)):
         shape = rng.choice(SHAPES)
         averaged = getattr(optim, name).layer_mean == "statistic"
+        layout = layout_of(partition, torch.empty(shape))
+        per_layer = (number_of(layout),) if is_cut(layout) else ()
         tensors = {
             "param": torch.rand(shape).to(dtype),
             "grad": torch.rand(shape).to(dtype),
             "exp_avg": torch.rand(shape).to(dtype),
-            "exp_avg_sq": torch.rand(() if averaged else shape).to(wide) + 0.1,
+            "exp_avg_sq": torch.rand(per_layer if averaged else shape).to(wide) + 0.1,
         }
         for key in rng.sample(sorted(tensors), k=rng.choice([0, 0, 1, 1, 2])):
             tensors[key] = changed(tensors[key], rng)
@@ -86,10 +96,10 @@ def problem(rng):
         one = layers[0]["exp_avg"]
         inside = plain(one) and one.ndim > 0 and len(one) > 1 and rng.random() < 0.5
         layers[1]["exp_avg"] = one[1:] if inside else one
-    return name, layers
+    return name, partition, layers
 
 
-def step(name, layers, place, **kernel):
+def step(name, partition, layers, place, **kernel):
     """Take a step; give what it changed, or the error."""
     try:
         placed = {}  # by identity, so that what was shared stays so
@@ -97,7 +107,7 @@ def step(name, layers, place, **kernel):
             for tensor in tensors.values():
                 placed[id(tensor)] = place(tensor)
         params = [nn.Parameter(placed[id(t["param"])], requires_grad=False) for t in layers]
-        optimizer = getattr(optim, name)(params, **kernel)
+        optimizer = getattr(optim, name)(params, partition=partition, **kernel)
         for param, tensors in zip(params, layers, strict=True):
             param.grad = placed[id(tensors["grad"])]
             optimizer.state[param] = {
@@ -125,11 +135,11 @@ def plain(tensor):
 def try_seed(seed):
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    name, layers = problem(rng)
-    expected = step(name, layers, lambda t: t.clone() if plain(t) else t, foreach=False)
+    name, partition, layers = problem(rng)
+    expected = step(name, partition, layers, lambda t: t.clone() if plain(t) else t, foreach=False)
     torch.manual_seed(seed)
-    name, layers = problem(random.Random(seed))
-    found = step(name, layers, lambda t: guarded(t, rng) if plain(t) else t, fused=True)
+    name, partition, layers = problem(random.Random(seed))
+    found = step(name, partition, layers, lambda t: guarded(t, rng) if plain(t) else t, fused=True)
     if isinstance(found, Exception):
         return "raised"
     if isinstance(expected, Exception):
