@@ -47,7 +47,10 @@ def reporter(in_turn, monkeypatch):
         started.append(subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True))
         return started[-1]
 
+    # A test run in the background ignores Ctrl-C, and what it starts would, too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield start
+    signal.signal(signal.SIGINT, before)
     Path("gate").touch()
     for process in started:
         with process:
@@ -145,7 +148,7 @@ def test_ctrl_c_ends_the_jobs_on_this_machine(in_turn, reporter):
     run = Path("out", RUNS[0], "seed_0")
     wait(lambda: is_at_work(run) and any(run.glob("*.ckpt")))
     process.send_signal(signal.SIGINT)
-    assert "the same command goes on from where they were" in process.communicate()[0]
+    assert "the same command goes on from where they were" in process.communicate(timeout=60)[0]
     assert process.returncode == 130
     wait(lambda: not is_at_work(run))
     assert progress(load_experiment(path), output="out")[0].state == "stopped"
