@@ -34,7 +34,8 @@ def batches_of(kernel: Kernel, layers: Layers, rule: UpdateRule) -> Iterator[Bat
         yield Batch(kernel, layers, rule, layers.params, layers.counts)
         return
     averaged = rule.layer_mean == "statistic"
-    matrices, others = [], []
+    matrices: list[int] = []
+    others: list[int] = []
     for index, (*layer, parts) in enumerate(zip(*layers.tensors(), layers.parts, strict=True)):
         stacks = not rule.differentiable and _is_stackable(layer, parts, averaged=averaged)
         (matrices if stacks else others).append(index)
