@@ -3,9 +3,10 @@
 import itertools
 import math
 
+import sharding
 import torch
 import torch.distributed as dist
-from sharding import MEMBERS, Collectives, meshes, problem
+from sharding import MEMBERS, Collectives, meshes, problem, train
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
@@ -26,13 +27,6 @@ def partition_of(key, name):
     if key == "mixed" and name == "SETAdam":
         return lambda param: {8: "rows", 5: None}.get(param.shape[0], 1)
     return PARTITIONS[key]
-
-
-def train(optimizer, params, gradients):
-    for of_step in gradients:
-        for param, gradient in zip(params, of_step, strict=True):
-            param.grad = gradient
-        optimizer.step()
 
 
 def whole(tensor):
@@ -106,17 +100,7 @@ def collectives_of_a_step(name, partition, layout="fully sharded"):
 
 
 def step_without_gradients_on_rank_one(name):
-    """Take a step where only rank 0 has gradients; give whether each local part moved."""
-    mesh, placements = meshes(dist.get_world_size())["fully sharded"]
-    start, gradients = problem()
-    params = [nn.Parameter(distribute_tensor(x, mesh, placements(x.ndim))) for x in start]
-    before = [param.to_local().detach().clone() for param in params]
-    grads = [distribute_tensor(g, mesh, placements(g.ndim)) for g in gradients[0]]
-    if dist.get_rank() == 0:
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad
-    getattr(optim, name)(params, partition=PARTITIONS["parts"]).step()
-    return [not torch.equal(x, p.to_local()) for x, p in zip(before, params, strict=True)]
+    return sharding.step_without_gradients_on_rank_one(name, partition=PARTITIONS["parts"])
 
 
 ROWS = {"packed": 14, "wide": 10, "few": 2, "even": 12}

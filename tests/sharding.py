@@ -136,7 +136,7 @@ def difference_of_stepsizes(name):
     )
 
 
-def step_without_gradients_on_rank_one(name):
+def step_without_gradients_on_rank_one(name, **options):
     """Take a step where only rank 0 has gradients; give whether each local part moved."""
     mesh, placements = meshes(dist.get_world_size())["fully sharded"]
     start, gradients = problem()
@@ -146,7 +146,7 @@ def step_without_gradients_on_rank_one(name):
     if dist.get_rank() == 0:
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad
-    getattr(optim, name)(params).step()
+    getattr(optim, name)(params, **options).step()
     return [not torch.equal(x, p.to_local()) for x, p in zip(before, params, strict=True)]
 
 

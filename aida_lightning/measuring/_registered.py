@@ -39,25 +39,17 @@ def stepsize_ceiling(optimizer: Optimizer, *args: Any) -> float | None:
 
 def momentum(optimizer: Optimizer, *args: Any) -> Tensor | None:
     """Call ``diagnostics.momentum``, which must return a tensor or None."""
-    result: Tensor | None = _call(
-        diagnostics.momentum,
-        "a tensor or None",
-        lambda x: x is None or isinstance(x, Tensor),
-        optimizer,
-        *args,
-    )
-    return result
+    return _tensor_or_none(diagnostics.momentum, optimizer, *args)
 
 
 def second_moment(optimizer: Optimizer, *args: Any) -> Tensor | None:
     """Call ``diagnostics.second_moment``, which must return a tensor or None."""
-    result: Tensor | None = _call(
-        diagnostics.second_moment,
-        "a tensor or None",
-        lambda x: x is None or isinstance(x, Tensor),
-        optimizer,
-        *args,
-    )
+    return _tensor_or_none(diagnostics.second_moment, optimizer, *args)
+
+
+def _tensor_or_none(function: Any, optimizer: Optimizer, *args: Any) -> Tensor | None:
+    is_allowed = lambda x: x is None or isinstance(x, Tensor)  # noqa: E731
+    result: Tensor | None = _call(function, "a tensor or None", is_allowed, optimizer, *args)
     return result
 
 

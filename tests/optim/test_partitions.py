@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from parameters import KERNELS, OPTIMIZERS, each_kernel, each_optimizer
+from stepping import train
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,18 +38,6 @@ def make_problem(dtype=torch.float64, shapes=SHAPES, steps=STEPS, seed=0):
         for _ in range(steps)
     ]
     return start, gradients
-
-
-def train(name, start, gradients, **options):
-    params = [nn.Parameter(x.clone()) for x in start]
-    optimizer = getattr(optim, name)(params, **options)
-    for step in gradients:
-        for param, gradient in zip(params, step, strict=True):
-            param.grad = gradient.clone()
-        optimizer.step()
-        for param, gradient in zip(params, step, strict=True):
-            assert torch.equal(param.grad, gradient), "the user's gradient was changed"
-    return optimizer, params
 
 
 def sizes_of(partition, tensor):

@@ -6,9 +6,8 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from stepping import train
 
-from aida_lightning import optim
 from aida_lightning.optim._kernels.tracking import mutual_projection
 
 OPTIMIZERS = sorted(reference.MEMBERS)
@@ -21,16 +20,6 @@ magnitudes = st.floats(-30, 30).map(lambda exponent: 10.0**exponent)
 betas = st.tuples(st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.0, 0.9, 0.999]))
 orders = st.integers(0, 6)
 unhurried = settings(deadline=None, max_examples=60, derandomize=True)
-
-
-def train(name, start, gradients, **options):
-    params = [nn.Parameter(x.clone()) for x in start]
-    optimizer = getattr(optim, name)(params, **options)
-    for step in gradients:
-        for param, gradient in zip(params, step, strict=True):
-            param.grad = gradient.clone()
-        optimizer.step()
-    return optimizer, params
 
 
 def draw_problem(seed, shapes, magnitude, steps=4, dtype=torch.float32):
