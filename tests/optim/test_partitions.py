@@ -85,7 +85,7 @@ def test_parts_follow_the_boxes_as_parameters_of_their_own(name, partition, kern
 @pytest.mark.parametrize("name", ["Aida", "LAida"])
 def test_every_number_of_projections_is_taken_per_part(name, k, kernel):
     start, gradients = make_problem()
-    for partition in ("rows", 2):
+    for partition in ("rows", 2, (1, 4, 1)):
         assert_follows_the_boxes(
             name, partition, start, gradients, kernel=kernel, rtol=1e-9, k=k, xi=1e-6
         )

@@ -85,12 +85,15 @@ def cut_into(optimizer, gradients, parts):
     return layers._replace(parts=parts), rule
 
 
+PROJECTIONS = [(name, {"k": k}) for name in ("Aida", "LAida") for k in (0, 1, 3)]
+
+
 @pytest.mark.parametrize("partition", ["rows", 2, (1, 4, 1)])
-@each_optimizer
-def test_parts_follow_the_box_as_layers_of_their_own(name, partition):
+@pytest.mark.parametrize(("name", "options"), [*((n, {}) for n in OPTIMIZERS), *PROJECTIONS])
+def test_parts_follow_the_box_as_layers_of_their_own(name, options, partition):
     start, gradients = make_problem(torch.float64, steps=4, shapes=[(6, 37), (6,), (6, 0)])
     params = [nn.Parameter(x.clone()) for x in start]
-    optimizer = getattr(optim, name)(params, partition=partition, weight_decay=0.1)
+    optimizer = getattr(optim, name)(params, partition=partition, weight_decay=0.1, **options)
     layouts = [layout_of(optimizer.param_groups[0]["partition"], param) for param in params]
     for param, layout in zip(params, layouts, strict=True):
         optimizer.state[param] = new_state(
@@ -104,7 +107,8 @@ def test_parts_follow_the_box_as_layers_of_their_own(name, partition):
     cut = lambda tensors: [  # noqa: E731
         part for tensor in tensors for part in tensor.split(sizes_of(layouts[0], len(tensor)))
     ]
-    boxes = reference.run(name, cut(start), [cut(g) for g in gradients], weight_decay=0.1)
+    options = {**options, "weight_decay": 0.1}
+    boxes = reference.run(name, cut(start), [cut(g) for g in gradients], **options)
     for part, box in zip(cut(params), boxes, strict=True):
         torch.testing.assert_close(part.detach(), box.x[-1], rtol=1e-9, atol=1e-10)
 
